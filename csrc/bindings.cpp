@@ -1,0 +1,339 @@
+// The Python face of the extension: checks arrays, releases the GIL, calls plain C++.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <bitset>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "encode.hpp"
+#include "ragged.hpp"
+#include "scan.hpp"
+#include "selector.hpp"
+#include "simhash.hpp"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+using namespace pairformer;
+
+namespace {
+
+// The data of an array of exactly this type, C-contiguous, of `ndim` dimensions (shape is for the message).
+template <class T>
+const T* checked(const py::array& array, const std::string& name, int ndim, const char* shape) {
+  if (!py::isinstance<py::array_t<T>>(array)) {
+    throw py::type_error(name + " must be " + std::string(py::str(py::dtype::of<T>())) + ", got " +
+                         std::string(py::str(array.dtype())));
+  }
+  if (array.ndim() != ndim) {
+    throw py::value_error(name + " must have shape " + shape + ", got " +
+                          std::string(py::str(array.attr("shape"))));
+  }
+  constexpr int kPlain =
+      py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array.flags() & kPlain) != kPlain) {
+    throw py::value_error(name + " must be C-contiguous, got strides " +
+                          std::string(py::str(array.attr("strides"))) + "; pass numpy.ascontiguousarray(" +
+                          name + ")");
+  }
+  return static_cast<const T*>(array.data());
+}
+
+void check_rows(const py::array& array, const char* name, int64_t n) {
+  if (array.shape(0) != n) {
+    throw py::value_error(std::string(name) + " must have " + std::to_string(n) +
+                          " rows (as cheap_logit), got " + std::to_string(array.shape(0)));
+  }
+}
+
+// Offsets start at 0, never fall and end at the number of rows they cover.
+const int64_t* checked_offsets(const py::array& array, const std::string& name, int64_t n, const char* of) {
+  const int64_t* offsets = checked<int64_t>(array, name, 1, "(B + 1,)");
+  const int64_t size = array.shape(0);
+  if (size == 0 || offsets[0] != 0) {
+    throw py::value_error(name + " must start at 0, got " +
+                          (size == 0 ? "no entry" : std::to_string(offsets[0])));
+  }
+  for (int64_t b = 1; b < size; ++b) {
+    if (offsets[b] < offsets[b - 1]) {
+      throw py::value_error(name + " must not fall, got " + std::to_string(offsets[b]) + " after " +
+                            std::to_string(offsets[b - 1]) + " at entry " + std::to_string(b));
+    }
+  }
+  if (offsets[size - 1] != n) {
+    throw py::value_error(name + " must end at " + std::to_string(n) + " (rows of " + of + "), got " +
+                          std::to_string(offsets[size - 1]));
+  }
+  return offsets;
+}
+
+// A PairBatch and the arrays it looks into.
+struct HeldBatch {
+  py::array mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr;
+  PairBatch view;
+
+  HeldBatch(py::array mirna_, py::array mirna_offsets_, py::array utr_, py::array utr_offsets_,
+            py::array bag_mirna_, py::array bag_utr_)
+      : mirna(std::move(mirna_)),
+        mirna_offsets(std::move(mirna_offsets_)),
+        utr(std::move(utr_)),
+        utr_offsets(std::move(utr_offsets_)),
+        bag_mirna(std::move(bag_mirna_)),
+        bag_utr(std::move(bag_utr_)) {
+    view.mirna = sequences(mirna, mirna_offsets, "mirna", kMaxMirna);
+    view.utr = sequences(utr, utr_offsets, "utr", INT32_MAX);
+    view.bags = bag_mirna.size();
+    view.bag_mirna = members(bag_mirna, "bag_mirna", view.mirna.bags);
+    view.bag_utr = members(bag_utr, "bag_utr", view.utr.bags);
+    for (int64_t i = 0; i < mirna.size(); ++i)
+      if (view.mirna.data[i] >= kNoBase)
+        throw py::value_error("mirna must hold codes 0-3, got " + std::to_string(view.mirna.data[i]));
+  }
+
+  static Ragged<uint8_t> sequences(const py::array& codes, const py::array& offsets, const std::string& name,
+                                   int64_t longest) {
+    const Ragged<uint8_t> ragged{checked<uint8_t>(codes, name, 1, "(letters,)"),
+                                 checked_offsets(offsets, name + "_offsets", codes.size(), name.c_str()),
+                                 offsets.size() - 1};
+    for (int64_t i = 0; i < ragged.bags; ++i)
+      if (ragged.size(i) > longest)
+        throw py::value_error(name + " must have at most " + std::to_string(longest) + " letters, got " +
+                              std::to_string(ragged.size(i)));
+    return ragged;
+  }
+
+  const int32_t* members(const py::array& numbers, const std::string& name, int64_t count) const {
+    const int32_t* data = checked<int32_t>(numbers, name, 1, "(B,)");
+    if (numbers.size() != view.bags)
+      throw py::value_error(name + " must have one entry per bag (" + std::to_string(view.bags) + "), got " +
+                            std::to_string(numbers.size()));
+    for (int64_t i = 0; i < view.bags; ++i)
+      if (data[i] < 0 || data[i] >= count)
+        throw py::value_error(name + " must be in [0, " + std::to_string(count) + "), got " +
+                              std::to_string(data[i]));
+    return data;
+  }
+};
+
+py::array_t<uint8_t> encode_text_array(const py::bytes& text) {
+  const auto view = static_cast<std::string_view>(text);
+  py::array_t<uint8_t> code(static_cast<py::ssize_t>(view.size()));
+  encode_text(reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size()),
+              code.mutable_data());
+  return code;
+}
+
+py::tuple scan(const HeldBatch& held, int esa_min, int threads, const std::string& variant) {
+  if (esa_min < 0 || esa_min > kSeedPart)
+    throw py::value_error("esa_min must be in 0..10, got " + std::to_string(esa_min));
+  const PairBatch& batch = held.view;
+  Scanner scanner(batch, esa_min, variant);
+  py::array_t<int64_t> offsets(batch.bags + 1), n_dropped(batch.bags);
+  int64_t* const offsets_data = offsets.mutable_data();
+  int64_t* const dropped_data = n_dropped.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    scanner.count(threads, offsets_data, dropped_data);
+  }
+  const int64_t rows = offsets_data[batch.bags];
+  py::array_t<int32_t> start(rows);
+  py::array_t<uint8_t> esa_score(rows);
+  py::array_t<float> position(rows);
+  py::array_t<uint32_t> alignment(rows);
+  const CandidateRows out{start.mutable_data(), esa_score.mutable_data(), position.mutable_data(),
+                          alignment.mutable_data()};
+  {
+    const py::gil_scoped_release unlocked;
+    scanner.fill(threads, out);
+  }
+  return py::make_tuple(offsets, start, esa_score, position, alignment, n_dropped);
+}
+
+// Candidate rows to write out, checked against the batch they point into.
+std::vector<EncodeRow> checked_rows(const PairBatch& batch, const py::array& bag, const py::array& start,
+                                    const py::array& alignment) {
+  const int64_t* bags = checked<int64_t>(bag, "bag", 1, "(M,)");
+  const int32_t* starts = checked<int32_t>(start, "start", 1, "(M,)");
+  const uint32_t* alignments = checked<uint32_t>(alignment, "alignment", 1, "(M,)");
+  if (start.size() != bag.size() || alignment.size() != bag.size())
+    throw py::value_error("bag, start and alignment must have one entry per row, got " +
+                          std::to_string(bag.size()) + ", " + std::to_string(start.size()) + " and " +
+                          std::to_string(alignment.size()));
+  constexpr Alignment kSide = (1u << kSeedPart) - 1;
+  const auto paired = [](Alignment bits) { return std::bitset<32>(bits).count(); };
+  std::vector<EncodeRow> rows(static_cast<size_t>(bag.size()));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i] = {bags[i], starts[i], alignments[i]};
+    const auto& row = rows[i];
+    if (row.bag < 0 || row.bag >= batch.bags)
+      throw py::value_error("bag must be in [0, " + std::to_string(batch.bags) + "), got " +
+                            std::to_string(row.bag));
+    const int32_t utr = batch.bag_utr[row.bag];
+    const uint8_t* window = batch.utr.begin(utr) + row.start;
+    if (row.start < 0 || row.start + int64_t{kWindow} > batch.utr.size(utr) ||
+        std::any_of(window, window + kWindow, [](uint8_t code) { return code >= kNoBase; }))
+      throw py::value_error("start must name a window of 40 letters ACGU, got " + std::to_string(row.start));
+    const int64_t n = std::min<int64_t>(kSeedPart, batch.mirna.size(batch.bag_mirna[row.bag]));
+    if (row.alignment >> (2 * kSeedPart) || (row.alignment & kSide) >> n ||
+        paired(row.alignment & kSide) != paired(row.alignment >> kSeedPart))
+      throw py::value_error("alignment must pair as many miRNA as window letters, got " +
+                            std::to_string(row.alignment));
+  }
+  return rows;
+}
+
+py::array_t<uint8_t> encode(const HeldBatch& held, const py::array& bag, const py::array& start,
+                            const py::array& alignment, int threads) {
+  const PairBatch& batch = held.view;
+  const auto rows = checked_rows(batch, bag, start, alignment);
+  const auto count = static_cast<int64_t>(rows.size());
+  py::array_t<uint8_t> one_hot(
+      {static_cast<py::ssize_t>(count), py::ssize_t{kChannels}, py::ssize_t{kColumns}});
+  uint8_t* const data = one_hot.mutable_data();
+  constexpr int64_t kRowsPerTask = 4096;
+  const py::gil_scoped_release unlocked;
+  parallel_for((count + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
+    const int64_t end = std::min(count, (task + 1) * kRowsPerTask);
+    for (int64_t i = task * kRowsPerTask; i < end; ++i)
+      encode_row(batch, rows[i], data + i * kChannels * kColumns);
+  });
+  return one_hot;
+}
+
+py::array aligned(const HeldBatch& held, const py::array& bag, const py::array& start,
+                  const py::array& alignment) {
+  const PairBatch& batch = held.view;
+  const auto rows = checked_rows(batch, bag, start, alignment);
+  py::array text(py::dtype("S20"), {static_cast<py::ssize_t>(rows.size()), py::ssize_t{2}});
+  char* const data = static_cast<char*>(text.mutable_data());
+  for (size_t i = 0; i < rows.size(); ++i)
+    aligned_row(batch, rows[i], data + 2 * i * kMaxAligned, data + (2 * i + 1) * kMaxAligned);
+  return text;
+}
+
+SelectorSettings selector_settings(const py::object& config) {
+  const auto variant = config.attr("variant").cast<std::string>();
+  const auto integer = [&](const char* name) { return config.attr(name).cast<int64_t>(); };
+  const auto real = [&](const char* name) { return config.attr(name).cast<double>(); };
+  const auto at = [&](const char* name, int i) {
+    return config.attr(name).cast<py::sequence>()[i].cast<int64_t>();
+  };
+  const auto per_pool = [&](const char* name) {
+    return std::array<int64_t, 3>{at(name, 0), at(name, 1), at(name, 2)};
+  };
+  return {integer("k_max"),
+          real("rho"),
+          variant != "S0",
+          variant == "S2",
+          config.attr("score").cast<std::string>() == "sigmoid",
+          integer("pool_factor"),
+          integer("pool_min"),
+          integer("pool_max"),
+          {at("pool_steps", 0), at("pool_steps", 1)},
+          per_pool("n_bins"),
+          per_pool("bin_size"),
+          per_pool("hash_bits"),
+          integer("key_cap"),
+          integer("top_t"),
+          real("tau_w"),
+          config.attr("z_normalize").cast<bool>(),
+          real("z_eps"),
+          real("exponent_clip"),
+          config.attr("rng_seed").cast<uint32_t>()};
+}
+
+py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::array>& cheap_embedding,
+                      const std::optional<py::array>& position, const py::array& offsets,
+                      const py::object& config, int threads) {
+  const auto settings = selector_settings(config);
+  const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
+  const int64_t n = cheap_logit.shape(0), bags = offsets.ndim() > 0 ? offsets.shape(0) - 1 : 0;
+  const Ragged<float> rows_in{logit, checked_offsets(offsets, "offsets", n, "cheap_logit"), bags};
+
+  HashSource hash{nullptr, nullptr, 0};
+  if (cheap_embedding) {
+    if (cheap_embedding->ndim() == 1) {
+      hash.keys = checked<uint32_t>(*cheap_embedding, "cheap_embedding as keys (N,)", 1, "(N,)");
+    } else {
+      hash.embedding = checked<float>(*cheap_embedding, "cheap_embedding", 2, "(N, D), or (N,) as keys");
+      hash.width = cheap_embedding->shape(1);
+    }
+    check_rows(*cheap_embedding, "cheap_embedding", n);
+  } else if (settings.deduplicate) {
+    throw py::value_error("cheap_embedding must be (N, D) embeddings or (N,) keys for variant S2, got None");
+  }
+  const float* p = nullptr;
+  if (position) {
+    p = checked<float>(*position, "position", 1, "(N,)");
+    check_rows(*position, "position", n);
+  } else if (settings.cover) {
+    throw py::value_error("position must be an (N,) array for variants S1 and S2, got None");
+  }
+
+  py::array_t<int64_t> out_offsets(bags + 1);
+  int64_t* ends = out_offsets.mutable_data();
+  ends[0] = 0;
+  for (int64_t b = 0; b < bags; ++b) ends[b + 1] = ends[b] + std::min(settings.k_max, rows_in.size(b));
+  py::array_t<int64_t> rows(ends[bags]);
+  py::array_t<uint8_t> reason(ends[bags]);
+  int64_t* rows_out = rows.mutable_data();
+  uint8_t* reason_out = reason.mutable_data();
+  {
+    const py::gil_scoped_release released;
+    select(rows_in, p, hash, settings, ends, rows_out, reason_out, threads);
+  }
+  return py::make_tuple(rows, out_offsets, reason);
+}
+
+py::array_t<uint32_t> keys_of(const py::array& embedding, uint32_t rng_seed, int threads) {
+  const float* data = checked<float>(embedding, "embedding", 2, "(N, D)");
+  const int64_t n = embedding.shape(0), width = embedding.shape(1);
+  py::array_t<uint32_t> keys(n);
+  uint32_t* out = keys.mutable_data();
+  {
+    const py::gil_scoped_release released;
+    pairformer::simhash_keys(data, n, width, rng_seed, out, threads);
+  }
+  return keys;
+}
+
+py::array_t<int64_t> dims_of(uint32_t rng_seed, int64_t width) {
+  if (width < 0) throw py::value_error("width must be at least 0, got " + std::to_string(width));
+  const auto dims = pairformer::simhash_dims(rng_seed, width);
+  return py::array_t<int64_t>(static_cast<int64_t>(dims.size()), dims.data());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native scan, encoding and selection. Arrays must have the exact dtype and be C-contiguous.";
+
+  py::class_<HeldBatch>(m, "PairBatch", "Coded sequences and the pairs made of them.")
+      .def(py::init<py::array, py::array, py::array, py::array, py::array, py::array>(), "mirna"_a,
+           "mirna_offsets"_a, "utr"_a, "utr_offsets"_a, "bag_mirna"_a, "bag_utr"_a)
+      .def_readonly("mirna", &HeldBatch::mirna)
+      .def_readonly("mirna_offsets", &HeldBatch::mirna_offsets)
+      .def_readonly("utr", &HeldBatch::utr)
+      .def_readonly("utr_offsets", &HeldBatch::utr_offsets)
+      .def_readonly("bag_mirna", &HeldBatch::bag_mirna)
+      .def_readonly("bag_utr", &HeldBatch::bag_utr);
+  m.def("encode_text", &encode_text_array, "Codes of letters: A0 C1 G2 U3 (T is U, any case), any other 4.",
+        "text"_a);
+
+  m.def("scan_variants", &scan_variants, "Scan variants this processor runs, best first.");
+  m.def("scan", &scan, "Candidates: (offsets, start, esa_score, position, alignment, n_dropped).", "batch"_a,
+        "esa_min"_a, "threads"_a, "variant"_a);
+  m.def("encode", &encode, "One-hot windows (M, 10, 50) uint8.", "batch"_a, "bag"_a, "start"_a, "alignment"_a,
+        "threads"_a);
+  m.def("aligned", &aligned, "Gapped strings (M, 2) S20: miRNA 5'->3', seed part of the window 3'->5'.",
+        "batch"_a, "bag"_a, "start"_a, "alignment"_a);
+
+  m.def("select", &select_rows, "STSelector over a ragged batch: (rows, offsets, reason).", "cheap_logit"_a,
+        "cheap_embedding"_a, "position"_a, "offsets"_a, "config"_a, "threads"_a = 0);
+  m.def("simhash_keys", &keys_of, "(N,) uint32 sign keys of (N, D) float32 embeddings.", "embedding"_a,
+        "rng_seed"_a, "threads"_a = 0);
+  m.def("simhash_dims", &dims_of, "The dimensions behind the key bits, bit 0 first.", "rng_seed"_a,
+        "width"_a);
+}

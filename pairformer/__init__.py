@@ -1,0 +1,21 @@
+"""Predict which 3'UTRs a microRNA represses, and by which sites."""
+
+try:
+    import pairformer._core  # noqa: F401
+except ImportError as error:
+    from pathlib import Path
+
+    if (Path(__file__).parent.parent / "CMakeLists.txt").exists():
+        raise ImportError(
+            "pairformer._core is not built in this checkout; run `make demo` or `pip install -e .` here, "
+            "or start Python outside the checkout to use an installed pairformer"
+        ) from error
+    raise
+
+from pairformer.bags import Candidates
+from pairformer.predict import Prediction, Predictions, predict
+from pairformer.scan import scan
+from pairformer.selector import Selection, STSelector
+
+__all__ = ["Candidates", "Prediction", "Predictions", "STSelector", "Selection", "predict", "scan"]
+__version__ = "0.1.0"

@@ -1,0 +1,114 @@
+"""Ragged bags of candidates: arrays plus offsets, and the one place they are padded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer import _core
+
+STATUS = ("ok", "no_window", "no_candidate", "invalid")
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Candidate target sites of B pairs: N rows, bag by bag, ascending start.
+
+    Source: PAIR-Former sec. 4.1; position is the window's centre, (start + 19.5) / (utr_length - 1).
+    """
+
+    offsets: NDArray[np.int64]
+    """(B + 1,) bag b owns rows ``offsets[b]:offsets[b + 1]``."""
+    start: NDArray[np.int32]
+    """(N,) 0-based 5'->3' position of the window's first nucleotide."""
+    esa_score: NDArray[np.uint8]
+    """(N,) extended seed alignment score, ``esa_min``-10."""
+    position: NDArray[np.float32]
+    """(N,) centre of the window over the UTR, in [0, 1]."""
+    alignment: NDArray[np.uint32]
+    """(N,) paired letters: bit i miRNA letter i, bit 10 + j letter j of the window's seed part (from its 3' end)."""
+    utr_length: NDArray[np.int64]
+    """(B,) nt."""
+    n_dropped: NDArray[np.int64]
+    """(B,) windows passed over because they hold a letter outside ACGU."""
+    messages: dict[int, str] = field(repr=False)
+    """Bag number -> why the pair is invalid."""
+    batch: _core.PairBatch = field(repr=False)
+    """The coded sequences the rows point into."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def n_candidates(self) -> NDArray[np.int64]:
+        """(B,) candidates per bag."""
+        return np.diff(self.offsets)
+
+    @property
+    def status(self) -> NDArray[np.str_]:
+        """(B,) "ok", "no_window" (UTR < 40 nt), "no_candidate" or "invalid"."""
+        code = np.where(self.n_candidates > 0, 0, np.where(self.utr_length < 40, 1, 2))
+        code[list(self.messages)] = 3
+        return np.array(STATUS)[code]
+
+    def bag_of(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Bag number of each row (of all rows: None)."""
+        if rows is None:
+            return np.repeat(np.arange(len(self)), self.n_candidates)
+        return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def take(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Candidates:
+        """The bags with only the given rows (M,), ascending, bag by bag at ``offsets`` (B + 1,)."""
+        parts = (self.start[rows], self.esa_score[rows], self.position[rows], self.alignment[rows])
+        return replace(self, offsets=offsets, start=parts[0], esa_score=parts[1], position=parts[2], alignment=parts[3])
+
+    def encode(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.uint8]:
+        """One-hot windows in TargetNet's layout.
+
+        Args:
+            rows: (M,) int64 row numbers, any order; None for all.
+            threads: 0 for all this process may use.
+
+        Returns:
+            (M, 10, 50) uint8: channels miRNA A C G U gap, window A C G U gap; the window reads 3'->5'.
+
+        Source: TargetNet's layout with the extended seed alignment at columns 5 onwards.
+        """
+        return _core.encode(self.batch, *self._rows(rows), threads)
+
+    def aligned(self, row: int) -> tuple[str, str]:
+        """The two gapped strings of one row: miRNA 5'->3', window's seed part 3'->5'."""
+        mirna, window = self.aligned_rows(np.array([row], np.int64))[0]
+        return str(mirna), str(window)
+
+    def aligned_rows(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
+        """(M, 2) gapped strings of many rows at once; see :meth:`aligned`."""
+        return _core.aligned(self.batch, *self._rows(rows)).astype(str)
+
+    def _rows(self, rows: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint32]]:
+        if rows is None:
+            return self.bag_of(), self.start, self.alignment
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self.start)):
+            raise ValueError(f"rows must be in 0..{len(self.start) - 1}, got {rows.min()}..{rows.max()}")
+        return self.bag_of(rows), self.start[rows], self.alignment[rows]
+
+
+def padded_rows(offsets: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Row numbers of ragged bags as a padded table.
+
+    Args:
+        offsets: (B + 1,) int64.
+        width: columns; at least the longest bag.
+
+    Returns:
+        rows (B, width) int64 with -1 where there is none, mask (B, width) True = real.
+    """
+    sizes = np.diff(offsets)
+    if len(sizes) and sizes.max() > width:
+        raise ValueError(f"width must be at least the longest bag ({sizes.max()}), got {width}")
+    column = np.arange(width)
+    mask = column < sizes[:, None]
+    return np.where(mask, offsets[:-1, None] + column, -1), mask

@@ -1,0 +1,117 @@
+"""Sequences -> candidate target sites: every 40-nt window whose extended seed alignment scores enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer import _core
+from pairformer.bags import Candidates
+
+WINDOW = 40
+ESA_MIN = 6
+MIRNA_MAX = 35
+Strings = Sequence[str] | NDArray[np.object_]
+_MIRNA_LETTERS = frozenset("ACGUTacgut")
+
+
+def scan(
+    mirna: str | Strings,
+    utr: str | Strings,
+    esa_min: int = ESA_MIN,
+    *,
+    threads: int = 0,
+    strict: bool = False,
+    variant: str = "auto",
+) -> Candidates:
+    """Find the candidate target sites of one pair or of many.
+
+    Every window of 40 nt, stride 1, is aligned with the miRNA's first ten letters; A-U, C-G and the
+    wobble G-U score 1, gaps and mismatches 0. Windows scoring at least ``esa_min`` are candidates.
+
+    Args:
+        mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
+        utr: 3'UTR, 5'->3', any length; windows holding a letter outside ACGU are dropped and counted.
+            Two sequences must be equally long; a single string is broadcast.
+        esa_min: least score kept, 0-10.
+        threads: 0 for all this process may use. The result does not depend on it.
+        strict: raise for an invalid pair also in a list; else its bag is empty, its status "invalid"
+            and its reason in ``messages``.
+        variant: one of ``pairformer._core.scan_variants()``; all give the same rows.
+
+    Returns:
+        Candidates of B pairs. A UTR under 40 nt or without a candidate is an empty bag.
+
+    Raises:
+        ValueError: an invalid pair (single strings, or ``strict``), lists of different length, or
+            ``esa_min`` out of range.
+        TypeError: ``mirna`` or ``utr`` is neither a string nor a sequence.
+
+    Source: PAIR-Former sec. 4.1 (ESA of Min et al., TargetNet, 2022); ties as Biopython's pairwise2.
+    """
+    single = isinstance(mirna, str) and isinstance(utr, str)
+    mirnas, utrs = broadcast_pairs(mirna, utr)
+    messages: dict[int, str] = {}
+    mirna_ids, utr_ids = _Interned(), _Interned()
+    bag_mirna = np.empty(len(mirnas), np.int32)
+    bag_utr = np.empty(len(mirnas), np.int32)
+    utr_length = np.zeros(len(mirnas), np.int64)
+    for bag, (m, u) in enumerate(zip(mirnas, utrs, strict=True)):
+        message = pair_fault(m, u)
+        if message is not None:
+            if single or strict:
+                raise ValueError(message)
+            messages[bag] = message
+        utr_length[bag] = len(u) if isinstance(u, str) else 0
+        bag_mirna[bag] = mirna_ids.add("" if message else m)
+        bag_utr[bag] = utr_ids.add("" if message else u)
+    batch = _core.PairBatch(*mirna_ids.coded(), *utr_ids.coded(), bag_mirna, bag_utr)
+    offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
+    return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)
+
+
+def broadcast_pairs(mirna: str | Strings, utr: str | Strings) -> tuple[Strings, Strings]:
+    """Two equally long sequences from strings or sequences; a single string is repeated."""
+    for name, value in (("mirna", mirna), ("utr", utr)):
+        if not isinstance(value, (str, Sequence, np.ndarray)) or isinstance(value, (bytes, bytearray)):
+            raise TypeError(f"{name} must be a string or a sequence of strings, got {type(value).__name__}")
+    if isinstance(mirna, str):
+        mirna = [mirna] * (1 if isinstance(utr, str) else len(utr))
+    if isinstance(utr, str):
+        utr = [utr] * len(mirna)
+    if len(mirna) != len(utr):
+        raise ValueError(f"utr must be as many as mirna ({len(mirna)}), got {len(utr)}")
+    return mirna, utr
+
+
+def pair_fault(mirna: object, utr: object) -> str | None:
+    """Why a pair cannot be scanned, or None. Any string is a legal UTR."""
+    if not isinstance(mirna, str):
+        return f"mirna must be a string, got {type(mirna).__name__}"
+    if not isinstance(utr, str):
+        return f"utr must be a string, got {type(utr).__name__}"
+    if not 1 <= len(mirna) <= MIRNA_MAX:
+        return f"mirna must have 1 to {MIRNA_MAX} letters, got {len(mirna)}"
+    wrong = [(i, letter) for i, letter in enumerate(mirna) if letter not in _MIRNA_LETTERS]
+    if wrong:
+        return f"mirna must have letters ACGU (or T) only, got {wrong[0][1]!r} at position {wrong[0][0] + 1}"
+    return None
+
+
+class _Interned:
+    """Distinct strings of a batch, numbered in order of first use."""
+
+    def __init__(self) -> None:
+        self.number: dict[str, int] = {}
+
+    def add(self, text: str) -> int:
+        return self.number.setdefault(text, len(self.number))
+
+    def coded(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """codes (total,) uint8 and offsets (count + 1,) int64; one byte a letter whatever the letter."""
+        texts = list(self.number)
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([len(text) for text in texts], out=offsets[1:])
+        return _core.encode_text("".join(texts).encode("ascii", "replace")), offsets
