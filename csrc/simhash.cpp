@@ -1,0 +1,42 @@
+#include "simhash.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "ragged.hpp"
+
+namespace pairformer {
+
+std::vector<int64_t> simhash_dims(uint32_t rng_seed, int64_t width) {
+  std::vector<int64_t> order(width);
+  std::iota(order.begin(), order.end(), 0);
+  std::mt19937 raw(rng_seed);
+  const int64_t used = std::min<int64_t>(32, width);
+  for (int64_t i = 0; i < used; ++i) std::swap(order[i], order[i + raw() % (width - i)]);
+  order.resize(used);
+  return order;
+}
+
+std::vector<uint32_t> bit_of_dimension(uint32_t rng_seed, int64_t width) {
+  std::vector<uint32_t> bit(width, 0);
+  uint32_t next = 1;
+  for (const int64_t dim : simhash_dims(rng_seed, width)) {
+    bit[dim] = next;
+    next <<= 1;
+  }
+  return bit;
+}
+
+void simhash_keys(const float* embedding, int64_t n, int64_t width, uint32_t rng_seed, uint32_t* keys,
+                  int threads) {
+  constexpr int64_t kRowsPerTask = 4096;
+  const auto bit = bit_of_dimension(rng_seed, width);
+  if (n < kRowsWorthThreads) threads = 1;
+  parallel_for((n + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
+    const int64_t end = std::min(n, (task + 1) * kRowsPerTask);
+    for (int64_t i = task * kRowsPerTask; i < end; ++i) keys[i] = simhash(embedding + i * width, bit);
+  });
+}
+
+}  // namespace pairformer
