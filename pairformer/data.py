@@ -1,0 +1,228 @@
+"""Read sequences and tables: FASTA, pair TSV, and the labelled windows and pairs models are trained on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer.scan import WINDOW, scan
+
+DATA_VARIABLE = "PAIRFORMER_DATA"
+PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
+
+
+class DataError(ValueError):
+    """Data that cannot be read; the message starts with ``file:line:``."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One FASTA record."""
+
+    name: str
+    """First word after '>'."""
+    sequence: str
+    """Lines joined, blanks removed, letters as they stand."""
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One pair asked for."""
+
+    mirna_id: str
+    mirna: str
+    utr_id: str
+    utr: str
+    extra: tuple[str, ...] = ()
+    """Cells of the columns beyond the four."""
+    where: str = ""
+    """file:line of a table row."""
+    fault: str | None = None
+    """Why the row could not be read, or None."""
+
+
+def open_text(path: str | Path) -> TextIO:
+    """Open a text file, gzip detected by content, "-" for standard input; foreign bytes survive a round trip."""
+    raw: Any = sys.stdin.buffer if str(path) == "-" else Path(path).open("rb")
+    stream = raw
+    if raw.peek(2)[:2] == b"\x1f\x8b":
+        stream = gzip.GzipFile(fileobj=raw)
+        stream.myfileobj = raw  # closed with the stream
+    return io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline=None)
+
+
+def read_fasta(path: str | Path) -> Iterator[Record]:
+    """Records of a FASTA file, one at a time.
+
+    Raises:
+        DataError: text before the first '>', as ``file:line: ...``.
+    """
+    name: str | None = None
+    parts: list[str] = []
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.startswith(">"):
+                if name is not None:
+                    yield Record(name, "".join(parts))
+                words = line[1:].split()
+                name, parts = words[0] if words else f"record_{number}", []
+            elif name is None and line.strip():
+                raise DataError(f"{path}:{number}: FASTA must start with '>', got {line.strip()[:20]!r}")
+            else:
+                parts.append("".join(line.split()))
+    if name is not None:
+        yield Record(name, "".join(parts))
+
+
+class PairTable:
+    """Rows of a pair TSV with the columns mirna_id, mirna_seq, utr_id, utr_seq; others are kept.
+
+    Iterating yields one PairRecord per data line; a line with another number of cells has a ``fault``.
+
+    Raises:
+        DataError: a column is missing or named twice, as ``file:line: ...``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._lines = enumerate(open_text(path), 1)
+        number, line = next(((n, text) for n, text in self._lines if not text.startswith("#")), (1, ""))
+        self._header = line.rstrip("\n").split("\t")
+        for column in PAIR_COLUMNS:
+            if self._header.count(column) != 1:
+                raise DataError(
+                    f"{path}:{number}: header must name {column} once, got {self._header.count(column)} times; "
+                    f"columns are {' '.join(self._header)[:200]}"
+                )
+        self._at = [self._header.index(column) for column in PAIR_COLUMNS]
+        self.extra_columns = tuple(column for column in self._header if column not in PAIR_COLUMNS)
+
+    def __iter__(self) -> Iterator[PairRecord]:
+        for number, line in self._lines:
+            cells = line.rstrip("\n").split("\t")
+            if cells == [""]:
+                continue
+            where, fault = f"{self._path}:{number}", None
+            if len(cells) != len(self._header):
+                fault = f"row must have {len(self._header)} cells, got {len(cells)}"
+                cells = (cells + [""] * len(self._header))[: len(self._header)]
+            mirna_id, mirna, utr_id, utr = (cells[i] for i in self._at)
+            extra = tuple(cell for i, cell in enumerate(cells) if i not in self._at)
+            yield PairRecord(mirna_id, mirna, utr_id, utr, extra, where, fault)
+
+
+def data_folder(path: str | Path | None = None) -> Path:
+    """The folder of training data: ``path``, else the one named by PAIRFORMER_DATA."""
+    path = path or os.environ.get(DATA_VARIABLE)
+    if not path:
+        raise FileNotFoundError(f"no data folder; name one with --data or the variable {DATA_VARIABLE}")
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"data folder must exist, got {path}")
+    return Path(path)
+
+
+class _Rows:
+    """Equally long columns that are cut together."""
+
+    def __len__(self) -> int:
+        return len(self.label)  # type: ignore[attr-defined]
+
+    def take(self, rows: NDArray):
+        """The given rows (numbers or a mask) of every column."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Sites(_Rows):
+    """Labelled windows: M candidates, one per row."""
+
+    windows: NDArray[np.uint8]
+    """(M, 10, 50) one-hot."""
+    esa_score: NDArray[np.uint8]
+    position: NDArray[np.float32]
+    label: NDArray[np.float32]
+    mirna: NDArray[np.object_]
+    """miRNA sequence."""
+    gene: NDArray[np.object_]
+    """Symbol of the window's transcript, else its id."""
+
+    @property
+    def family(self) -> NDArray[np.object_]:
+        """miRNA letters 2-8."""
+        return _family(self.mirna)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs(_Rows):
+    """Labelled pairs: B rows."""
+
+    mirna: NDArray[np.object_]
+    utr: NDArray[np.object_]
+    utr_id: NDArray[np.object_]
+    gene: NDArray[np.object_]
+    """Symbol, else utr_id."""
+    label: NDArray[np.float32]
+
+    @property
+    def family(self) -> NDArray[np.object_]:
+        """miRNA letters 2-8."""
+        return _family(self.mirna)
+
+
+def load_sites(folder: Path, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
+    """Windows of ``miraw_cts``, and how many rows were left out why.
+
+    Rows are left out that hold no candidate (ESA score below ``esa_min`` or under 40 nt), as at inference,
+    and those that lie in a labelled pair of the same miRNA, so that stage 3 sees no window twice.
+    """
+    symbols = {row["ensembl_gene"]: row["gene_symbol"] for row in _table(folder / "utr3_human/utr3_human.tsv.gz")}
+    rows = list(_table(folder / "miraw_cts/cts.tsv.gz"))
+    kept = [row for row in rows if not row["in_miraw_pair"]]
+    counts = {"rows": len(rows), "in_a_pair": len(rows) - len(kept)}
+    candidates = scan([r["mirna_seq"] for r in kept], [r["mrna_seq"] for r in kept], esa_min, strict=True)
+    is_site = (candidates.n_candidates > 0) & (candidates.utr_length == WINDOW)
+    counts["no_candidate"] = int((~is_site).sum())
+    kept = [row for row, site in zip(kept, is_site, strict=True) if site]
+    counts["used"] = len(kept)
+    gene = [symbols.get(row["mrna_id"]) or row["mrna_id"] for row in kept]
+    sites = Sites(
+        candidates.encode(), candidates.esa_score, candidates.position, _labels(kept), _column(kept, "mirna_seq"),
+        np.array(gene, object),
+    )  # fmt: skip
+    return sites, counts
+
+
+def load_pairs(folder: Path) -> Pairs:
+    """The unique pairs of ``miraw_pairs`` with their UTR sequence."""
+    sequences = {row["utr_id"]: row["utr_seq"] for row in _table(folder / "utr3_human/utr3_human.tsv.gz")}
+    rows = list(_table(folder / "miraw_pairs/pairs.tsv"))
+    utr = np.array([sequences[row["utr_id"]] for row in rows], object)
+    gene = np.array([row["gene_symbol"] or row["utr_id"] for row in rows], object)
+    return Pairs(_column(rows, "mirna_seq"), utr, _column(rows, "utr_id"), gene, _labels(rows))
+
+
+def _table(path: Path) -> Iterator[dict[str, str]]:
+    with open_text(path) as lines:
+        yield from csv.DictReader(lines, delimiter="\t")
+
+
+def _column(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
+    return np.array([row[name] for row in rows], object)
+
+
+def _labels(rows: list[dict[str, str]]) -> NDArray[np.float32]:
+    return np.array([float(row["label"]) for row in rows], np.float32)
+
+
+def _family(mirna: NDArray[np.object_]) -> NDArray[np.object_]:
+    return np.array([sequence[1:8] for sequence in mirna], object)

@@ -1,0 +1,94 @@
+"""Folds that share no gene and no miRNA family, metrics, and what identity alone achieves on the same rows."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pairformer.data import Pairs
+from pairformer.scan import Strings
+
+
+def ranking(label: ArrayLike, score: ArrayLike) -> dict[str, float]:
+    """Class-balanced PR-AUC (average precision, each class weighing 0.5) and ROC-AUC.
+
+    Args:
+        label: (M,) 0 or 1, both present.
+        score: (M,) higher means positive.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    label = np.asarray(label)
+    weight = np.where(label > 0.5, 0.5 / label.mean(), 0.5 / (1 - label.mean()))
+    return {
+        "pr_auc": float(average_precision_score(label, score, sample_weight=weight)),
+        "roc_auc": float(roc_auc_score(label, score)),
+    }
+
+
+def group_folds(groups: Strings, negative: NDArray[np.bool_], n_folds: int) -> NDArray[np.int64]:
+    """Fold of each row; a group is never split.
+
+    Groups are dealt greedily, the largest first: those with negatives to the fold with the fewest
+    negatives, then the others to the fold with the fewest rows.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    negatives = np.bincount(index, weights=negative)
+    rows = np.bincount(index)
+    load = np.zeros((n_folds, 2))
+    fold_of = np.empty(len(names), np.int64)
+    for group in sorted(range(len(names)), key=lambda g: (-negatives[g], -rows[g], names[g])):
+        fold = int(load[:, 0 if negatives[group] else 1].argmin())
+        fold_of[group] = fold
+        load[fold] += negatives[group], rows[group]
+    return fold_of[index]
+
+
+def disjoint_folds(pairs: Pairs, n_folds: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(training rows, held-out rows) per fold, sharing neither gene nor miRNA family.
+
+    Genes and families are split into ``n_folds`` groups each; fold f holds out the pairs with gene and
+    family in group f and trains on those with neither. Pairs with one of the two are left out.
+    """
+    gene = group_folds(pairs.gene, pairs.label < 0.5, n_folds)
+    family = group_folds(pairs.family, pairs.label < 0.5, n_folds)
+    return [
+        (np.flatnonzero((gene != f) & (family != f)), np.flatnonzero((gene == f) & (family == f)))
+        for f in range(n_folds)
+    ]
+
+
+def identity_baselines(train: Pairs, test: Pairs) -> dict[str, NDArray[np.float64]]:
+    """Scores of ``test`` that look at no sequence.
+
+    Returns:
+        look_up: 0 where the pair was a training negative, else 1; mirna_prior and gene_prior: log odds of
+        the entity's training labels with 0.5 added to each count, 0 for an unseen one.
+    """
+    negatives = {pair for pair, label in zip(_keys(train), train.label, strict=True) if label < 0.5}
+    return {
+        "look_up": np.array([float(pair not in negatives) for pair in _keys(test)]),
+        "mirna_prior": _prior(train.mirna, train.label, test.mirna),
+        "gene_prior": _prior(train.gene, train.label, test.gene),
+    }
+
+
+def balanced_scale(label: ArrayLike, logit: ArrayLike) -> float:
+    """Factor c > 0 that makes sigmoid(c * logit) most likely under equal class weights (at least 0.01)."""
+    label, logit = np.asarray(label, float), np.asarray(logit, float)
+    weight = np.where(label > 0.5, 0.5 / label.mean(), 0.5 / (1 - label.mean()))
+    signed = np.where(label > 0.5, logit, -logit)
+    scales = np.geomspace(0.01, 10, 601)
+    losses = [(weight * np.logaddexp(0, -scale * signed)).mean() for scale in scales]
+    return float(scales[int(np.argmin(losses))])
+
+
+def _keys(pairs: Pairs) -> list[tuple[str, str]]:
+    return list(zip(pairs.mirna, pairs.utr_id, strict=True))
+
+
+def _prior(seen: Strings, label: NDArray, asked: Strings) -> NDArray[np.float64]:
+    counts: dict[str, list[float]] = {}
+    for name, positive in zip(seen, label, strict=True):
+        counts.setdefault(name, [0.5, 0.5])[int(positive)] += 1
+    return np.array([np.log(counts[n][1] / counts[n][0]) if n in counts else 0.0 for n in asked])

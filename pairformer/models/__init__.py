@@ -1,0 +1,7 @@
+"""PyTorch models; importing this package loads torch."""
+
+from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
+from pairformer.models.pair_former import PairFormer
+from pairformer.models.set_transformer import ISAB, MAB, PMA, SAB, SetTransformer
+
+__all__ = ["ISAB", "MAB", "PMA", "SAB", "CheapEncoder", "ExpensiveEncoder", "PairFormer", "SetTransformer"]

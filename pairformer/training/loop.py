@@ -1,0 +1,154 @@
+"""One plain loop for every stage: step, average, validate, log, checkpoint, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pairformer.config import StageConfig
+
+Step = Callable[[NDArray[np.int64], int], Tensor]
+Validate = Callable[[], dict[str, float]]
+
+
+def fit(
+    stage: str,
+    module: nn.Module,
+    n_rows: int,
+    step: Step,
+    config: StageConfig,
+    run_dir: Path,
+    rng_seed: int,
+    validate: Validate | None = None,
+    joint: nn.Module | None = None,
+) -> None:
+    """Train ``module`` in place; at the end it holds the averaged weights.
+
+    Every epoch draws its order and dropout from (rng_seed, stage, epoch), so a run that was stopped and
+    started again gives the same weights as one that was not.
+
+    Args:
+        stage: name; the log is ``run_dir/log.jsonl``, the checkpoint ``run_dir/<stage>.pt``.
+        module: what is trained.
+        n_rows: rows of the training data.
+        step: (row numbers of a batch, epoch) -> loss.
+        config: optimiser, epochs, average.
+        run_dir: created where needed; a checkpoint in it is resumed.
+        rng_seed: of this run.
+        validate: metrics of the averaged weights after each epoch.
+        joint: part of ``module`` trained in the last ``config.joint_epochs`` only.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    late = set(joint.parameters()) if joint is not None else set()
+    first = [p for p in module.parameters() if p not in late]
+    # The optimiser is not told about scalars and vectors' decay: LayerNorm and biases keep their size.
+    groups = [
+        {"params": [p for p in first if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": [p for p in first if p.ndim <= 1], "lr": config.lr, "weight_decay": 0.0},
+        {"params": list(late), "lr": config.joint_lr, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+    per_epoch = math.ceil(n_rows / config.batch_size)
+    begin_joint = (config.epochs - config.joint_epochs) * per_epoch
+    total = config.epochs * per_epoch
+    schedules = [lambda s: _cosine(s, 0, total)] * 2 + [lambda s: _cosine(s, begin_joint, total)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, [s for s, group in zip(schedules, groups, strict=True) if group["params"]]
+    )
+    average = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    done = _resume(run_dir / f"{stage}.pt", module, optimizer, schedule, average)
+    for epoch in range(done, config.epochs):
+        seed = [rng_seed, zlib.crc32(stage.encode()), epoch]
+        order = np.random.default_rng(seed).permutation(n_rows)
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+        training_joint = joint is None or epoch >= config.epochs - config.joint_epochs
+        module.train()
+        if joint is not None:
+            joint.train(training_joint).requires_grad_(training_joint)
+        batches = np.array_split(order, per_epoch)
+        losses: list[float] = []
+        began = time.perf_counter()
+        with click.progressbar(batches, label=f"{stage} epoch {epoch + 1}/{config.epochs}", file=_stderr()) as bar:
+            for rows in bar:
+                optimizer.zero_grad(set_to_none=True)
+                loss = step(rows, epoch)
+                loss.backward()
+                nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+                optimizer.step()
+                schedule.step()
+                _update(average, module, config.ema_decay, epoch * per_epoch + len(losses))
+                losses.append(float(loss.detach()))
+        record = {"stage": stage, "epoch": epoch + 1, "loss": round(float(np.mean(losses)), 6)}
+        record |= {"seconds": round(time.perf_counter() - began, 1)}
+        if validate is not None:
+            record |= _with_average(module, average, validate)
+        with (run_dir / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+        click.echo(json.dumps(record), err=True)
+        _checkpoint(run_dir / f"{stage}.pt", module, optimizer, schedule, average, epoch + 1)
+    module.load_state_dict(average)
+    module.requires_grad_(True).eval()
+
+
+def _cosine(step: int, begin: int, end: int) -> float:
+    """Multiplier of the learning rate: 1 at ``begin``, 0 at ``end``, 0 before."""
+    if step < begin or end <= begin:
+        return 0.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - begin) / (end - begin))))
+
+
+@torch.no_grad()
+def _update(average: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
+    """average = decay * average + (1 - decay) * weights; the decay grows to its value over the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, value in module.state_dict().items():
+        average[name].lerp_(value, 1 - decay)
+
+
+def _with_average(module: nn.Module, average: dict[str, Tensor], validate: Validate) -> dict[str, float]:
+    own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    module.load_state_dict(average)
+    module.eval()
+    with torch.no_grad():
+        metrics = validate()
+    module.load_state_dict(own)
+    return {name: round(float(value), 4) for name, value in metrics.items()}
+
+
+def _checkpoint(path: Path, module, optimizer, schedule, average, epochs_done: int) -> None:
+    state = {
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "average": average,
+        "epochs_done": epochs_done,
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def _resume(path: Path, module, optimizer, schedule, average) -> int:
+    """Load a checkpoint of this stage if there is one; returns the epochs it has done."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    average.update(state["average"])
+    return state["epochs_done"]
+
+
+def _stderr():
+    return click.get_text_stream("stderr")

@@ -1,0 +1,58 @@
+"""Losses of the three stages (PAIR-Former App. E)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pairformer.config import DistillConfig, LossConfig
+
+
+def binary_loss(logit: Tensor, label: Tensor, weight: Tensor, config: LossConfig) -> Tensor:
+    """Mean over rows of weight * (bce_weight * BCE + focal_weight * alpha_t * (1 - p_t)^gamma * BCE).
+
+    Args:
+        logit: (M,) before the sigmoid.
+        label: (M,) float 0 or 1, smoothed here; p_t and alpha_t use the smoothed label.
+        weight: (M,) float, see :func:`class_weights`.
+        config: weights of the two terms, smoothing, focal constants.
+    """
+    target = label * (1 - 2 * config.smoothing) + config.smoothing
+    bce = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    p = torch.sigmoid(logit)
+    p_t = (p * target + (1 - p) * (1 - target)).clamp(1e-6, 1 - 1e-6)
+    alpha_t = config.focal_alpha * target + (1 - config.focal_alpha) * (1 - target)
+    focal = alpha_t * (1 - p_t) ** config.focal_gamma * bce
+    return (weight * (config.bce_weight * bce + config.focal_weight * focal)).mean()
+
+
+def class_weights(label: Tensor) -> Tensor:
+    """(M,) weights under which both classes count equally and the mean weight is 1."""
+    positive = label.mean()
+    return torch.where(label > 0.5, 0.5 / positive, 0.5 / (1 - positive))
+
+
+def distill_share(epoch: int, epochs: int, config: DistillConfig) -> float:
+    """alpha of an epoch: half a cosine from ``alpha_start`` to ``alpha_end``."""
+    cosine = 0.5 * (1 + math.cos(math.pi * epoch / max(1, epochs - 1)))
+    return config.alpha_end + (config.alpha_start - config.alpha_end) * cosine
+
+
+def distill_logit(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * BCE(student / T, sigmoid(teacher / T)), mean over (M,) logits."""
+    target = torch.sigmoid(teacher / temperature)
+    return F.binary_cross_entropy_with_logits(student / temperature, target) * temperature**2
+
+
+def distill_feature(projected: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cosine between projected student and teacher embeddings, both (M, D)."""
+    return (1 - F.cosine_similarity(projected, teacher)).mean()
+
+
+def distill_relation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the two (M, M) cosine matrices; embeddings (M, D) and (M, E)."""
+    s, t = F.normalize(student), F.normalize(teacher)
+    return F.mse_loss(s @ s.T, t @ t.T)

@@ -1,0 +1,61 @@
+"""Stage 2: ``pairformer train stage2``. Fits the cheap encoder to the labels and to the expensive encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pairformer.config import TrainConfig
+from pairformer.data import Sites
+from pairformer.evaluation import ranking
+from pairformer.models import PairFormer
+from pairformer.models.pair_former import CHUNK
+from pairformer.training.loop import fit
+from pairformer.training.losses import (
+    binary_loss,
+    class_weights,
+    distill_feature,
+    distill_logit,
+    distill_relation,
+    distill_share,
+)
+
+
+def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: TrainConfig, run_dir: Path) -> None:
+    """Train ``model.cheap``; the teacher, ``model.expensive``, is frozen and read once."""
+    windows = torch.from_numpy(sites.windows)
+    esa_score, position = torch.from_numpy(sites.esa_score), torch.from_numpy(sites.position)
+    label = torch.from_numpy(sites.label)
+    weight = class_weights(label)
+    model.eval()
+    with torch.no_grad():
+        parts = [model.expensive(part) for part in windows.split(CHUNK)]
+    teacher_embedding, teacher_logit = torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
+    # The projection only serves the feature term; it is trained beside the student and then dropped.
+    student = nn.ModuleDict(
+        {"cheap": model.cheap, "project": nn.Linear(model.config.cheap.width, model.config.expensive.width)}
+    )
+    terms = config.distill
+
+    def step(rows, epoch):
+        logit, embedding = student["cheap"](windows[rows], esa_score[rows], position[rows])
+        supervised = binary_loss(logit, label[rows], weight[rows], config.loss)
+        share = distill_share(epoch, config.stage2.epochs, terms)
+        return (
+            (1 - share) * supervised
+            + share * distill_logit(logit, teacher_logit[rows], terms.temperature)
+            + terms.feature_weight * distill_feature(student["project"](embedding), teacher_embedding[rows])
+            + terms.relation_weight * distill_relation(F.normalize(embedding), teacher_embedding[rows])
+        )
+
+    def validate() -> dict[str, float]:
+        assert held_out is not None
+        data = (torch.from_numpy(a) for a in (held_out.windows, held_out.esa_score, held_out.position))
+        parts = zip(*(a.split(CHUNK) for a in data), strict=True)
+        return ranking(held_out.label, torch.cat([model.cheap(*part)[0] for part in parts]).numpy())
+
+    fit("stage2", student, len(sites), step, config.stage2, run_dir, config.rng_seed,
+        validate if held_out is not None else None)  # fmt: skip
