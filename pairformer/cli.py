@@ -1,0 +1,268 @@
+"""The commands. Parsing and printing only; the work lives in the modules above."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+import click
+import numpy as np
+
+import pairformer
+from pairformer.config import AggregatorConfig, ModelConfig, StageConfig, TrainConfig
+from pairformer.data import DataError, PairRecord, PairTable, Record, data_folder, read_fasta
+from pairformer.predict import Predictions, Scorer, in_batches
+from pairformer.scan import ESA_MIN, scan
+
+EXIT_DATA, EXIT_NO_INPUT, EXIT_INTERRUPTED = 65, 66, 130
+COORDINATES = "coordinates are 1-based and inclusive"
+PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
+SITE_HEADER = (
+    "mirna_id", "utr_id", "start", "end", "seed_start", "seed_end", "site_id", "seed_type", "esa_score",
+    "cheap_logit", "logit", "position", "reason", "mirna_aligned", "utr_aligned",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Entry point; turns exceptions into exit codes."""
+    try:
+        cli.main(standalone_mode=False, prog_name="pairformer")
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        click.echo(f"pairformer: {error}", err=True)
+        sys.exit(EXIT_NO_INPUT)
+    except DataError as error:
+        click.echo(f"pairformer: {error}", err=True)
+        sys.exit(EXIT_DATA)
+    except (ValueError, ImportError) as error:
+        click.echo(f"pairformer: {error}", err=True)
+        sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(pairformer.__version__, prog_name="pairformer")
+def cli() -> None:
+    """Predict which 3'UTRs a microRNA represses, and by which sites."""
+
+
+@cli.command()
+@click.argument("mirna", required=False)
+@click.argument("utr", required=False)
+@click.option("--pairs", help="TSV with mirna_id mirna_seq utr_id utr_seq; other columns are kept.")
+@click.option("-o", "--output", default="-", show_default=True, help="Pair table.")
+@click.option("--sites", help="Also write the table of selected sites here.")
+@click.option("--rejects", help="Write pairs that could not be scored, with the reason, here.")
+@click.option("--model", default="default", show_default=True, help="Name, or directory of a saved model.")
+@click.option("--k-max", type=click.IntRange(1), help="Sites the expensive encoder may read per pair.")
+@click.option("--engine", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+@click.option("--explain", is_flag=True, help="Add to each site the logit's change when it is left out.")
+@click.option("--strict", is_flag=True, help="Stop with exit code 65 at the first pair that cannot be scored.")
+def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, strict):
+    """Score MIRNA against UTR: sequences, or FASTA files ('-': standard input, gzip is detected).
+
+    Two FASTA files are scored all against all, UTR by UTR.
+    """
+    records, extra_columns = _pair_records(mirna, utr, pairs)
+    if [output, sites, rejects].count("-") > 1:
+        raise click.UsageError("only one of --output, --sites and --rejects can be '-'")
+    scorer = Scorer(model, k_max, engine, device, threads, explain)
+    about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
+    site_header = (*SITE_HEADER, "weight") if explain else SITE_HEADER
+    with contextlib.ExitStack() as files, _Progress() as progress:
+        pair_out = _open_table(files, output, about, [*PAIR_HEADER, *extra_columns])
+        site_out = sites and _open_table(files, sites, about, site_header, COORDINATES)
+        reject_out = rejects and _open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
+        for group in in_batches(records, lambda record: record.utr):
+            predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
+            messages = [r.fault or m for r, m in zip(group, predictions.message, strict=True)]
+            for record, message in zip(group, messages, strict=True):
+                if message is None:
+                    continue
+                if strict:
+                    raise DataError(f"{record.where}: {record.mirna_id} {record.utr_id}: {message}")
+                if reject_out:
+                    _write(reject_out, (record.where, record.mirna_id, record.utr_id, message))
+            _write_pairs(pair_out, group, predictions)
+            if site_out:
+                _write_sites(site_out, group, predictions)
+            progress.add(len(group), sum(message is not None for message in messages))
+
+
+@cli.command("scan")
+@click.argument("mirna")
+@click.argument("utr")
+@click.option("-o", "--output", default="-", show_default=True)
+@click.option("--esa-min", type=click.IntRange(0, 10), default=ESA_MIN, show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+def scan_command(mirna, utr, output, esa_min, threads):
+    """List every candidate target site of MIRNA in UTR, before any model (arguments as for predict)."""
+    records, _ = _pair_records(mirna, utr, None)
+    header = ["mirna_id", "utr_id", "start", "end", "esa_score", "position", "mirna_aligned", "utr_aligned"]
+    with contextlib.ExitStack() as files, _Progress() as progress:
+        out = _open_table(files, output, f"esa_min={esa_min}", header, COORDINATES)
+        for group in in_batches(records, lambda record: record.utr):
+            found = scan([r.mirna for r in group], [r.utr for r in group], esa_min, threads=threads)
+            for bag, message in found.messages.items():
+                click.echo(f"{group[bag].where}: {group[bag].mirna_id}: {message}", err=True)
+            aligned = found.aligned_rows(np.arange(len(found.start)))
+            columns = zip(found.bag_of(), found.start, found.esa_score, found.position, aligned, strict=True)
+            for bag, start, score, position, (top, bottom) in columns:
+                r = group[bag]
+                _write(out, (r.mirna_id, r.utr_id, start + 1, start + 40, score, _number(position), top, bottom))
+            progress.add(len(group), len(found.messages))
+
+
+@cli.command()
+@click.argument("stage", type=click.Choice(["stage1", "stage2", "stage3", "all", "folds"]))
+@click.option("--data", help="Folder of training data; else the variable PAIRFORMER_DATA.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; taken up where it stood.")
+@click.option("--size", type=click.Choice(["default", "paper"]), default="default", show_default=True)
+@click.option("--fold", type=int, help="Hold out this fold (genes and miRNA families) and report on it.")
+@click.option("--folds", type=click.Path(exists=True, path_type=Path), help="folds.json to scale probability by.")
+@click.option("--rng-seed", type=int, default=TrainConfig().rng_seed, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), nargs=3, metavar="N1 N2 N3", help="Epochs of the three stages.")
+@click.option("--joint-epochs", type=click.IntRange(0), help="Of stage 3's, the last that train the encoder too.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+def train(stage, data, out, size, fold, folds, rng_seed, epochs, joint_epochs, threads):
+    """Train a model on labelled windows and pairs: one stage, all three, or all with each fold held out."""
+    import json
+
+    import torch
+
+    from pairformer import training
+
+    if threads:
+        torch.set_num_threads(threads)
+    model_config = ModelConfig(aggregator=AggregatorConfig.paper() if size == "paper" else AggregatorConfig())
+    config = _with_epochs(replace(TrainConfig(), rng_seed=rng_seed), epochs, joint_epochs)
+    folder = data_folder(data)
+    if stage == "folds":
+        click.echo(json.dumps(training.train_folds(folder, out, model_config, config), indent=2))
+        return
+    summary = json.loads(folds.read_text()) if folds else None
+    training.train(stage, folder, out, model_config, config, fold, summary)
+    click.echo(f"model written to {out / 'model'}", err=True)
+
+
+def _with_epochs(config: TrainConfig, epochs: tuple[int, int, int] | None, joint: int | None) -> TrainConfig:
+    def changed(stage: StageConfig, count: int, joint_count: int) -> StageConfig:
+        lr = stage.joint_lr or TrainConfig().stage3.joint_lr
+        return replace(stage, epochs=count, joint_epochs=joint_count, joint_lr=lr if joint_count else 0.0)
+
+    counts = epochs or [getattr(config, f"stage{i}").epochs for i in (1, 2, 3)]
+    joint = min(config.stage3.joint_epochs, counts[2]) if joint is None else joint
+    return replace(
+        config,
+        stage1=changed(config.stage1, counts[0], 0),
+        stage2=changed(config.stage2, counts[1], 0),
+        stage3=changed(config.stage3, counts[2], joint),
+    )
+
+
+def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, ...]]:
+    if pairs is not None:
+        if mirna is not None:
+            raise click.UsageError("give MIRNA and UTR, or --pairs, not both")
+        table = PairTable(pairs)
+        return table, table.extra_columns
+    if utr is None:
+        raise click.UsageError("give MIRNA and UTR, or --pairs")
+    if mirna == utr == "-":
+        raise click.UsageError("only one of MIRNA and UTR can be '-'")
+    mirnas = list(_records(mirna, "mirna"))
+    utrs = _records(utr, "utr")
+    return (PairRecord(m.name, m.sequence, u.name, u.sequence, where=str(utr)) for u in utrs for m in mirnas), ()
+
+
+def _records(argument: str, name: str) -> Iterator[Record]:
+    """A FASTA file's records, or the sequence itself."""
+    if argument == "-" or Path(argument).exists():
+        return read_fasta(argument)
+    if argument.isalpha():
+        return iter([Record(name, argument)])
+    raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument!r}; no such file")
+
+
+def _write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
+    columns = zip(
+        group, predictions.utr_length, predictions.n_candidates, predictions.probability, predictions.logit,
+        predictions.status, strict=True,
+    )  # fmt: skip
+    for r, length, n, probability, logit, status in columns:
+        _write(out, (r.mirna_id, r.utr_id, length, n, _number(probability), _number(logit), status, *r.extra))
+
+
+def _write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
+    numbers, table, aligned = predictions.site_table()
+    for number, site, (top, bottom) in zip(numbers, table, aligned, strict=True):
+        record, typed = group[number], site["site_id"] >= 0
+        cells = [
+            record.mirna_id, record.utr_id, site["start"] + 1, site["end"],
+            site["seed_start"] + 1 if typed else "NA", site["seed_end"] if typed else "NA",
+            site["site_id"] + 1 if typed else "NA", site["seed_type"], site["esa_score"],
+            _number(site["cheap_logit"]), _number(site["logit"]), _number(site["position"]), site["reason"],
+            top, bottom,
+        ]  # fmt: skip
+        if "weight" in (table.dtype.names or ()):
+            cells.append(_number(site["weight"]))
+        _write(out, cells)
+
+
+def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iterable[str], note: str = "") -> TextIO:
+    out: TextIO
+    if path == "-":
+        out = sys.stdout
+        if hasattr(out, "reconfigure"):
+            out.reconfigure(encoding="utf-8", errors="surrogateescape")
+    else:
+        out = files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
+    out.write(f"# pairformer {pairformer.__version__} {about}\n" + (f"# {note}\n" if note else ""))
+    _write(out, header)
+    return out
+
+
+def _write(out: TextIO, cells: Iterable[object]) -> None:
+    out.write("\t".join(map(str, cells)) + "\n")
+
+
+def _number(value: float) -> str:
+    return "NA" if np.isnan(value) else f"{value:.6g}"
+
+
+class _Progress:
+    """Pairs done, on stderr: rewritten in place on a terminal, one line at the end otherwise."""
+
+    def __enter__(self) -> _Progress:
+        self.pairs, self.invalid, self.began, self.shown = 0, 0, time.monotonic(), 0.0
+        return self
+
+    def add(self, pairs: int, invalid: int) -> None:
+        self.pairs, self.invalid = self.pairs + pairs, self.invalid + invalid
+        if sys.stderr.isatty() and time.monotonic() - self.shown > 0.5:
+            self.shown = time.monotonic()
+            click.echo(f"\r{self._text()}", err=True, nl=False)
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            click.echo(("\r" if sys.stderr.isatty() else "") + self._text(), err=True)
+
+    def _text(self) -> str:
+        seconds = time.monotonic() - self.began
+        return f"{self.pairs} pairs, {self.invalid} invalid, {seconds:.1f} s"

@@ -1,0 +1,303 @@
+"""Sequences -> probabilities and the sites behind them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer.bags import Candidates
+from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
+from pairformer.sites import draw, site_table
+
+if TYPE_CHECKING:
+    from pairformer.models import PairFormer
+
+Pair = TypeVar("Pair")
+ENGINES = ("torch",)
+BATCH_WINDOWS = 1 << 19  # windows scored together: bounds memory whatever the number of pairs
+BATCH_PAIRS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One pair. ``repr`` shows the result, ``sites`` what it rests on."""
+
+    probability: float
+    """That the transcript is repressed, at even prior odds; NaN for an invalid pair."""
+    logit: float
+    """Of the aggregator; the model's constant (0) where there is no candidate."""
+    n_candidates: int
+    """Windows with enough ESA score."""
+    utr_length: int
+    """nt."""
+    status: str
+    """"ok", "no_window" (UTR < 40 nt), "no_candidate" or "invalid"."""
+    message: str | None
+    """Why the pair is invalid."""
+    engine: str
+    """What computed it."""
+    log2_fold_change: float | None
+    """None: no model trained on fold changes."""
+    interval: tuple[float, float] | None
+    """Of the fold change; None likewise."""
+    percentile: float | None
+    """Among the targets of that miRNA; None likewise."""
+    sites: NDArray[np.void] = field(repr=False)
+    """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`."""
+    _candidates: Candidates = field(repr=False)
+    _rows: NDArray[np.int64] = field(repr=False)
+
+    def draw(self, i: int) -> str:
+        """Duplex of ``sites[i]`` as three lines of text."""
+        return draw(self._candidates, int(self._rows[i]))
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """B pairs, in the order asked; index for one :class:`Prediction`, iterate for all."""
+
+    probability: NDArray[np.float32]
+    """(B,) at even prior odds; NaN where invalid."""
+    logit: NDArray[np.float32]
+    """(B,)"""
+    n_candidates: NDArray[np.int64]
+    """(B,)"""
+    utr_length: NDArray[np.int64]
+    """(B,) nt."""
+    status: NDArray[np.str_]
+    """(B,)"""
+    message: list[str | None]
+    """(B,) why a pair is invalid."""
+    engine: str
+    """What computed them."""
+    _batches: list[_Batch] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.logit)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> Prediction:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"index must be in {-len(self)}..{len(self) - 1}, got {i}")
+        i = range(len(self))[i]
+        firsts = np.cumsum([0] + [len(batch.candidates) for batch in self._batches])
+        number = int(np.searchsorted(firsts, i, side="right")) - 1
+        batch, bag = self._batches[number], i - int(firsts[number])
+        span = slice(*batch.offsets[bag : bag + 2])
+        return Prediction(
+            float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
+            str(self.status[i]), self.message[i], self.engine, None, None, None,
+            batch.sites[span], batch.candidates, batch.rows[span],
+        )  # fmt: skip
+
+    def site_table(self) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.str_]]:
+        """Sites of all pairs at once.
+
+        Returns:
+            pair (M,) number of the pair a site belongs to; sites (M,) as in :func:`pairformer.sites.site_table`;
+            aligned (M, 2) gapped strings, miRNA 5'->3' and window 3'->5'.
+        """
+        firsts = np.cumsum([0] + [len(batch.candidates) for batch in self._batches])
+        pair = [first + batch.candidates.bag_of() for first, batch in zip(firsts, self._batches, strict=False)]
+        return (
+            np.concatenate(pair),
+            np.concatenate([batch.sites for batch in self._batches]),
+            np.concatenate([batch.candidates.aligned_rows(batch.rows) for batch in self._batches]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Some pairs scored together; keeps what sites are made of."""
+
+    logit: NDArray[np.float32]
+    candidates: Candidates
+    """Selected rows only."""
+    offsets: NDArray[np.int64]
+    cheap_logit: NDArray[np.float32]
+    site_logit: NDArray[np.float32]
+    reason: NDArray[np.uint8]
+    weight: NDArray[np.float32] | None
+    n_candidates: NDArray[np.int64]
+    status: NDArray[np.str_]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.arange(len(self.site_logit))
+
+    @functools.cached_property
+    def sites(self) -> NDArray[np.void]:
+        return site_table(self.candidates, self.rows, self.cheap_logit, self.site_logit, self.reason, self.weight)
+
+
+def predict(
+    mirna: str | Strings,
+    utr: str | Strings,
+    *,
+    model: str | Path = "default",
+    k_max: int | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+    threads: int = 0,
+    explain: bool = False,
+    strict: bool = False,
+) -> Prediction | Predictions:
+    """Is the transcript repressed by the miRNA, and by which sites?
+
+    Args:
+        mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
+        utr: 3'UTR, 5'->3', any length; windows with other letters are passed over. Two sequences must be
+            equally long; a single string is broadcast.
+        model: "default" or a directory written by ``PairFormer.save``.
+        k_max: candidates the expensive encoder may read per pair; None for the model's own.
+        engine: "auto" or "torch". One asked for by name never falls back to another.
+        device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
+        threads: 0 for all this process may use.
+        explain: fill ``sites["weight"]``: the logit's change when that one token is left out.
+        strict: raise for an invalid pair also in a list.
+
+    Returns:
+        Prediction for two strings, else Predictions. A pair without a candidate has the model's constant
+        logit, 0: even odds. In a list an invalid pair keeps its place with NaN and a message.
+
+    Raises:
+        ValueError: an invalid pair (two strings, or ``strict``), or a setting out of range.
+        FileNotFoundError: no such model.
+        ImportError: the engine's library is missing.
+
+    Source: PAIR-Former Algorithm 2.
+    """
+    mirnas, utrs = broadcast_pairs(mirna, utr)
+    single = isinstance(mirna, str) and isinstance(utr, str)
+    if single or strict:
+        for m, u in zip(mirnas, utrs, strict=True):
+            fault = pair_fault(m, u)
+            if fault is not None:
+                raise ValueError(fault)
+    scorer = Scorer(model, k_max, engine, device, threads, explain)
+    predictions = scorer.score(mirnas, utrs)
+    return predictions[0] if single else predictions
+
+
+class Scorer:
+    """A loaded model and its settings, for scoring many batches; see :func:`predict` for the arguments."""
+
+    def __init__(
+        self,
+        model: str | Path = "default",
+        k_max: int | None = None,
+        engine: str = "auto",
+        device: str = "auto",
+        threads: int = 0,
+        explain: bool = False,
+    ) -> None:
+        if engine not in ("auto", *ENGINES):
+            raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {engine}")
+        if k_max is not None and (not isinstance(k_max, int) or k_max < 1):
+            raise ValueError(f"k_max must be a positive integer, got {k_max}")
+        if not isinstance(threads, int) or threads < 0:
+            raise ValueError(f"threads must be 0 (all) or a positive integer, got {threads}")
+        if importlib.util.find_spec("torch") is None:
+            raise ImportError("engine torch needs PyTorch; pip install 'pairformer[torch]'")
+        self.engine = "torch"
+        self.k_max, self.threads, self.explain = k_max, threads, explain
+        self.model = _load(str(model), _newest(model), device)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a result depends on, for file headers."""
+        config = self.model.config
+        return {
+            "weights_sha256": self.model.metadata["weights_sha256"][:16],
+            "engine": self.engine,
+            "k_max": self.k_max or config.selector.k_max,
+            "esa_min": config.esa_min,
+        }
+
+    def score(self, mirnas: Strings, utrs: Strings) -> Predictions:
+        """Score equally many miRNAs and UTRs; invalid pairs keep their place."""
+        batches, message, utr_length = [], [], []
+        for group in in_batches(zip(mirnas, utrs, strict=True), lambda pair: pair[1]):
+            mirna, utr = zip(*group, strict=True)
+            candidates = scan(mirna, utr, self.model.config.esa_min, threads=self.threads)
+            batches.append(self._score(candidates))
+            message += [candidates.messages.get(bag) for bag in range(len(candidates))]
+            utr_length.append(candidates.utr_length)
+        join = lambda parts, dtype: np.concatenate([np.empty(0, dtype), *parts])  # noqa: E731
+        logit = join([batch.logit for batch in batches], np.float32)
+        probability = 1 / (1 + np.exp(-self.model.config.logit_scale * logit.astype(np.float64)))
+        return Predictions(
+            probability.astype(np.float32), logit, join([batch.n_candidates for batch in batches], np.int64),
+            join(utr_length, np.int64), join([batch.status for batch in batches], "U12"), message, self.engine, batches,
+        )  # fmt: skip
+
+    def _score(self, candidates: Candidates) -> _Batch:
+        import torch
+
+        before = torch.get_num_threads()
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        try:
+            result = self.model(candidates, self.k_max, self.threads)
+            weight = self._weights(result) if self.explain else None
+        finally:
+            torch.set_num_threads(before)
+        logit = result.pair_logit.float().cpu().numpy()
+        logit[list(candidates.messages)] = np.nan
+        selection = result.selection
+        return _Batch(
+            logit, candidates.take(selection.rows, selection.offsets), selection.offsets,
+            result.cheap_logit[selection.rows], result.logit.float().cpu().numpy(), selection.reason, weight,
+            candidates.n_candidates, candidates.status,
+        )  # fmt: skip
+
+    def _weights(self, result) -> NDArray[np.float32]:
+        sizes = np.diff(result.selection.offsets)
+        parts = [
+            result.pair_logit[bag] - self.model.masked_logits(result.tokens[bag], int(size))
+            for bag, size in enumerate(sizes)
+        ]
+        return np.concatenate([np.empty(0, np.float32), *(part.float().cpu().numpy() for part in parts)])
+
+
+def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object]) -> Iterator[list[Pair]]:
+    """Group consecutive pairs before their windows or number grow too large to score together."""
+    group: list[Pair] = []
+    windows = 0
+    for pair in pairs:
+        text = utr(pair)
+        length = len(text) if isinstance(text, str) else 0
+        if group and (windows + length > BATCH_WINDOWS or len(group) >= BATCH_PAIRS):
+            yield group
+            group, windows = [], 0
+        group.append(pair)
+        windows += length
+    if group:
+        yield group
+
+
+def _newest(model: str | Path) -> float:
+    """Modification time of a model's files, so that a rewritten model is read again."""
+    from pairformer.models.pair_former import model_directory
+
+    return max(path.stat().st_mtime for path in model_directory(model).iterdir())
+
+
+@functools.lru_cache(maxsize=4)
+def _load(model: str, newest: float, device: str) -> PairFormer:
+    import torch
+
+    from pairformer.models import PairFormer
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return PairFormer.load(model).to(device)

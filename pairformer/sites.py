@@ -1,0 +1,142 @@
+"""Selected candidates as a table a biologist reads: seed match, place, duplex."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer.bags import Candidates
+
+SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
+REASONS = ("top", "coverage", "fill")
+SITE = np.dtype(
+    [
+        ("start", np.int32),
+        ("end", np.int32),
+        ("seed_start", np.int32),
+        ("seed_end", np.int32),
+        ("site_id", np.int32),
+        ("seed_type", "U11"),
+        ("esa_score", np.uint8),
+        ("cheap_logit", np.float32),
+        ("logit", np.float32),
+        ("position", np.float32),
+        ("reason", "U8"),
+    ]
+)
+_FIRST = 24  # the window letters looked at: 24 .. 36, the seed part 25 .. 34 and what lies beside it
+
+
+def seed_matches(candidates: Candidates, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Longest Watson-Crick seed match in the seed part of each window.
+
+    Letters paired with miRNA 2-8 must lie in the window's letters 25-34; the A opposite miRNA 1 may lie
+    beside them. 8mer: 2-8 and A1; 7mer-m8: 2-8; 7mer-A1: 2-7 and A1; 6mer: 2-7; offset 6mer: 3-8. Of equal
+    matches in one window the one nearest its 3' end counts.
+
+    Args:
+        candidates: bags.
+        rows: (M,) int64.
+
+    Returns:
+        kind (M,) index into ``SEED_TYPES``; start and end (M,) of the matched letters in the UTR, half-open,
+        -1 for none; anchor (M,), the UTR position opposite miRNA 1, -1 for none.
+
+    Source: Bartel, Cell 2009 (site types).
+    """
+    batch, bags = candidates.batch, candidates.bag_of(rows)
+    window_start = candidates.start[rows].astype(np.int64)
+    utr = batch.utr[(batch.utr_offsets[batch.bag_utr[bags]] + window_start)[:, None] + np.arange(_FIRST, 37)]
+    mirna_start = batch.mirna_offsets[batch.bag_mirna[bags]]
+    mirna_length = batch.mirna_offsets[batch.bag_mirna[bags] + 1] - mirna_start
+    letters = np.arange(8)
+    within = letters < mirna_length[:, None]
+    mirna = batch.mirna[np.where(within, mirna_start[:, None] + letters, 0)]
+    partner = np.where(within, 3 - mirna.astype(np.int16), -1)  # Watson-Crick: A0 C1 G2 U3
+    kind = np.zeros(len(rows), np.int64)
+    anchor = np.full(len(rows), -1, np.int64)
+    for place in range(31, 37):  # of the anchor in the window
+        # paired[k]: miRNA letter k + 1 pairs with its partner inside the seed part
+        paired = {
+            k: (utr[:, place - k - _FIRST] == partner[:, k]) if 25 <= place - k <= 34 else np.zeros(len(rows), bool)
+            for k in range(1, 8)
+        }
+        core = np.logical_and.reduce([paired[k] for k in range(2, 7)])
+        has_a = utr[:, place - _FIRST] == 0
+        found = np.select(
+            [
+                core & paired[1] & paired[7] & has_a,
+                core & paired[1] & paired[7],
+                core & paired[1] & has_a,
+                core & paired[1],
+                core & paired[7],
+            ],
+            [5, 4, 3, 2, 1],
+        )
+        better = (found > 0) & (found >= kind)
+        kind[better], anchor[better] = found[better], window_start[better] + place
+    none = kind == 0
+    start = np.where(none, -1, anchor - np.array([0, 7, 6, 6, 7, 7])[kind])
+    end = np.where(none, -1, anchor + np.array([0, -1, 0, 1, 0, 1])[kind])
+    return kind, start, end, anchor
+
+
+def site_table(
+    candidates: Candidates,
+    rows: NDArray[np.int64],
+    cheap_logit: NDArray[np.float32],
+    logit: NDArray[np.float32],
+    reason: NDArray[np.uint8],
+    weight: NDArray[np.float32] | None = None,
+) -> NDArray[np.void]:
+    """Structured array (M,) of selected candidates, in the order of ``rows``.
+
+    Fields: start, end (0-based, half-open); seed_start, seed_end (the matched letters, -1 for none);
+    site_id (0, 1, ... per pair from the 5' end, shared by windows over one seed match, -1 for none);
+    seed_type; esa_score; cheap_logit; logit; position; reason; and weight where given: the pair logit
+    minus the pair logit without this token.
+    """
+    kind, seed_start, seed_end, anchor = seed_matches(candidates, rows)
+    table = np.empty(len(rows), SITE if weight is None else [*SITE.descr, ("weight", np.float32)])
+    table["start"] = candidates.start[rows]
+    table["end"] = table["start"] + 40
+    table["seed_start"], table["seed_end"] = seed_start, seed_end
+    table["site_id"] = _number_sites(candidates.bag_of(rows), anchor)
+    table["seed_type"] = np.array(SEED_TYPES)[kind]
+    table["esa_score"], table["position"] = candidates.esa_score[rows], candidates.position[rows]
+    table["cheap_logit"], table["logit"] = cheap_logit, logit
+    table["reason"] = np.array(REASONS)[reason]
+    if weight is not None:
+        table["weight"] = weight
+    return table
+
+
+def draw(candidates: Candidates, row: int) -> str:
+    """One window's duplex as text: the UTR 5'->3' above the miRNA 3'->5', '|' Watson-Crick, ':' wobble."""
+    batch, bag = candidates.batch, int(candidates.bag_of(np.array([row]))[0])
+    top, bottom = candidates.aligned(row)
+    utr_start = batch.utr_offsets[batch.bag_utr[bag]] + candidates.start[row]
+    window = _text(batch.utr[utr_start : utr_start + 40])
+    m = batch.bag_mirna[bag]
+    rest = _text(batch.mirna[batch.mirna_offsets[m] : batch.mirna_offsets[m + 1]])[10:][::-1]
+    utr = window[:25] + bottom[::-1] + window[35:]
+    mirna = rest.rjust(25) + top[::-1]
+    bonds = {"AU": "|", "UA": "|", "CG": "|", "GC": "|", "GU": ":", "UG": ":"}
+    marks = " " * 25 + "".join(bonds.get(a + b, " ") for a, b in zip(bottom[::-1], top[::-1], strict=True))
+    begin = int(candidates.start[row]) + 1
+    return f"UTR   5' {utr} 3'  {begin}-{begin + 39}\n         {marks.rstrip()}\nmiRNA 3' {mirna} 5'"
+
+
+def _number_sites(bag: NDArray[np.int64], anchor: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Number distinct anchors 0, 1, ... within each bag; -1 stays -1."""
+    number = np.full(len(anchor), -1, np.int32)
+    real = np.flatnonzero(anchor >= 0)
+    if len(real):
+        distinct, index = np.unique(np.stack([bag[real], anchor[real]]), axis=1, return_inverse=True)
+        first = np.searchsorted(distinct[0], distinct[0])
+        number[real] = (np.arange(distinct.shape[1]) - first)[index.reshape(-1)]
+    return number
+
+
+def _text(codes: NDArray[np.uint8]) -> str:
+    return "".join("ACGUN"[code] for code in codes)
