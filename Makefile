@@ -26,7 +26,7 @@ lint: $(VENV)/.lint
 
 # The native tests once more, against an extension built with AddressSanitizer and UBSan.
 sanitize: $(VENV)/.test
-	tests/sanitize.sh $(RUN)
+	$(RUN) tests/sanitize.py
 
 clean:
 	rm -rf $(VENV) build

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 #ifdef __linux__
@@ -59,7 +60,11 @@ void parallel_for(int64_t tasks, int threads, Body&& body) {
   };
   std::vector<std::thread> pool;
   pool.reserve(workers - 1);
-  for (int64_t i = 1; i < workers; ++i) pool.emplace_back(work);
+  try {
+    for (int64_t i = 1; i < workers; ++i) pool.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those there are do the work.
+  }
   work();
   for (auto& thread : pool) thread.join();
   if (error) std::rethrow_exception(error);

@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 import pairformer
-from pairformer.config import AggregatorConfig, ModelConfig, StageConfig, TrainConfig
+from pairformer.config import AggregatorConfig, ModelConfig
 from pairformer.data import DataError, PairRecord, PairTable, Record, data_folder, read_fasta
 from pairformer.predict import Predictions, Scorer, in_batches
 from pairformer.scan import ESA_MIN, scan
@@ -136,7 +136,7 @@ def scan_command(mirna, utr, output, esa_min, threads):
 @click.option("--size", type=click.Choice(["default", "paper"]), default="default", show_default=True)
 @click.option("--fold", type=int, help="Hold out this fold (genes and miRNA families) and report on it.")
 @click.option("--folds", type=click.Path(exists=True, path_type=Path), help="folds.json to scale probability by.")
-@click.option("--rng-seed", type=int, default=TrainConfig().rng_seed, show_default=True)
+@click.option("--rng-seed", type=int, help="Of initial weights, batches and dropout.")
 @click.option("--epochs", type=click.IntRange(1), nargs=3, metavar="N1 N2 N3", help="Epochs of the three stages.")
 @click.option("--joint-epochs", type=click.IntRange(0), help="Of stage 3's, the last that train the encoder too.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
@@ -151,7 +151,9 @@ def train(stage, data, out, size, fold, folds, rng_seed, epochs, joint_epochs, t
     if threads:
         torch.set_num_threads(threads)
     model_config = ModelConfig(aggregator=AggregatorConfig.paper() if size == "paper" else AggregatorConfig())
-    config = _with_epochs(replace(TrainConfig(), rng_seed=rng_seed), epochs, joint_epochs)
+    config = training.TrainConfig().with_epochs(epochs, joint_epochs)
+    if rng_seed is not None:
+        config = replace(config, rng_seed=rng_seed)
     folder = data_folder(data)
     if stage == "folds":
         click.echo(json.dumps(training.train_folds(folder, out, model_config, config), indent=2))
@@ -159,21 +161,6 @@ def train(stage, data, out, size, fold, folds, rng_seed, epochs, joint_epochs, t
     summary = json.loads(folds.read_text()) if folds else None
     training.train(stage, folder, out, model_config, config, fold, summary)
     click.echo(f"model written to {out / 'model'}", err=True)
-
-
-def _with_epochs(config: TrainConfig, epochs: tuple[int, int, int] | None, joint: int | None) -> TrainConfig:
-    def changed(stage: StageConfig, count: int, joint_count: int) -> StageConfig:
-        lr = stage.joint_lr or TrainConfig().stage3.joint_lr
-        return replace(stage, epochs=count, joint_epochs=joint_count, joint_lr=lr if joint_count else 0.0)
-
-    counts = epochs or [getattr(config, f"stage{i}").epochs for i in (1, 2, 3)]
-    joint = min(config.stage3.joint_epochs, counts[2]) if joint is None else joint
-    return replace(
-        config,
-        stage1=changed(config.stage1, counts[0], 0),
-        stage2=changed(config.stage2, counts[1], 0),
-        stage3=changed(config.stage3, counts[2], joint),
-    )
 
 
 def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, ...]]:

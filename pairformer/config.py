@@ -34,11 +34,9 @@ class ExpensiveConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        _check(
-            len(self.channels) >= 2 and min(self.channels) >= 1, "channels", "name two or more widths", self.channels
-        )
+        check(len(self.channels) >= 2 and min(self.channels) >= 1, "channels", "name two or more widths", self.channels)
         for name in ("stem_kernel", "block_kernel", "se_reduction", "pooled_length"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         _share(self, "dropout")
 
 
@@ -57,9 +55,9 @@ class CheapConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        _check(len(self.channels) == 2 and min(self.channels) >= 1, "channels", "name two widths", self.channels)
-        _at_least(self, "width", 1)
-        _at_least(self, "hidden", 1)
+        check(len(self.channels) == 2 and min(self.channels) >= 1, "channels", "name two widths", self.channels)
+        at_least(self, "width", 1)
+        at_least(self, "hidden", 1)
         _share(self, "meta_dropout")
 
 
@@ -89,11 +87,11 @@ class AggregatorConfig:
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "hidden", "pool_seeds"):
-            _at_least(self, name, 1)
-        _at_least(self, "layers", 0)
-        _at_least(self, "inducing_points", 0)
+            at_least(self, name, 1)
+        at_least(self, "layers", 0)
+        at_least(self, "inducing_points", 0)
         _share(self, "dropout")
-        _check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
+        check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
 
 
 @dataclass(frozen=True)
@@ -165,13 +163,13 @@ class SelectorConfig:
     """Seed of the permutation that picks the hash dimensions."""
 
     def __post_init__(self) -> None:
-        _check(self.variant in ("S0", "S1", "S2"), "variant", "be one of S0, S1, S2", repr(self.variant))
-        _check(self.score in ("logit", "sigmoid"), "score", "be one of logit, sigmoid", repr(self.score))
+        check(self.variant in ("S0", "S1", "S2"), "variant", "be one of S0, S1, S2", repr(self.variant))
+        check(self.score in ("logit", "sigmoid"), "score", "be one of logit, sigmoid", repr(self.score))
         for name in ("k_max", "pool_factor", "pool_min", "key_cap", "top_t"):
             _check_int(name, getattr(self, name), 1)
         _check_int("pool_max", self.pool_max, self.pool_min)
         _check_int("rng_seed", self.rng_seed, 0, 2**32 - 1)
-        _check(0 <= self.rho <= 1, "rho", "be in [0, 1]", repr(self.rho))
+        check(0 <= self.rho <= 1, "rho", "be in [0, 1]", repr(self.rho))
         _check_positive("tau_w", self.tau_w)
         _check_positive("z_eps", self.z_eps)
         _check_positive("exponent_clip", self.exponent_clip, 300)
@@ -183,7 +181,7 @@ class SelectorConfig:
     def _check_tuple(self, name: str, length: int, high: int = _INT_MAX) -> None:
         value = getattr(self, name)
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * length
-        _check(len(values) == length, name, f"have {length} values", repr(value))
+        check(len(values) == length, name, f"have {length} values", repr(value))
         for one in values:
             _check_int(name, one, 1, high)
         object.__setattr__(self, name, values)
@@ -218,12 +216,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "token", tuple(self.token))
         known = ("embedding", "logit", "esa", "position")
-        _check(
+        check(
             bool(self.token) and len(set(self.token)) == len(self.token) and set(self.token) <= set(known),
             "token", f"name distinct parts of {known}", self.token,
         )  # fmt: skip
-        _check(0 <= self.esa_min <= 10, "esa_min", "be in 0..10", self.esa_min)
-        _check(self.logit_scale > 0, "logit_scale", "be positive", self.logit_scale)
+        check(0 <= self.esa_min <= 10, "esa_min", "be in 0..10", self.esa_min)
+        check(self.logit_scale > 0, "logit_scale", "be positive", self.logit_scale)
 
     def to_dict(self) -> dict:
         """Plain nested dict, for JSON."""
@@ -235,106 +233,11 @@ class ModelConfig:
         parts = {"expensive": ExpensiveConfig, "cheap": CheapConfig, "selector": SelectorConfig,
                  "aggregator": AggregatorConfig}  # fmt: skip
         known = {f.name for f in fields(cls)}
-        _check(set(values) <= known, "config", f"have fields among {sorted(known)}", sorted(values))
+        check(set(values) <= known, "config", f"have fields among {sorted(known)}", sorted(values))
         return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
 
 
-@dataclass(frozen=True)
-class LossConfig:
-    """Binary loss of all stages: weighted BCE plus focal, on smoothed labels (App. E)."""
-
-    bce_weight: float = 0.01
-    """Share of plain BCE."""
-    focal_weight: float = 1.0
-    """Share of focal loss."""
-    focal_alpha: float = 0.5
-    """Focal weight of positives; 0.5, since classes are weighted equally already (the paper has 0.4)."""
-    focal_gamma: float = 1.0
-    """Focal exponent."""
-    smoothing: float = 0.05
-    """Labels become ``smoothing`` and ``1 - smoothing``."""
-
-    def __post_init__(self) -> None:
-        for name in ("bce_weight", "focal_weight", "focal_gamma"):
-            _check(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
-        _check(0 <= self.smoothing < 0.5, "smoothing", "be in [0, 0.5)", self.smoothing)
-        _check(0 < self.focal_alpha < 1, "focal_alpha", "be in (0, 1)", self.focal_alpha)
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """Stage 2 adds to the binary loss what the teacher knows (App. E, eq. 21)."""
-
-    temperature: float = 2.0
-    """Softens both logits."""
-    alpha_start: float = 0.8
-    """Share of the teacher's logits against the labels, first epoch."""
-    alpha_end: float = 0.5
-    """The same, last epoch; half a cosine between."""
-    feature_weight: float = 0.1
-    """Of 1 - cosine between the projected embedding and the teacher's."""
-    relation_weight: float = 1.0
-    """Of the squared difference of the two cosine matrices of a batch."""
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """How one stage is optimised: AdamW, cosine to zero, EMA weights kept."""
-
-    epochs: int
-    """Passes over the data."""
-    batch_size: int
-    """Windows (stages 1, 2) or pairs (stage 3)."""
-    lr: float
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """Of AdamW, on matrices only."""
-    clip: float = 1.0
-    """Largest gradient norm."""
-    ema_decay: float = 0.999
-    """Of the exponential moving average that is served."""
-    joint_epochs: int = 0
-    """Stage 3: the last epochs, in which the expensive encoder is trained too."""
-    joint_lr: float = 0.0
-    """Peak learning rate of the expensive encoder in those."""
-
-    def __post_init__(self) -> None:
-        _at_least(self, "epochs", 1)
-        _at_least(self, "batch_size", 1)
-        _check(self.lr > 0, "lr", "be positive", self.lr)
-        _check(0 <= self.joint_epochs <= self.epochs, "joint_epochs", f"be in 0..{self.epochs}", self.joint_epochs)
-        _check((self.joint_lr > 0) == (self.joint_epochs > 0), "joint_lr", "be positive iff there are joint epochs",
-               self.joint_lr)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The three stages. Epochs were fixed on folds disjoint in gene and miRNA family."""
-
-    rng_seed: int = 2020
-    """Of initial weights, batches and dropout."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Binary loss of all stages."""
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    """What stage 2 adds."""
-    stage1: StageConfig = field(default_factory=lambda: StageConfig(20, 512, 5e-3))
-    """Expensive encoder on labelled windows."""
-    stage2: StageConfig = field(default_factory=lambda: StageConfig(20, 256, 6e-3))
-    """Cheap encoder from the expensive one."""
-    stage3: StageConfig = field(default_factory=lambda: StageConfig(12, 32, 5e-4, 1e-2, joint_epochs=3, joint_lr=1e-4))
-    """Aggregator on pairs, then both."""
-
-    @classmethod
-    def from_dict(cls, values: dict) -> TrainConfig:
-        """Inverse of ``dataclasses.asdict``; an unknown name is an error."""
-        parts = {"loss": LossConfig, "distill": DistillConfig, "stage1": StageConfig, "stage2": StageConfig,
-                 "stage3": StageConfig}  # fmt: skip
-        known = {f.name for f in fields(cls)}
-        _check(set(values) <= known, "training config", f"have fields among {sorted(known)}", sorted(values))
-        return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
-
-
-def _check(holds: bool, name: str, rule: str, value: object) -> None:
+def check(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
         raise ValueError(f"{name} must {rule}, got {value}")
 
@@ -344,17 +247,17 @@ def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
-    _check(low <= number <= high, name, f"be in [{low}, {high}]", repr(value))
+    check(low <= number <= high, name, f"be in [{low}, {high}]", repr(value))
 
 
 def _check_positive(name: str, value: Any, high: float = math.inf) -> None:
     rule = "above 0 and finite" if math.isinf(high) else f"in (0, {high:g}]"
-    _check(0 < value <= high and not math.isinf(value), name, f"be {rule}", repr(value))
+    check(0 < value <= high and not math.isinf(value), name, f"be {rule}", repr(value))
 
 
-def _at_least(config: object, name: str, least: int) -> None:
+def at_least(config: object, name: str, least: int) -> None:
     _check_int(name, getattr(config, name), least)
 
 
 def _share(config: object, name: str) -> None:
-    _check(0 <= getattr(config, name) < 1, name, "be in [0, 1)", getattr(config, name))
+    check(0 <= getattr(config, name) < 1, name, "be in [0, 1)", getattr(config, name))

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pairformer.config import ModelConfig, TrainConfig
+from pairformer.config import ModelConfig
 from pairformer.data import Pairs, Sites, load_pairs, load_sites
 from pairformer.evaluation import balanced_scale, disjoint_folds, identity_baselines, ranking
 from pairformer.models import PairFormer
 from pairformer.scan import scan
+from pairformer.training.config import TrainConfig
 from pairformer.training.stage1_encoder import train_encoder
 from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import train_aggregator

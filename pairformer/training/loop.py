@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pairformer.config import StageConfig
+from pairformer.training.config import StageConfig
 
 Step = Callable[[NDArray[np.int64], int], Tensor]
 Validate = Callable[[], dict[str, float]]
@@ -62,9 +63,10 @@ def fit(
     per_epoch = math.ceil(n_rows / config.batch_size)
     begin_joint = (config.epochs - config.joint_epochs) * per_epoch
     total = config.epochs * per_epoch
-    schedules = [lambda s: _cosine(s, 0, total)] * 2 + [lambda s: _cosine(s, begin_joint, total)]
+    begins = [begin for begin, group in zip((0, 0, begin_joint), groups, strict=True) if group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, [s for s, group in zip(schedules, groups, strict=True) if group["params"]]
+        optimizer,
+        [lambda s, begin=begin: _cosine(s, begin, total) for begin in begins],  # type: ignore[misc]
     )
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
     done = _resume(run_dir / f"{stage}.pt", module, optimizer, schedule, average)
@@ -79,7 +81,7 @@ def fit(
         batches = np.array_split(order, per_epoch)
         losses: list[float] = []
         began = time.perf_counter()
-        with click.progressbar(batches, label=f"{stage} epoch {epoch + 1}/{config.epochs}", file=_stderr()) as bar:
+        with click.progressbar(batches, label=f"{stage} epoch {epoch + 1}/{config.epochs}", file=sys.stderr) as bar:
             for rows in bar:
                 optimizer.zero_grad(set_to_none=True)
                 loss = step(rows, epoch)
@@ -148,7 +150,3 @@ def _resume(path: Path, module, optimizer, schedule, average) -> int:
     schedule.load_state_dict(state["schedule"])
     average.update(state["average"])
     return state["epochs_done"]
-
-
-def _stderr():
-    return click.get_text_stream("stderr")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from pairformer.config import TrainConfig
 from pairformer.data import Sites
 from pairformer.evaluation import ranking
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import CHUNK
+from pairformer.training.config import TrainConfig
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights
 

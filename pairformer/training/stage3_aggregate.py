@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from pairformer.config import TrainConfig
 from pairformer.data import Pairs
 from pairformer.evaluation import ranking
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import pack_tokens
 from pairformer.scan import scan
+from pairformer.training.config import TrainConfig
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights
 

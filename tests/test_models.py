@@ -1,0 +1,241 @@
+"""Models: sizes, and that padding, order and the rest of the batch change nothing."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import pairformer
+from pairformer import testing
+from pairformer.bags import padded_rows
+from pairformer.config import AggregatorConfig, CheapConfig, ExpensiveConfig, ModelConfig, SelectorConfig
+
+torch = pytest.importorskip("torch")
+from pairformer.models import ISAB, MAB, PMA, SAB, CheapEncoder, ExpensiveEncoder, PairFormer, SetTransformer  # noqa: E402
+from pairformer.models.pair_former import pack_tokens  # noqa: E402
+
+SMALL = AggregatorConfig(width=16, layers=2, heads=2, hidden=32, dropout=0.0)
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return PairFormer(ModelConfig(aggregator=SMALL)).eval()
+
+
+@pytest.fixture
+def candidates(rng):
+    lengths = (900, 30, 120, 41, 600, 700)
+    utrs = [testing.random_rna(rng, length) for length in lengths]
+    return pairformer.scan([testing.random_rna(rng, 22) for _ in utrs], utrs)
+
+
+def test_published_sizes():
+    assert parameters(ExpensiveEncoder()) == 14_241
+    assert parameters(CheapEncoder()) == 6_801
+    assert parameters(SetTransformer(387)) == 179_713
+    assert parameters(SetTransformer(387, AggregatorConfig.paper())) == 2_537_473
+    assert parameters(SetTransformer(387, AggregatorConfig(width=128, heads=4, hidden=256))) == 662_529
+    assert ExpensiveConfig().width == 384
+    assert ModelConfig().token_width == 387
+
+
+def test_expensive_encoder_by_hand():
+    """Layer by layer with plain functions: pre-activation blocks, x * (1 + gate), bins of floor and ceil."""
+    torch.manual_seed(1)
+    encoder = ExpensiveEncoder().eval().double()
+    windows = torch.randint(0, 2, (3, 10, 50)).double()
+    embedding, logit = encoder(windows)
+    f = torch.nn.functional
+    x = f.conv1d(windows, encoder.stem.weight, padding=2)
+    for block in encoder.blocks:
+        y = f.conv1d(x.clamp(min=0), block.conv1.weight, padding=1).clamp(min=0)
+        skip = f.conv1d(x, block.skip.weight) if isinstance(block.skip, torch.nn.Conv1d) else x
+        x = skip + f.conv1d(y, block.conv2.weight, padding=1)
+    gate = torch.sigmoid((x.mean(2) @ encoder.squeeze.weight.T).clamp(min=0) @ encoder.excite.weight.T)
+    x = (x + x * gate[:, :, None]).clamp(min=0)
+    bins = [x[:, :, 50 * t // 12 : -(-50 * (t + 1) // 12)].mean(2) for t in range(12)]
+    by_hand = torch.stack(bins, 2).reshape(3, 384)
+    torch.testing.assert_close(embedding, by_hand)
+    torch.testing.assert_close(logit, by_hand @ encoder.head.weight[0] + encoder.head.bias)
+
+
+def test_cheap_encoder_sees_esa_and_position_in_the_logit_only():
+    torch.manual_seed(1)
+    encoder = CheapEncoder().eval()
+    windows = torch.randint(0, 2, (4, 10, 50))
+    one, other = (encoder(windows, torch.full((4,), esa), torch.full((4,), p)) for esa, p in ((6, 0.1), (9, 0.8)))
+    torch.testing.assert_close(one[1], other[1])
+    assert (one[0] != other[0]).all()
+    assert one[1].shape == (4, 64)
+
+
+def test_mab_by_hand():
+    """One head by the formula: softmax(QK / sqrt(d)) V on the raw query, then a GELU feed-forward, both normed."""
+    torch.manual_seed(2)
+    block = MAB(8, 1, 12).double().eval()
+    x, y = torch.randn(2, 3, 8).double(), torch.randn(2, 5, 8).double()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]]).bool()
+    score = block.query(x) @ block.key(y).transpose(1, 2) / 8**0.5
+    weight = score.masked_fill(~mask[:, None], -torch.inf).softmax(2)
+    h = block.norm1(x + block.out(weight @ block.value(y)))
+    expected = block.norm2(h + block.feed_forward[3](torch.nn.functional.gelu(block.feed_forward[0](h))))
+    torch.testing.assert_close(block(x, y, mask), expected)
+
+
+@pytest.mark.parametrize("inducing", [0, 4])
+@pytest.mark.parametrize("pool_seeds", [1, 3])
+def test_aggregator_ignores_order_padding_and_batch(inducing, pool_seeds):
+    torch.manual_seed(3)
+    config = dataclasses.replace(SMALL, inducing_points=inducing, pool_seeds=pool_seeds)
+    aggregator = SetTransformer(7, config, empty_logit=0.25).double().eval()
+    sizes = (5, 0, 1, 9)
+    bags = [torch.randn(size, 7).double() for size in sizes]
+    offsets = np.cumsum([0, *sizes])
+    alone = torch.cat([aggregator(bag[None], torch.ones(1, len(bag), dtype=torch.bool)) for bag in bags])
+    assert alone[1] == 0.25
+    together = aggregator(*pack_tokens(torch.cat(bags), offsets))
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    shuffled = torch.cat([bag[torch.randperm(len(bag))] for bag in bags])
+    torch.testing.assert_close(aggregator(*pack_tokens(shuffled, offsets)), alone, atol=1e-6, rtol=0)
+    tokens, mask = pack_tokens(torch.cat(bags), offsets)
+    wider = torch.cat([tokens, torch.full((4, 6, 7), 1e3).double()], 1)  # padding is not read
+    wider_mask = torch.cat([mask, torch.zeros(4, 6, dtype=torch.bool)], 1)
+    torch.testing.assert_close(aggregator(wider, wider_mask), alone, atol=1e-6, rtol=0)
+
+
+def test_aggregator_gradients_are_finite_with_empty_bags():
+    aggregator = SetTransformer(7, SMALL)
+    tokens = torch.randn(3, 4, 7, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    aggregator(tokens, mask).sum().backward()
+    gradients = [tokens.grad, *(p.grad for p in aggregator.parameters())]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert (tokens.grad[~mask] == 0).all()
+    assert (tokens.grad[mask] != 0).any()
+
+
+@pytest.mark.parametrize("block", [SAB(8, 2, 16), ISAB(8, 2, 16, 3)])
+def test_blocks_zero_padding(block):
+    mask = torch.tensor([[True, False, True]])
+    out = block(torch.randn(1, 3, 8), mask)
+    assert (out[0, 1] == 0).all()
+    assert (out[0, [0, 2]] != 0).any()
+    assert PMA(8, 2, 16, pool_seeds=2)(out, mask).shape == (1, 2, 8)
+
+
+def test_budgeted_forward_is_its_steps(model, candidates):
+    """The forward pass written out bag by bag on every window at once."""
+    result = model(candidates, k_max=20)
+    sizes = np.diff(result.selection.offsets)
+    np.testing.assert_array_equal(sizes, np.minimum(20, candidates.n_candidates))
+    with torch.no_grad():
+        everything = torch.from_numpy(candidates.encode())
+        esa, position = torch.from_numpy(candidates.esa_score), torch.from_numpy(candidates.position)
+        cheap_logit, cheap_embedding = model.cheap(everything, esa, position)
+        np.testing.assert_allclose(result.cheap_logit, cheap_logit.numpy(), atol=1e-5)
+        selector = pairformer.STSelector(k_max=20)
+        rows = selector.select(
+            cheap_logit, cheap_embedding, position, torch.from_numpy(candidates.offsets)
+        ).rows.numpy()
+        np.testing.assert_array_equal(result.selection.rows, rows)
+        h, z = model.expensive(everything[rows])
+        tokens = torch.cat([h, z[:, None], esa[rows, None].float(), position[rows, None]], 1)
+        for bag, logit in enumerate(result.pair_logit):
+            span = tokens[result.selection.offsets[bag] : result.selection.offsets[bag + 1]]
+            expected = model.aggregator(span[None], torch.ones(1, len(span), dtype=torch.bool))[0] if len(span) else 0
+            assert float(logit) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_batch_composition_changes_nothing(rng, model):
+    utrs = [testing.random_rna(rng, length) for length in (300, 2000, 20, 45)]
+    mirnas = [testing.random_rna(rng, 21) for _ in utrs]
+    together = model(pairformer.scan(mirnas, utrs))
+    for bag, pair in enumerate(zip(mirnas, utrs, strict=True)):
+        alone = model(pairformer.scan(*pair))
+        assert float(alone.pair_logit[0]) == pytest.approx(float(together.pair_logit[bag]), abs=1e-6)
+
+
+def test_token_parts_are_a_field(rng, candidates):
+    config = ModelConfig(
+        token=("position", "embedding"), aggregator=SMALL, cheap=CheapConfig(channels=(8, 8), width=20)
+    )
+    assert config.token_width == 385
+    model = PairFormer(config).eval()
+    result = model(candidates)
+    np.testing.assert_allclose(result.tokens[result.mask][:, 0], candidates.position[result.selection.rows])
+
+
+@torch.no_grad()
+def test_masked_logits(model, candidates):
+    result = model(candidates, k_max=9)
+    left_out = model.masked_logits(result.tokens[0], 9)
+    for k in (0, 4, 8):
+        keep = [i for i in range(9) if i != k]
+        alone = model.aggregator(result.tokens[:1, keep], torch.ones(1, 8, dtype=torch.bool))
+        assert float(left_out[k]) == pytest.approx(float(alone[0]), abs=1e-5)
+    assert model.masked_logits(result.tokens[0], 0).shape == (0,)
+
+
+def test_save_and_load(tmp_path, model, candidates):
+    model.save(tmp_path, {"note": "kept"}, half=False)
+    again = PairFormer.load(tmp_path)
+    assert again.config == model.config
+    assert again.metadata["note"] == "kept"
+    torch.testing.assert_close(again(candidates).pair_logit, model(candidates).pair_logit, atol=0, rtol=0)
+    model.save(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 150_000
+    torch.testing.assert_close(
+        PairFormer.load(tmp_path)(candidates).pair_logit, model(candidates).pair_logit, atol=0.05, rtol=0
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"]["aggregator"]["hidden"] = 48
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"model.safetensors must hold the arrays of config.json"):
+        PairFormer.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model must be 'default' or a directory with config.json"):
+        PairFormer.load(tmp_path / "nowhere")
+
+
+def test_config_round_trip_and_refusals():
+    config = ModelConfig(aggregator=AggregatorConfig.paper(), selector=SelectorConfig(k_max=8, variant="S1"))
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for make, message in [
+        (lambda: AggregatorConfig(width=30, heads=4), "heads must divide the width 30, got 4"),
+        (lambda: AggregatorConfig(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (lambda: ExpensiveConfig(channels=(4,)), "channels must name two or more widths"),
+        (lambda: ModelConfig(token=("embedding", "embedding")), "token must name distinct parts"),
+        (lambda: ModelConfig(esa_min=11), r"esa_min must be in 0\.\.10, got 11"),
+        (lambda: ModelConfig.from_dict({"depth": 3}), "config must have fields among"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_padded_rows():
+    rows, mask = padded_rows(np.array([0, 2, 2, 5]), 3)
+    assert rows.tolist() == [[0, 1, -1], [-1, -1, -1], [2, 3, 4]]
+    assert mask.tolist() == [[True, True, False], [False] * 3, [True] * 3]
+    with pytest.raises(ValueError, match=r"width must be at least the longest bag \(3\), got 2"):
+        padded_rows(np.array([0, 2, 2, 5]), 2)
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu(rng):
+    """The same logits to 1e-4 and, where no two scores nearly tie, the same rows."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.manual_seed(0)
+    model = PairFormer(ModelConfig()).eval()
+    utrs = [testing.random_rna(rng, length) for length in (3000, 20, 700, 1500)]
+    candidates = pairformer.scan([testing.random_rna(rng, 22) for _ in utrs], utrs)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    cpu, cuda = model(candidates), model.to("cuda")(candidates)
+    np.testing.assert_allclose(cuda.cheap_logit, cpu.cheap_logit, atol=1e-5)
+    np.testing.assert_array_equal(cuda.selection.rows, cpu.selection.rows)
+    torch.testing.assert_close(cuda.pair_logit.cpu(), cpu.pair_logit, atol=1e-4, rtol=0)
