@@ -153,6 +153,7 @@ class PairFormer(nn.Module):
         dtype = torch.float16 if half else torch.float32
         weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
         save_file(weights, directory / "model.safetensors")
+        (directory / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
         text = json.dumps({"config": self.config.to_dict(), **(metadata or self.metadata)}, indent=2)
         (directory / "config.json").write_text(text + "\n")
 
