@@ -9,18 +9,21 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 import pairformer
+from pairformer.bags import Candidates
 from pairformer.config import AggregatorConfig, ModelConfig
 from pairformer.data import DataError, PairRecord, PairTable, Record, data_folder, read_fasta
-from pairformer.predict import Predictions, Scorer, in_batches
+from pairformer.predict import ENGINES, Predictions, Scorer, in_batches
 from pairformer.scan import ESA_MIN, scan
 
-EXIT_DATA, EXIT_NO_INPUT, EXIT_INTERRUPTED = 65, 66, 130
+EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
+ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
 SITE_HEADER = (
@@ -31,8 +34,12 @@ SITE_HEADER = (
 
 def main() -> None:
     """Entry point; turns exceptions into exit codes."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller, as by 2>&-
+            setattr(sys, name, open(os.devnull, mode))
     try:
         cli.main(standalone_mode=False, prog_name="pairformer")
+        sys.stdout.flush()  # what fails here is reported; at interpreter exit it would be a traceback
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -42,46 +49,67 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        click.echo(f"pairformer: {error}", err=True)
-        sys.exit(EXIT_NO_INPUT)
+        _discard_stdout()
+        sys.exit(1)  # as click does where a write, not the last flush, meets the closed pipe
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        _fail(error, EXIT_NO_INPUT)
+    except OSError as error:
+        _discard_stdout()
+        _fail(error, EXIT_IO)
     except DataError as error:
-        click.echo(f"pairformer: {error}", err=True)
-        sys.exit(EXIT_DATA)
+        _fail(error, EXIT_DATA)
     except (ValueError, ImportError) as error:
-        click.echo(f"pairformer: {error}", err=True)
-        sys.exit(2)
+        _fail(error, EXIT_USAGE)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    click.echo(f"pairformer: {text}", err=True)
+    sys.exit(code)
+
+
+def _discard_stdout() -> None:
+    """Let the flush at interpreter exit go nowhere: what it would say has been said."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pairformer.__version__, prog_name="pairformer")
 def cli() -> None:
-    """Predict which 3'UTRs a microRNA represses, and by which sites."""
+    """Predict which 3'UTRs a microRNA represses, and by which sites.
+
+    \b
+    pairformer predict UGAGGUAGUAGGUUGUAUAGUU utrs.fa
+    pairformer predict mirnas.fa utrs.fa.gz -o pairs.tsv --sites sites.tsv
+    zcat pairs.tsv.gz | pairformer predict --pairs - -o scored.tsv
+
+    Exit code: 0 done, 2 wrong usage, 65 data that cannot be read, 66 no such input, 74 an output could not be
+    written, 130 interrupted.
+    """
 
 
-@cli.command()
+@cli.command(short_help="Probability and sites of each pair.")
 @click.argument("mirna", required=False)
 @click.argument("utr", required=False)
-@click.option("--pairs", help="TSV with mirna_id mirna_seq utr_id utr_seq; other columns are kept.")
-@click.option("-o", "--output", default="-", show_default=True, help="Pair table.")
-@click.option("--sites", help="Also write the table of selected sites here.")
-@click.option("--rejects", help="Write pairs that could not be scored, with the reason, here.")
+@click.option("--pairs", metavar="FILE", help="TSV with mirna_id mirna_seq utr_id utr_seq; other columns are kept.")
+@click.option("-o", "--output", metavar="FILE", default="-", show_default=True, help="Pair table; '-': stdout.")
+@click.option("--sites", metavar="FILE", help="Also write the table of selected sites here.")
+@click.option("--rejects", metavar="FILE", help="Also write pairs that cannot be scored here, with the reason.")
 @click.option("--model", default="default", show_default=True, help="Name, or directory of a saved model.")
-@click.option("--k-max", type=click.IntRange(1), help="Sites the expensive encoder may read per pair.")
-@click.option("--engine", default="auto", show_default=True)
-@click.option("--device", default="auto", show_default=True)
+@click.option("--k-max", type=click.IntRange(1), help="Most sites read per pair; else the model's own number.")
+@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 @click.option("--explain", is_flag=True, help="Add to each site the logit's change when it is left out.")
 @click.option("--strict", is_flag=True, help="Stop with exit code 65 at the first pair that cannot be scored.")
 def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, strict):
     """Score MIRNA against UTR: sequences, or FASTA files ('-': standard input, gzip is detected).
 
-    Two FASTA files are scored all against all, UTR by UTR.
+    Two FASTA files are scored all against all, UTR by UTR. A pair that cannot be scored keeps its row, with
+    status "invalid" and NA.
     """
+    _check_outputs((output, sites, rejects), (mirna, utr, pairs))
     records, extra_columns = _pair_records(mirna, utr, pairs)
-    if [output, sites, rejects].count("-") > 1:
-        raise click.UsageError("only one of --output, --sites and --rejects can be '-'")
     scorer = Scorer(model, k_max, engine, device, threads, explain)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     site_header = (*SITE_HEADER, "weight") if explain else SITE_HEADER
@@ -105,14 +133,15 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
             progress.add(len(group), sum(message is not None for message in messages))
 
 
-@cli.command("scan")
+@cli.command("scan", short_help="Every candidate target site, before any model.")
 @click.argument("mirna")
 @click.argument("utr")
-@click.option("-o", "--output", default="-", show_default=True)
-@click.option("--esa-min", type=click.IntRange(0, 10), default=ESA_MIN, show_default=True)
+@click.option("-o", "--output", metavar="FILE", default="-", show_default=True, help="Table; '-': stdout.")
+@click.option("--esa-min", type=click.IntRange(0, 10), default=ESA_MIN, show_default=True, help="Least score kept.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 def scan_command(mirna, utr, output, esa_min, threads):
     """List every candidate target site of MIRNA in UTR, before any model (arguments as for predict)."""
+    _check_outputs((output,), (mirna, utr))
     records, _ = _pair_records(mirna, utr, None)
     header = ["mirna_id", "utr_id", "start", "end", "esa_score", "position", "mirna_aligned", "utr_aligned"]
     with contextlib.ExitStack() as files, _Progress() as progress:
@@ -121,15 +150,13 @@ def scan_command(mirna, utr, output, esa_min, threads):
             found = scan([r.mirna for r in group], [r.utr for r in group], esa_min, threads=threads)
             for bag, message in found.messages.items():
                 click.echo(f"{group[bag].where}: {group[bag].mirna_id}: {message}", err=True)
-            aligned = found.aligned_rows(np.arange(len(found.start)))
-            columns = zip(found.bag_of(), found.start, found.esa_score, found.position, aligned, strict=True)
-            for bag, start, score, position, (top, bottom) in columns:
-                r = group[bag]
-                _write(out, (r.mirna_id, r.utr_id, start + 1, start + 40, score, _number(position), top, bottom))
+            for first in range(0, len(found.start), ROWS):
+                rows = np.arange(first, min(first + ROWS, len(found.start)))
+                _write_candidates(out, group, found, rows)
             progress.add(len(group), len(found.messages))
 
 
-@cli.command()
+@cli.command(short_help="Train a model on labelled windows and pairs.")
 @click.argument("stage", type=click.Choice(["stage1", "stage2", "stage3", "all", "folds"]))
 @click.option("--data", help="Folder of training data; else the variable PAIRFORMER_DATA.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; taken up where it stood.")
@@ -175,16 +202,41 @@ def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, .
         raise click.UsageError("only one of MIRNA and UTR can be '-'")
     mirnas = list(_records(mirna, "mirna"))
     utrs = _records(utr, "utr")
-    return (PairRecord(m.name, m.sequence, u.name, u.sequence, where=str(utr)) for u in utrs for m in mirnas), ()
+    return (PairRecord(m.name, m.sequence, u.name, u.sequence, where=m.where) for u in utrs for m in mirnas), ()
 
 
 def _records(argument: str, name: str) -> Iterator[Record]:
     """A FASTA file's records, or the sequence itself."""
-    if argument == "-" or Path(argument).exists():
+    # os.path, since pathlib raises for a sequence longer than a file name may be
+    if os.path.isdir(argument):
+        raise IsADirectoryError(f"{name} must be a sequence or a FASTA file, got the directory {argument}")
+    if argument == "-" or os.path.exists(argument):
         return read_fasta(argument)
     if argument.isalpha():
-        return iter([Record(name, argument)])
-    raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument!r}; no such file")
+        return iter([Record(name, argument, f"argument {name.upper()}")])
+    raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument[:80]!r}; no such file")
+
+
+def _check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
+    """Refuse outputs that would overwrite each other or an input."""
+    taken = {os.path.realpath(path) for path in inputs if path and os.path.isfile(path)}
+    for path in outputs:
+        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # such as /dev/null
+            continue
+        place = path if path == "-" else os.path.realpath(path)
+        if place in taken:
+            raise click.UsageError(f"each output must have a place of its own, got {path!r} twice or as an input")
+        taken.add(place)
+
+
+def _write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, rows: NDArray[np.int64]) -> None:
+    columns = zip(
+        found.bag_of(rows), found.start[rows], found.esa_score[rows], found.position[rows], found.aligned_rows(rows),
+        strict=True,
+    )  # fmt: skip
+    for bag, start, score, position, (top, bottom) in columns:
+        r = group[bag]
+        _write(out, (r.mirna_id, r.utr_id, start + 1, start + 40, score, _number(position), top, bottom))
 
 
 def _write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
@@ -219,7 +271,10 @@ def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iter
         if hasattr(out, "reconfigure"):
             out.reconfigure(encoding="utf-8", errors="surrogateescape")
     else:
-        out = files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
+        try:
+            out = files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
+        except OSError as error:
+            raise click.UsageError(f"output must be a writable file, got {path}; {error.strerror}") from error
     out.write(f"# pairformer {pairformer.__version__} {about}\n" + (f"# {note}\n" if note else ""))
     _write(out, header)
     return out
@@ -247,7 +302,9 @@ class _Progress:
             click.echo(f"\r{self._text()}", err=True, nl=False)
 
     def __exit__(self, kind, *_) -> None:
-        if kind is None:
+        if kind is not None:
+            click.echo("\n" if self.shown else "", err=True, nl=False)  # keep the message off the progress line
+        else:
             click.echo(("\r" if sys.stderr.isatty() else "") + self._text(), err=True)
 
     def _text(self) -> str:

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,6 +34,8 @@ class Record:
     """First word after '>'."""
     sequence: str
     """Lines joined, blanks removed, letters as they stand."""
+    where: str = ""
+    """file:line of its '>'."""
 
 
 @dataclass(frozen=True)
@@ -46,57 +49,74 @@ class PairRecord:
     extra: tuple[str, ...] = ()
     """Cells of the columns beyond the four."""
     where: str = ""
-    """file:line of a table row."""
+    """file:line of a table row or of the miRNA's record."""
     fault: str | None = None
     """Why the row could not be read, or None."""
 
 
 def open_text(path: str | Path) -> TextIO:
-    """Open a text file, gzip detected by content, "-" for standard input; foreign bytes survive a round trip."""
+    """Open a text file, gzip detected by content, "-" for standard input; a byte order mark is skipped,
+    bytes that are not UTF-8 survive a round trip."""
     raw: Any = sys.stdin.buffer if str(path) == "-" else Path(path).open("rb")
     stream = raw
     if raw.peek(2)[:2] == b"\x1f\x8b":
         stream = gzip.GzipFile(fileobj=raw)
         stream.myfileobj = raw  # closed with the stream
-    return io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline=None)
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=None)
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, counted from 1; the file is closed with the iterator.
+
+    Raises:
+        DataError: damaged gzip, as ``file:line: ...``.
+    """
+    number = 0
+    with open_text(path) as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                yield number, line
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}:{number + 1}: gzip data must be whole, got {error}") from error
 
 
 def read_fasta(path: str | Path) -> Iterator[Record]:
     """Records of a FASTA file, one at a time.
 
     Raises:
-        DataError: text before the first '>', as ``file:line: ...``.
+        DataError: text before the first '>' or damaged gzip, as ``file:line: ...``.
     """
     name: str | None = None
+    where = ""
     parts: list[str] = []
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.startswith(">"):
-                if name is not None:
-                    yield Record(name, "".join(parts))
-                words = line[1:].split()
-                name, parts = words[0] if words else f"record_{number}", []
-            elif name is None and line.strip():
-                raise DataError(f"{path}:{number}: FASTA must start with '>', got {line.strip()[:20]!r}")
-            else:
-                parts.append("".join(line.split()))
+    for number, line in numbered_lines(path):
+        if line.startswith(">"):
+            if name is not None:
+                yield Record(name, "".join(parts), where)
+            words = line[1:].split()
+            name, where, parts = words[0] if words else f"record_{number}", f"{path}:{number}", []
+        elif name is None and line.strip():
+            raise DataError(f"{path}:{number}: FASTA must start with '>', got {line.strip()[:20]!r}")
+        else:
+            parts.append("".join(line.split()))
     if name is not None:
-        yield Record(name, "".join(parts))
+        yield Record(name, "".join(parts), where)
 
 
 class PairTable:
     """Rows of a pair TSV with the columns mirna_id, mirna_seq, utr_id, utr_seq; others are kept.
 
-    Iterating yields one PairRecord per data line; a line with another number of cells has a ``fault``.
+    Empty lines, and before the header those that start with '#', are passed over. Iterating yields one PairRecord per
+    other line; one with another number of cells than the header has a ``fault``.
 
     Raises:
-        DataError: a column is missing or named twice, as ``file:line: ...``.
+        DataError: a column is missing or named twice, or damaged gzip, as ``file:line: ...``.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
-        self._lines = enumerate(open_text(path), 1)
-        number, line = next(((n, text) for n, text in self._lines if not text.startswith("#")), (1, ""))
+        self._lines = ((number, line) for number, line in numbered_lines(path) if line != "\n")
+        number, line = next((entry for entry in self._lines if not entry[1].startswith("#")), (1, ""))
         self._header = line.rstrip("\n").split("\t")
         for column in PAIR_COLUMNS:
             if self._header.count(column) != 1:
@@ -110,8 +130,6 @@ class PairTable:
     def __iter__(self) -> Iterator[PairRecord]:
         for number, line in self._lines:
             cells = line.rstrip("\n").split("\t")
-            if cells == [""]:
-                continue
             where, fault = f"{self._path}:{number}", None
             if len(cells) != len(self._header):
                 fault = f"row must have {len(self._header)} cells, got {len(cells)}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import operator
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 
 from pairformer.bags import Candidates
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
+from pairformer.selector import STSelector
 from pairformer.sites import draw, site_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pairformer.models import PairFormer
 
 Pair = TypeVar("Pair")
@@ -86,18 +90,23 @@ class Predictions:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Prediction:
+        i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"index must be in {-len(self)}..{len(self) - 1}, got {i}")
         i = range(len(self))[i]
-        firsts = np.cumsum([0] + [len(batch.candidates) for batch in self._batches])
-        number = int(np.searchsorted(firsts, i, side="right")) - 1
-        batch, bag = self._batches[number], i - int(firsts[number])
+        number = int(np.searchsorted(self._firsts, i, side="right")) - 1
+        batch, bag = self._batches[number], i - int(self._firsts[number])
         span = slice(*batch.offsets[bag : bag + 2])
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
             str(self.status[i]), self.message[i], self.engine, None, None, None,
             batch.sites[span], batch.candidates, batch.rows[span],
         )  # fmt: skip
+
+    @functools.cached_property
+    def _firsts(self) -> NDArray[np.int64]:
+        """Number of the first pair of each batch, and of pairs."""
+        return np.cumsum([0] + [len(batch.candidates) for batch in self._batches])
 
     def site_table(self) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.str_]]:
         """Sites of all pairs at once.
@@ -106,8 +115,7 @@ class Predictions:
             pair (M,) number of the pair a site belongs to; sites (M,) as in :func:`pairformer.sites.site_table`;
             aligned (M, 2) gapped strings, miRNA 5'->3' and window 3'->5'.
         """
-        firsts = np.cumsum([0] + [len(batch.candidates) for batch in self._batches])
-        pair = [first + batch.candidates.bag_of() for first, batch in zip(firsts, self._batches, strict=False)]
+        pair = [first + batch.candidates.bag_of() for first, batch in zip(self._firsts, self._batches, strict=False)]
         return (
             np.concatenate(pair),
             np.concatenate([batch.sites for batch in self._batches]),
@@ -158,7 +166,7 @@ def predict(
         utr: 3'UTR, 5'->3', any length; windows with other letters are passed over. Two sequences must be
             equally long; a single string is broadcast.
         model: "default" or a directory written by ``PairFormer.save``.
-        k_max: candidates the expensive encoder may read per pair; None for the model's own.
+        k_max: candidates the expensive encoder may read per pair, at least 1; None for the model's own.
         engine: "auto" or "torch". One asked for by name never falls back to another.
         device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
         threads: 0 for all this process may use.
@@ -170,7 +178,9 @@ def predict(
         logit, 0: even odds. In a list an invalid pair keeps its place with NaN and a message.
 
     Raises:
-        ValueError: an invalid pair (two strings, or ``strict``), or a setting out of range.
+        ValueError: an invalid pair (two strings, or ``strict``), lists of different length, a setting out
+            of range, a damaged model, or a device that is not there.
+        TypeError: ``mirna`` or ``utr`` is neither a string nor a sequence, or a setting is of another kind.
         FileNotFoundError: no such model.
         ImportError: the engine's library is missing.
 
@@ -202,15 +212,13 @@ class Scorer:
     ) -> None:
         if engine not in ("auto", *ENGINES):
             raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {engine}")
-        if k_max is not None and (not isinstance(k_max, int) or k_max < 1):
-            raise ValueError(f"k_max must be a positive integer, got {k_max}")
-        if not isinstance(threads, int) or threads < 0:
-            raise ValueError(f"threads must be 0 (all) or a positive integer, got {threads}")
+        if k_max is not None:
+            k_max = operator.index(STSelector(k_max=k_max).config.k_max)
         if importlib.util.find_spec("torch") is None:
             raise ImportError("engine torch needs PyTorch; pip install 'pairformer[torch]'")
         self.engine = "torch"
-        self.k_max, self.threads, self.explain = k_max, threads, explain
-        self.model = _load(str(model), _newest(model), device)
+        self.k_max, self.threads, self.explain = k_max, _usable_threads(threads), explain
+        self.model = _load(*_directory_and_age(model), device)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -226,18 +234,20 @@ class Scorer:
     def score(self, mirnas: Strings, utrs: Strings) -> Predictions:
         """Score equally many miRNAs and UTRs; invalid pairs keep their place."""
         batches, message, utr_length = [], [], []
-        for group in in_batches(zip(mirnas, utrs, strict=True), lambda pair: pair[1]):
-            mirna, utr = zip(*group, strict=True)
+        pairs = zip(mirnas, utrs, strict=True)
+        for group in list(in_batches(pairs, lambda pair: pair[1])) or [[]]:  # no pair: one empty batch
+            mirna, utr = [m for m, _ in group], [u for _, u in group]
             candidates = scan(mirna, utr, self.model.config.esa_min, threads=self.threads)
             batches.append(self._score(candidates))
             message += [candidates.messages.get(bag) for bag in range(len(candidates))]
             utr_length.append(candidates.utr_length)
-        join = lambda parts, dtype: np.concatenate([np.empty(0, dtype), *parts])  # noqa: E731
-        logit = join([batch.logit for batch in batches], np.float32)
-        probability = 1 / (1 + np.exp(-self.model.config.logit_scale * logit.astype(np.float64)))
+        logit = np.concatenate([batch.logit for batch in batches])
+        # The sigmoid, in a form that cannot overflow.
+        probability = 0.5 + 0.5 * np.tanh(0.5 * self.model.config.logit_scale * logit.astype(np.float64))
         return Predictions(
-            probability.astype(np.float32), logit, join([batch.n_candidates for batch in batches], np.int64),
-            join(utr_length, np.int64), join([batch.status for batch in batches], "U12"), message, self.engine, batches,
+            probability.astype(np.float32), logit, np.concatenate([batch.n_candidates for batch in batches]),
+            np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine,
+            batches,
         )  # fmt: skip
 
     def _score(self, candidates: Candidates) -> _Batch:
@@ -285,19 +295,34 @@ def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object]) -> Iterator
         yield group
 
 
-def _newest(model: str | Path) -> float:
-    """Modification time of a model's files, so that a rewritten model is read again."""
+def _usable_threads(threads: int) -> int:
+    """``threads`` checked, and no more than there are processors: thousands would exhaust the machine."""
+    if not hasattr(threads, "__index__"):
+        raise TypeError(f"threads must be an int, got {threads!r}")
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all) or more, got {threads}")
+    return min(operator.index(threads), os.cpu_count() or 1)
+
+
+def _directory_and_age(model: str | Path) -> tuple[Path, float]:
+    """Where a model lies and when it was last written, so that a rewritten model is read again."""
     from pairformer.models.pair_former import model_directory
 
-    return max(path.stat().st_mtime for path in model_directory(model).iterdir())
+    directory = model_directory(model).resolve()
+    return directory, max(path.stat().st_mtime for path in directory.iterdir())
 
 
 @functools.lru_cache(maxsize=4)
-def _load(model: str, newest: float, device: str) -> PairFormer:
+def _load(directory: Path, newest: float, device: str) -> PairFormer:
     import torch
 
     from pairformer.models import PairFormer
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return PairFormer.load(model).to(device)
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for an unknown or a missing device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be auto, cpu or one PyTorch finds here, got {device}; {reason}") from error
+    return PairFormer.load(directory).to(device)

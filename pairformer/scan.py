@@ -76,7 +76,9 @@ def broadcast_pairs(mirna: str | Strings, utr: str | Strings) -> tuple[Strings, 
     """Two equally long sequences from strings or sequences; a single string is repeated."""
     for name, value in (("mirna", mirna), ("utr", utr)):
         if not isinstance(value, (str, Sequence, np.ndarray)) or isinstance(value, (bytes, bytearray)):
-            raise TypeError(f"{name} must be a string or a sequence of strings, got {type(value).__name__}")
+            raise TypeError(
+                f"{name} must be a string or a sequence of strings, got {type(value).__name__}; pass list({name})"
+            )
     if isinstance(mirna, str):
         mirna = [mirna] * (1 if isinstance(utr, str) else len(utr))
     if isinstance(utr, str):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -144,7 +145,9 @@ class PairFormer(nn.Module):
             (count,) float32.
         """
         keep = ~torch.eye(count, dtype=torch.bool, device=tokens.device)
-        return self.aggregator(tokens[:count].expand(count, -1, -1), keep)
+        # A few masks at a time: every one of them needs all tokens again.
+        parts = keep.split(max(1, 4096 // max(1, count)))
+        return torch.cat([self.aggregator(tokens[:count].expand(len(part), -1, -1), part) for part in parts])
 
     def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
         """Write ``model.safetensors`` (half precision unless told) and ``config.json`` (config + metadata)."""
@@ -166,12 +169,15 @@ class PairFormer(nn.Module):
 
         Raises:
             FileNotFoundError: the directory has no model.
-            ValueError: weights and config disagree.
+            ValueError: a file is damaged, or weights and config disagree.
         """
         directory = model_directory(name_or_path)
-        values = json.loads((directory / "config.json").read_text())
-        model = cls(ModelConfig.from_dict(values.pop("config")))
-        weights = load_file(directory / "model.safetensors")
+        try:
+            values = json.loads((directory / "config.json").read_text())
+            model = cls(ModelConfig.from_dict(values.pop("config")))
+            weights = load_file(directory / "model.safetensors")
+        except (SafetensorError, json.JSONDecodeError, LookupError, TypeError) as error:
+            raise ValueError(f"model must be as PairFormer.save wrote it, got {directory}; {error}") from error
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in weights.items()}
         if expected != found:

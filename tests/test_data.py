@@ -1,0 +1,166 @@
+"""FASTA and pair tables as they come: any line end, gzip or not, damaged or empty."""
+
+import gzip
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from pairformer import testing
+from pairformer.data import DataError, PairTable, data_folder, load_pairs, load_sites, open_text, read_fasta
+
+HEADER = "mirna_id\tmirna_seq\tutr_id\tutr_seq"
+FASTA = b"\n>a first\nACGU\nacgt nn\n\n>b\r\nAC\r\nGU\r\n>\nA\n>empty\n>a\nG"
+RECORDS = [("a", "ACGUacgtnn"), ("b", "ACGU"), ("record_9", "A"), ("empty", ""), ("a", "G")]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="file.txt"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(FASTA, "a.fa"), (gzip.compress(FASTA), "a.fa.gz"), (gzip.compress(FASTA), "plain.fa"), (FASTA, "lying.gz")],
+    ids=["plain", "gzip", "gzip without .gz", "plain with .gz"],
+)
+def test_fasta(write, content, name):
+    path = write(content, name)
+    found = list(read_fasta(path))
+    assert [(r.name, r.sequence) for r in found] == RECORDS
+    assert [r.where for r in found] == [f"{path}:{number}" for number in (2, 6, 9, 11, 12)]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\r\n", gzip.compress(b"")], ids=["empty", "blank", "gzip"])
+def test_empty_fasta(write, content):
+    assert list(read_fasta(write(content))) == []
+
+
+@pytest.mark.parametrize("content", [FASTA, gzip.compress(FASTA)], ids=["plain", "gzip"])
+def test_standard_input(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    assert [(r.name, r.sequence) for r in read_fasta("-")] == RECORDS
+
+
+def test_byte_order_mark(write):
+    """A FASTA saved on Windows begins with a byte order mark, which was taken for text before the first '>'."""
+    assert [r.name for r in read_fasta(write(b"\xef\xbb\xbf>a\r\nACGU\r\n"))] == ["a"]
+    assert next(iter(PairTable(write(f"\ufeff{HEADER}\nm\tA\tu\tC\n")))).mirna_id == "m"
+
+
+def test_foreign_bytes_survive(write, tmp_path):
+    name = next(read_fasta(write(b">caf\xe9\nACGU\n"))).name
+    with (tmp_path / "out").open("w", encoding="utf-8", errors="surrogateescape") as out:
+        out.write(name)
+    assert (tmp_path / "out").read_bytes() == b"caf\xe9"
+
+
+def test_fasta_must_start_with_a_name(write):
+    path = write("\n\nACGU\n>a\nACGU\n")
+    with pytest.raises(DataError, match=rf"^{path}:3: FASTA must start with '>', got 'ACGU'$"):
+        list(read_fasta(path))
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:15], lambda c: c[:-3], lambda c: c[:-8] + bytes(8)])
+def test_damaged_gzip(write, damage):
+    """A gzip file cut short raised EOFError, which the command line reported as an interruption."""
+    path = write(damage(gzip.compress(f">\t{HEADER}\n1\tm\tA\tu\tC\n".encode())))  # FASTA and table at once
+    for read in (lambda: list(read_fasta(path)), lambda: list(PairTable(path))):
+        with pytest.raises(DataError, match=rf"^{path}:\d+: gzip data must be whole, got "):
+            read()
+
+
+def test_pair_table(write):
+    """Columns in any order; other columns, leading comments, empty lines, CRLF and gzip. A row may start with '#'."""
+    header = "note\tutr_seq\tmirna_id\tutr_id\tmirna_seq\tnote"
+    text = f"# about\n\n{header}\n1\tC\tm\tu\tA\t2\n\n#2\tG\tm\tu\tA\t\n".replace("\n", "\r\n")
+    for content in (text.encode(), gzip.compress(text.encode()), text.replace("\r", "").encode()):
+        path = write(content)
+        table = PairTable(path)
+        assert table.extra_columns == ("note", "note")
+        rows = list(table)
+        assert [(r.mirna_id, r.mirna, r.utr_id, r.utr) for r in rows] == [("m", "A", "u", "C"), ("m", "A", "u", "G")]
+        assert [r.extra for r in rows] == [("1", "2"), ("#2", "")]
+        assert [r.where for r in rows] == [f"{path}:5", f"{path}:7"]
+        assert [r.fault for r in rows] == [None, None]
+
+
+def test_ragged_rows_keep_their_place(write):
+    path = write(f"{HEADER}\textra\nm\tA\tu\nm\tA\tu\tC\t\nm\tA\tu\tC\tx\ty")
+    short, whole, long = PairTable(path)
+    assert (short.fault, short.where) == ("row must have 5 cells, got 3", f"{path}:2")
+    assert (short.mirna_id, short.utr, short.extra) == ("m", "", ("",))
+    assert whole.fault is None
+    assert (long.fault, long.extra) == ("row must have 5 cells, got 6", ("x",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "1: header must name mirna_id once, got 0 times; columns are "),
+        ("# only\n", "1: header must name mirna_id once, got 0 times"),
+        ("# about\nmirna_id\tmirna_seq\tutr_id\n", "2: header must name utr_seq once, got 0 times"),
+        (f"{HEADER}\tutr_id\n", "1: header must name utr_id once, got 2 times"),
+    ],
+)  # fmt: skip
+def test_bad_header(write, text, message):
+    path = write(text)
+    with pytest.raises(DataError, match=f"^{path}:{message}"):
+        PairTable(path)
+
+
+def test_files_are_closed(write):
+    """A pair table was left open (a ResourceWarning, an error here) unless read to the end."""
+    path = write(f"{HEADER}\nm\tA\tu\tC\nm\tA\tu\tC\n")
+    next(iter(PairTable(path)))
+    next(read_fasta(write(FASTA, "a.fa")))
+    with open_text(write(gzip.compress(b"x"), "a.gz")) as stream:
+        assert stream.read() == "x"
+
+
+def test_data_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("PAIRFORMER_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="no data folder; name one with --data or the variable PAIRFORMER_DATA"):
+        data_folder()
+    with pytest.raises(FileNotFoundError, match=f"data folder must exist, got {tmp_path}/none"):
+        data_folder(tmp_path / "none")
+    monkeypatch.setenv("PAIRFORMER_DATA", str(tmp_path))
+    assert data_folder() == tmp_path
+
+
+def test_training_tables(write, tmp_path, rng):
+    """Windows in a labelled pair, short ones and those that are no candidate are left out and counted."""
+    for name in ("utr3_human", "miraw_cts", "miraw_pairs"):
+        (tmp_path / name).mkdir()
+    mirna = "UGAGGUAGUAGGUUGUAUAGUU"
+    site = testing.random_rna(rng, 25) + "UACUACCUCA" + testing.random_rna(rng, 5)
+    utr = testing.random_rna(rng, 200)
+    columns = "ensembl_gene\tgene_symbol\tutr_id\tutr_seq\n"
+    write(gzip.compress(f"{columns}E1\tLIN28\tE1\t{utr}\nE2\t\tE2\t{utr}\n".encode()), "utr3_human/utr3_human.tsv.gz")
+    cts = [
+        ("E1", site, "", 1),
+        ("E2", site, "", 0),
+        ("E1", site, "p", 1),
+        ("E1", site[1:], "", 1),
+        ("E1", "C" * 40, "", 0),
+    ]
+    lines = [f"{gene}\t{mirna}\t{window}\t{label}\t{pair}\n" for gene, window, pair, label in cts]
+    header = "mrna_id\tmirna_seq\tmrna_seq\tlabel\tin_miraw_pair\n"
+    write(gzip.compress((header + "".join(lines)).encode()), "miraw_cts/cts.tsv.gz")
+    sites, counts = load_sites(tmp_path)
+    assert counts == {"rows": 5, "in_a_pair": 1, "no_candidate": 2, "used": 2}
+    assert sites.windows.shape == (len(sites), 10, 50)
+    assert sites.gene.tolist() == ["LIN28", "E2"]
+    assert sites.label.tolist() == [1, 0]
+    assert sites.esa_score.tolist() == [10, 10]
+    write(f"mirna_seq\tutr_id\tgene_symbol\tlabel\n{mirna}\tE1\tLIN28\t1\n{mirna}\tE2\t\t0\n", "miraw_pairs/pairs.tsv")
+    pairs = load_pairs(tmp_path)
+    assert pairs.utr.tolist() == [utr, utr]
+    assert pairs.family.tolist() == ["GAGGUAG"] * 2
+    assert pairs.take(np.array([1])).gene.tolist() == ["E2"]

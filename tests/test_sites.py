@@ -1,0 +1,176 @@
+"""Site tables: seed types against hand-worked windows and a slow twin, numbering, drawings."""
+
+import numpy as np
+import pytest
+
+import pairformer
+from pairformer import testing
+from pairformer.sites import SEED_TYPES, draw, seed_matches, site_table
+
+LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
+WATSON_CRICK = {"AU", "UA", "CG", "GC"}
+# what each type's matched letters are, as the reverse complement of miRNA letters [a:b] and an A or not
+MATCHED = {"8mer": (1, 8, "A"), "7mer-m8": (1, 8, ""), "7mer-A1": (1, 7, "A"), "6mer": (1, 7, ""),
+           "offset 6mer": (2, 8, "")}  # fmt: skip
+
+
+def complement(rna):
+    """Reverse complement."""
+    return rna[::-1].translate(str.maketrans("ACGU", "UGCA"))
+
+
+def matched(mirna, seed_type):
+    first, last, a = MATCHED[seed_type]
+    return complement(mirna[first:last]) + a
+
+
+def window_match(mirna, window):
+    """Slow twin of seed_matches: (type, start, end, anchor) in the window, by comparing strings."""
+    for seed_type, (first, last, a) in MATCHED.items():
+        if len(mirna) < last:
+            continue
+        # letters opposite the seed in 25..34, the A may be beside; the last place first
+        for start in range(35 - (last - first), 24, -1):
+            if window[start:].startswith(matched(mirna, seed_type)):
+                end = start + last - first
+                return seed_type, start, end + len(a), end + first - 1
+    return "none", -1, -1, -1
+
+
+def matches(mirna, utr):
+    """(type, start, end, anchor) of every window, by seed_matches."""
+    candidates = pairformer.scan(mirna, utr, esa_min=0)
+    kind, start, end, anchor = seed_matches(candidates, np.arange(len(candidates.start)))
+    names = [SEED_TYPES[k] for k in kind]
+    return list(zip(names, start.tolist(), end.tolist(), anchor.tolist(), strict=True))
+
+
+def table_of(mirna, utr):
+    candidates = pairformer.scan(mirna, utr)
+    rows = np.arange(len(candidates.start))
+    zeros = np.zeros(len(rows), np.float32)
+    return candidates, site_table(candidates, rows, zeros, zeros, np.zeros(len(rows), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [
+        ("CUACCUCA", ("8mer", 28, 36)),
+        ("CUACCUCG", ("7mer-m8", 28, 35)),
+        ("GUACCUCA", ("7mer-A1", 29, 36)),
+        ("GUACCUCG", ("6mer", 29, 35)),
+        ("CUACCUGG", ("offset 6mer", 28, 34)),
+        ("CUACCUGA", ("offset 6mer", 28, 34)),
+        ("GUACCUGA", ("none", -1, -1)),
+        ("CUAUCUCA", ("none", -1, -1)),  # G-U inside the seed
+        ("CUACCUUA", ("offset 6mer", 28, 34)),  # G-U at letter 2
+        ("UUACCUCA", ("7mer-A1", 29, 36)),  # G-U at letter 8
+    ],
+)
+def test_seed_types(site, expected):
+    """let-7 letters 2-8 are GAGGUAG, so an 8mer reads CUACCUC and A."""
+    window = "G" * 28 + site + "GGGG"
+    found = matches(LET7, window)[0]
+    assert found[:3] == expected
+    assert found[3] == (-1 if expected[0] == "none" else 35)
+    # A1 is judged by the UTR letter alone, whatever letter 1 of the miRNA
+    assert {matches(letter + LET7[1:], window)[0] for letter in "ACGU"} == {found}
+
+
+@pytest.mark.parametrize(("after", "expected"), [(5, "7mer-m8"), (4, "offset 6mer"), (3, "none"), (0, "none")])
+def test_match_at_the_end_of_the_utr(after, expected):
+    """The seed part of the last window ends 5 nt before the UTR does."""
+    utr = "G" * 50 + "CUACCUC" + "G" * after
+    assert matches(LET7, utr)[-1][0] == expected
+
+
+def test_short_mirnas():
+    """A type needs the miRNA letters it is made of: 7 for 6mer and 7mer-A1, 8 for the others."""
+    eight_mer, offset = ("G" * 28 + site + "GGGG" for site in ("CUACCUCA", "CUACCUGA"))
+    found = [matches(LET7[:length], eight_mer)[0][0] for length in (1, 5, 6, 7, 8, 9)]
+    assert found == ["none", "none", "none", "7mer-A1", "8mer", "8mer"]
+    assert [matches(LET7[:length], offset)[0][0] for length in (7, 8)] == ["none", "offset 6mer"]
+
+
+def test_seed_types_equal_twin(rng):
+    """3,000 windows with planted, overlapping and broken matches; miRNAs of 1 to 35 letters."""
+    pairs = []
+    for k in range(3000):
+        letters = ("ACGU", "AU", "CG", "GAU")[k % 4]
+        mirna = testing.random_rna(rng, rng.choice((1, 5, 6, 7, 8, 9, 22, 22, 35)), letters)
+        window = testing.random_rna(rng, 40, letters)
+        if k % 3:
+            part = complement(mirna[rng.randint(0, 2) : rng.randint(7, 8)]) + rng.choice("AACGU")
+            at = rng.randint(23, 30)
+            window = (window[:at] + part + window[at + len(part) :])[:40]
+        pairs.append((mirna, window))
+    candidates = pairformer.scan(*zip(*pairs, strict=True), esa_min=0)
+    assert (candidates.n_candidates == 1).all()
+    found = seed_matches(candidates, np.arange(len(pairs)))
+    names = [SEED_TYPES[kind] for kind in found[0]]
+    expected = [window_match(*pair) for pair in pairs]
+    assert list(zip(names, *(column.tolist() for column in found[1:]), strict=True)) == expected
+    assert min(names.count(name) for name in SEED_TYPES) > 30
+
+
+def test_site_table(rng):
+    """Ascending half-open windows; the seed's place holds the letters its type says; equal id, equal match."""
+    sites_of_let7 = complement(LET7[1:8]) + testing.random_rna(rng, 90) + complement(LET7[:8]) + "A" * 60
+    utrs = ["", testing.random_rna(rng, 150) + sites_of_let7, "G" * 90 + sites_of_let7]
+    spelled = [utrs[0], utrs[1].lower().replace("u", "t"), utrs[2]]
+    candidates, table = table_of([LET7] * 3, spelled)
+    for bag, utr in enumerate(utrs):
+        sites = table[slice(*candidates.offsets[bag : bag + 2])]
+        assert (np.diff(sites["start"]) > 0).all()
+        assert (sites["end"] - sites["start"] == 40).all()
+        typed = sites[sites["seed_type"] != "none"]
+        assert (sites["site_id"] >= 0).tolist() == (sites["seed_type"] != "none").tolist()
+        assert (sites["seed_start"][sites["site_id"] < 0] == -1).all()
+        anchors = []
+        for site in typed:
+            assert utr[site["seed_start"] : site["seed_end"]] == matched(LET7, site["seed_type"])
+            first, _, a = MATCHED[site["seed_type"]]
+            anchors.append(site["seed_end"] - len(a) + first - 1)
+        # numbered 0, 1, ... from the 5' end of each UTR, one number for each place of miRNA letter 1
+        places = sorted(set(anchors))
+        assert typed["site_id"].tolist() == [places.index(anchor) for anchor in anchors]
+        assert bag == 0 or len(typed) > len(places) >= 2
+
+
+def test_no_site():
+    _, sites = table_of(["", LET7], ["ACGU", "ACGU"])
+    assert len(sites) == 0
+    assert sites["site_id"].dtype == np.int32
+
+
+def test_draw(rng):
+    """Bars stand between the letters that pair, as many as the ESA score; coordinates are 1-based."""
+    for k in range(300):
+        mirna = testing.random_rna(rng, rng.choice((1, 5, 10, 11, 22, 35)), ("ACGU", "GU")[k % 2])
+        utr = testing.random_rna(rng, 60, ("ACGU", "GUA")[k % 2])
+        candidates = pairformer.scan(mirna, utr, esa_min=0)
+        row = rng.randrange(len(candidates.start))
+        start = int(candidates.start[row])
+        top, marks, bottom = draw(candidates, row).split("\n")
+        label, _, window, _, place = top.split()
+        assert (label, place) == ("UTR", f"{start + 1}-{start + 40}")
+        assert window.replace("-", "") == utr[start : start + 40]
+        assert bottom.startswith("miRNA 3' ")
+        assert bottom.endswith(" 5'")
+        assert bottom[9:-3].strip().replace("-", "") == mirna[::-1]
+        for above, mark, below in zip(top[9:], marks.ljust(len(top))[9:], bottom[9:-3].ljust(len(top)), strict=False):
+            assert (mark == "|") <= (above + below in WATSON_CRICK)
+            assert (mark == ":") <= (above + below in {"GU", "UG"})
+        assert marks.count("|") + marks.count(":") == candidates.esa_score[row]
+
+
+def test_draw_reads_like_this():
+    utr = "A" * 20 + "CUAUACAACCUACUACCUCAGCGCA"
+    candidates = pairformer.scan(LET7, utr, esa_min=10)
+    assert draw(candidates, 0) == "\n".join(
+        [
+            "UTR   5' AAAAAAAAAAAAAAACUAUACAACCUACUACCUCAGCGCA 3'  6-45",
+            "                                  ||||||||||",
+            "miRNA 3'              UUGAUAUGUUGGAUGAUGGAGU 5'",
+        ]
+    )
