@@ -87,7 +87,7 @@ def test_pair_table(write):
         rows = list(table)
         assert [(r.mirna_id, r.mirna, r.utr_id, r.utr) for r in rows] == [("m", "A", "u", "C"), ("m", "A", "u", "G")]
         assert [r.extra for r in rows] == [("1", "2"), ("#2", "")]
-        assert [r.where for r in rows] == [f"{path}:5", f"{path}:7"]
+        assert [r.where for r in rows] == [f"{path}:4", f"{path}:6"]
         assert [r.fault for r in rows] == [None, None]
 
 
