@@ -56,7 +56,8 @@ def page(run: dict, note: str):
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     yield HEAD
     yield f"- Date {run['datetime'][:10]}, commit {commit['id'][:12]}{' with local changes' if commit['dirty'] else ''}"
-    yield f"- Machine: {machine['cores']} cores of {machine['cpu']['brand_raw']}, load {machine['load_average']} before"
+    cpu = f"{machine['cores']} cores of {machine['cpu']['brand_raw']}"
+    yield f"- Machine: {cpu}, load average {machine['load_average']} at the end"
     yield f"- Scan variants {', '.join(machine['scan_variants'])}; {versions}"
     yield from [f"- {note}"] if note else []
     yield from ["", "## Bars", "", *(f"- {line}" for line in bars(run["benchmarks"]))]
