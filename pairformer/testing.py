@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 
@@ -12,6 +14,14 @@ import numpy as np
 def random_rna(rng: random.Random, length: int, letters: str = "ACGU") -> str:
     """A random sequence."""
     return "".join(rng.choices(letters, k=length))
+
+
+def heavy_tailed_pairs(rng: random.Random, n_pairs: int, mean: int = 2000) -> tuple[list[str], list[str]]:
+    """miRNAs of 22 nt and UTRs whose lengths are the quantiles of a log-normal, sigma 1, scaled to this mean."""
+    tail = [math.exp(NormalDist().inv_cdf((i + 0.5) / n_pairs)) for i in range(n_pairs)]
+    rng.shuffle(tail)
+    lengths = [round(mean * n_pairs * part / sum(tail)) for part in tail]
+    return [random_rna(rng, 22) for _ in lengths], [random_rna(rng, length) for length in lengths]
 
 
 @dataclass(frozen=True)

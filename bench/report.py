@@ -1,0 +1,79 @@
+"""Writes results.md from pytest-benchmark's JSON.
+
+Command: python bench/report.py bench.json > bench/results.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import groupby
+from pathlib import Path
+
+HEAD = """# Benchmark results
+
+Run `make bench`; for this page `pytest bench --benchmark-only --benchmark-json bench.json`, then
+`python bench/report.py bench.json > bench/results.md`. Times are of the call that the name says, after its answer was
+checked and the warm-up calls were made; rates are of the fastest round, the spread is the interquartile range.
+"""
+# What, the benchmark (after bench_; the fastest whose name begins so), the one it is divided by, the rate, its bar.
+BARS = (
+    ("scan, scores, 10 Mb, one thread", "scores[10Mb", None, "windows_per_s", 5e8),
+    ("scan, scores, 1,000 pairs, one thread", "scores[heavy", None, "windows_per_s", 5e8),
+    ("scan, alignments, 10 Mb, one thread", "alignments[10Mb", None, "candidates_per_s", 8e6),
+    ("scan, alignments, 1,000 pairs, one thread", "alignments[heavy", None, "candidates_per_s", 8e6),
+    ("scan, scores, 10 Mb, two threads / one", "threads[10Mb-10-2", "threads[10Mb-10-1", "windows_per_s", 1.8),
+    ("scan, alignments, 10 Mb, two threads / one", "threads[10Mb-6-2", "threads[10Mb-6-1", "candidates_per_s", 1.8),
+    ("one-hot candidates / Biopython's", "one_hot[pair", "one_hot[bio", "windows_per_s", 500),
+    ("select S2 from keys", "select[spread0.5-S2-keys", None, "bags_per_s", 1e6 / 40),
+    ("select S2 from embeddings", "select[spread0.5-S2-emb", None, "bags_per_s", 1e6 / 70),
+    ("select S2 from keys / S0", "select[spread0.5-S2-keys", "select[spread0.5-S0", "bags_per_s", 1 / 6),
+    ("whole path, default model, two threads", "end_to_end[default-2", None, "pairs_per_s", 280),
+    ("whole path, paper's size, two threads", "end_to_end[paper-2", None, "pairs_per_s", 150),
+)
+COLUMNS = ("benchmark", "min ms", "median ms", "spread ms", "rounds", "")
+
+
+def bars(benchmarks: list[dict]):
+    """Yield a line for each bar whose benchmarks ran."""
+
+    def best(name: str, rate: str) -> float:
+        return max(
+            (b["extra_info"].get(rate, 0) for b in benchmarks if b["name"].startswith(f"bench_{name}")), default=0
+        )
+
+    for what, name, base, rate, bar in BARS:
+        value, unit = best(name, rate), best(base, rate) if base else 1
+        if value and unit:
+            word = "ratio" if base else rate.replace("_per_", "/")
+            state = "reached" if value / unit >= bar else "missed"
+            yield f"{what}: {value / unit:.3g} {word}, bar {bar:.3g}, {state}"
+
+
+def page(run: dict, note: str):
+    """Yield the lines of results.md."""
+    machine, commit = run["machine_info"], run["commit_info"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    yield HEAD
+    yield f"- Date {run['datetime'][:10]}, commit {commit['id'][:12]}{' with local changes' if commit['dirty'] else ''}"
+    cpu = f"{machine['cores']} cores of {machine['cpu']['brand_raw']}"
+    yield f"- Machine: {cpu}, load average {machine['load_average']} at the end"
+    yield f"- Scan variants {', '.join(machine['scan_variants'])}; {versions}"
+    yield from [f"- {note}"] if note else []
+    yield from ["", "## Bars", "", *(f"- {line}" for line in bars(run["benchmarks"]))]
+    for group, rows in groupby(sorted(run["benchmarks"], key=lambda b: b["group"]), key=lambda b: b["group"]):
+        yield from ["", f"## {group}", ""]
+        yield from (f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS)))
+        for row in rows:
+            stats = row["stats"]
+            times = " | ".join(f"{1e3 * stats[key]:.4g}" for key in ("min", "median", "iqr"))
+            quoted = ", ".join(f"{name} {value:.4g}" for name, value in row["extra_info"].items())
+            yield f"| {row['name'].removeprefix('bench_')} | {times} | {stats['rounds']} | {quoted} |"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("json", type=Path)
+    parser.add_argument("--note", default="", help="what else a reader must know, such as other load")
+    options = parser.parse_args()
+    print("\n".join(page(json.loads(options.json.read_text()), options.note)))
