@@ -117,11 +117,15 @@ struct HeldBatch {
   }
 };
 
-py::array_t<uint8_t> encode_text_array(const py::bytes& text) {
+py::array_t<uint8_t> encode_text_array(const py::bytes& text, int threads) {
   const auto view = static_cast<std::string_view>(text);
   py::array_t<uint8_t> code(static_cast<py::ssize_t>(view.size()));
-  encode_text(reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size()),
-              code.mutable_data());
+  uint8_t* const data = code.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    encode_text(reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size()), data,
+                threads);
+  }
   return code;
 }
 
@@ -320,7 +324,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("bag_mirna", &HeldBatch::bag_mirna)
       .def_readonly("bag_utr", &HeldBatch::bag_utr);
   m.def("encode_text", &encode_text_array, "Codes of letters: A0 C1 G2 U3 (T is U, any case), any other 4.",
-        "text"_a);
+        "text"_a, "threads"_a);
 
   m.def("scan_variants", &scan_variants, "Scan variants this processor runs, best first.");
   m.def("scan", &scan, "Candidates: (offsets, start, esa_score, position, alignment, n_dropped).", "batch"_a,

@@ -17,8 +17,8 @@
 namespace pairformer {
 namespace {
 
-constexpr int kBlock = 512;          // windows whose intermediate lanes stay in the first-level cache
-constexpr int kTaskWindows = 16384;  // windows a thread takes at once
+constexpr int kBlock = 512;                // windows whose intermediate lanes stay in the first-level cache
+constexpr int kTaskWindows = 32 * kBlock;  // windows a thread takes at once; one bit a block in hit_blocks
 constexpr int64_t kWorthThreads = 1 << 16;
 
 using Steps = std::make_index_sequence<kSeedPart>;
@@ -91,25 +91,16 @@ PAIRFORMER_INLINE int count_body(const uint8_t* code, int windows, const uint16_
   return found;
 }
 
-PAIRFORMER_INLINE int align_body(const uint8_t* code, int windows, const uint16_t* pairs, int n, int esa_min,
-                                 uint8_t* score, Alignment* alignment) {
+PAIRFORMER_INLINE void align_body(const uint8_t* code, int windows, const uint16_t* pairs, int n,
+                                  uint8_t* score, Alignment* alignment) {
   uint16_t mask[kBlock + kSeedPart];
   pair_masks(code + kSeedBegin, windows + kSeedPart - 1, pairs, mask);
   const uint16_t rows = static_cast<uint16_t>((1u << n) - 1);
-  const uint8_t least = static_cast<uint8_t>(esa_min);
-  uint16_t found = 0;
-  for (int w = 0; w < windows; ++w) {
-    Carries unused;
-    score[w] = zero_bits(lcs_rows(mask + w, unused, Steps()), rows);
-    found = static_cast<uint16_t>(found + (score[w] >= least));
-  }
-  if (found == 0) return 0;
   for (int w = 0; w < windows; ++w) {
     Carries carries;
-    lcs_rows(mask + w, carries, Steps());
+    score[w] = zero_bits(lcs_rows(mask + w, carries, Steps()), rows);
     alignment[w] = trace(mask + w, carries, rows, Steps());
   }
-  return found;
 }
 
 // The same two loops, compiled once per instruction set.
@@ -117,9 +108,9 @@ PAIRFORMER_INLINE int align_body(const uint8_t* code, int windows, const uint16_
   attribute int count_##name(const uint8_t* code, int windows, const uint16_t* pairs, int n, int least) { \
     return count_body(code, windows, pairs, n, least);                                                    \
   }                                                                                                       \
-  attribute int align_##name(const uint8_t* code, int windows, const uint16_t* pairs, int n, int least,   \
-                             uint8_t* score, Alignment* alignment) {                                      \
-    return align_body(code, windows, pairs, n, least, score, alignment);                                  \
+  attribute void align_##name(const uint8_t* code, int windows, const uint16_t* pairs, int n,             \
+                              uint8_t* score, Alignment* alignment) {                                     \
+    align_body(code, windows, pairs, n, score, alignment);                                                \
   }
 PAIRFORMER_VARIANT(baseline, )
 #ifdef PAIRFORMER_X86
@@ -145,7 +136,9 @@ std::array<uint16_t, 4> pairing_bits(const uint8_t* mirna, int n) {
 
 }  // namespace
 
-void encode_text(const uint8_t* __restrict text, int64_t length, uint8_t* __restrict code) {
+namespace {
+
+void encode_letters(const uint8_t* __restrict text, int64_t length, uint8_t* __restrict code) {
   auto is = [](uint8_t letter, char c) { return static_cast<uint8_t>(letter == c ? 0xFF : 0); };
   for (int64_t i = 0; i < length; ++i) {
     const uint8_t upper = text[i] & 0xDF;
@@ -154,6 +147,15 @@ void encode_text(const uint8_t* __restrict text, int64_t length, uint8_t* __rest
     const uint8_t other = static_cast<uint8_t>(~(a | c | g | u));
     code[i] = static_cast<uint8_t>((c & 1) | (g & 2) | (u & 3) | (other & kNoBase));
   }
+}
+
+}  // namespace
+
+void encode_text(const uint8_t* text, int64_t length, uint8_t* code, int threads) {
+  constexpr int64_t kPart = 1 << 20;
+  parallel_for((length + kPart - 1) / kPart, threads, [&](int64_t part) {
+    encode_letters(text + part * kPart, std::min(kPart, length - part * kPart), code + part * kPart);
+  });
 }
 
 std::vector<Scanner::Kernels> Scanner::kernels() {
@@ -201,7 +203,7 @@ void Scanner::count(int threads, int64_t* offsets, int64_t* n_dropped) {
       total_windows += windows;
       for (int64_t first = 0; first < windows; first += kTaskWindows)
         tasks_.push_back({bag, static_cast<int32_t>(begin + first),
-                          static_cast<int32_t>(std::min<int64_t>(kTaskWindows, windows - first)), 0, 0});
+                          static_cast<int32_t>(std::min<int64_t>(kTaskWindows, windows - first)), 0, 0, 0});
       begin = end + 1;
     }
   }
@@ -212,9 +214,12 @@ void Scanner::count(int threads, int64_t* offsets, int64_t* n_dropped) {
         const int n = static_cast<int>(std::min<int64_t>(kSeedPart, batch_.mirna.size(mirna)));
         const auto pairs = pairing_bits(batch_.mirna.begin(mirna), n);
         const uint8_t* code = batch_.utr.begin(batch_.bag_utr[task.bag]) + task.start;
-        for (int w = 0; w < task.windows; w += kBlock)
-          task.rows +=
+        for (int w = 0; w < task.windows; w += kBlock) {
+          const int found =
               kernels_.count(code + w, std::min(kBlock, task.windows - w), pairs.data(), n, esa_min_);
+          task.rows += found;
+          task.hit_blocks |= static_cast<uint32_t>(found > 0) << (w / kBlock);
+        }
       });
   std::fill(offsets, offsets + batch_.bags + 1, 0);
   int64_t row = 0;
@@ -227,38 +232,39 @@ void Scanner::count(int threads, int64_t* offsets, int64_t* n_dropped) {
 }
 
 void Scanner::fill(int threads, const CandidateRows& rows) const {
-  const int64_t total = tasks_.empty() ? 0 : tasks_.back().row + tasks_.back().rows;
-  parallel_for(static_cast<int64_t>(tasks_.size()), total < kWorthThreads / 4 ? 1 : threads, [&](int64_t t) {
-    const Task& task = tasks_[t];
-    if (task.rows == 0) return;
-    const int32_t mirna = batch_.bag_mirna[task.bag];
-    const int n = static_cast<int>(std::min<int64_t>(kSeedPart, batch_.mirna.size(mirna)));
-    const auto pairs = pairing_bits(batch_.mirna.begin(mirna), n);
-    const int32_t utr = batch_.bag_utr[task.bag];
-    const double span = static_cast<double>(batch_.utr.size(utr) - 1);
-    uint8_t score[kBlock];
-    Alignment alignment[kBlock];
-    uint16_t hit[kBlock + 1];  // one past the end: the branchless loop below writes before it knows
-    int64_t row = task.row;
-    for (int begin = 0; begin < task.windows; begin += kBlock) {
-      const int windows = std::min(kBlock, task.windows - begin);
-      const int32_t start = task.start + begin;
-      const int found =
-          kernels_.align(batch_.utr.begin(utr) + start, windows, pairs.data(), n, esa_min_, score, alignment);
-      if (found == 0) continue;
-      int hits = 0;
-      for (int w = 0; w < windows; ++w) {
-        hit[hits] = static_cast<uint16_t>(w);
-        hits += score[w] >= esa_min_;
-      }
-      for (int k = 0; k < found; ++k) rows.start[row + k] = start + hit[k];
-      for (int k = 0; k < found; ++k) rows.esa_score[row + k] = score[hit[k]];
-      for (int k = 0; k < found; ++k) rows.alignment[row + k] = alignment[hit[k]];
-      for (int k = 0; k < found; ++k)
-        rows.position[row + k] = static_cast<float>((rows.start[row + k] + 19.5) / span);
-      row += found;
-    }
-  });
+  int64_t windows_left = 0;
+  for (const Task& task : tasks_) windows_left += task.hit_blocks ? task.windows : 0;
+  parallel_for(
+      static_cast<int64_t>(tasks_.size()), windows_left < kWorthThreads ? 1 : threads, [&](int64_t t) {
+        const Task& task = tasks_[t];
+        if (task.rows == 0) return;
+        const int32_t mirna = batch_.bag_mirna[task.bag];
+        const int n = static_cast<int>(std::min<int64_t>(kSeedPart, batch_.mirna.size(mirna)));
+        const auto pairs = pairing_bits(batch_.mirna.begin(mirna), n);
+        const int32_t utr = batch_.bag_utr[task.bag];
+        const double span = static_cast<double>(batch_.utr.size(utr) - 1);
+        uint8_t score[kBlock];
+        Alignment alignment[kBlock];
+        uint16_t hit[kBlock + 1];  // one past the end: the branchless loop below writes before it knows
+        int64_t row = task.row;
+        for (int begin = 0; begin < task.windows; begin += kBlock) {
+          if (!(task.hit_blocks >> (begin / kBlock) & 1)) continue;
+          const int windows = std::min(kBlock, task.windows - begin);
+          const int32_t start = task.start + begin;
+          kernels_.align(batch_.utr.begin(utr) + start, windows, pairs.data(), n, score, alignment);
+          int hits = 0;
+          for (int w = 0; w < windows; ++w) {
+            hit[hits] = static_cast<uint16_t>(w);
+            hits += score[w] >= esa_min_;
+          }
+          for (int k = 0; k < hits; ++k) rows.start[row + k] = start + hit[k];
+          for (int k = 0; k < hits; ++k) rows.esa_score[row + k] = score[hit[k]];
+          for (int k = 0; k < hits; ++k) rows.alignment[row + k] = alignment[hit[k]];
+          for (int k = 0; k < hits; ++k)
+            rows.position[row + k] = static_cast<float>((rows.start[row + k] + 19.5) / span);
+          row += hits;
+        }
+      });
 }
 
 }  // namespace pairformer

@@ -23,7 +23,7 @@ constexpr int kMaxMirna = 35;   // longest miRNA whose encoding fits 50 columns
 constexpr uint8_t kNoBase = 4;  // code of a letter outside ACGU
 
 // A0 C1 G2 U3 (T is U, any case), anything else kNoBase.
-void encode_text(const uint8_t* text, int64_t length, uint8_t* code);
+void encode_text(const uint8_t* text, int64_t length, uint8_t* code, int threads);
 
 // Pairs to scan: bag b is mirna bag_mirna[b] against utr bag_utr[b]. Sequences are codes, 5' to 3'.
 struct PairBatch {
@@ -66,10 +66,11 @@ class Scanner {
     int32_t windows;  // consecutive windows, all of valid letters
     int64_t row;      // first output row
     int64_t rows;
+    uint32_t hit_blocks;  // bit i: block i has a row; only those are aligned
   };
   using CountBlock = int (*)(const uint8_t* code, int windows, const uint16_t* pairs, int n, int esa_min);
-  using AlignBlock = int (*)(const uint8_t* code, int windows, const uint16_t* pairs, int n, int esa_min,
-                             uint8_t* score, Alignment* alignment);
+  using AlignBlock = void (*)(const uint8_t* code, int windows, const uint16_t* pairs, int n, uint8_t* score,
+                              Alignment* alignment);
   struct Kernels {
     const char* name;
     CountBlock count;

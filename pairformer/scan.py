@@ -67,7 +67,7 @@ def scan(
         utr_length[bag] = len(u) if isinstance(u, str) else 0
         bag_mirna[bag] = mirna_ids.add("" if message else m)
         bag_utr[bag] = utr_ids.add("" if message else u)
-    batch = _core.PairBatch(*mirna_ids.coded(), *utr_ids.coded(), bag_mirna, bag_utr)
+    batch = _core.PairBatch(*mirna_ids.coded(threads), *utr_ids.coded(threads), bag_mirna, bag_utr)
     offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
     return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)
 
@@ -111,9 +111,9 @@ class _Interned:
     def add(self, text: str) -> int:
         return self.number.setdefault(text, len(self.number))
 
-    def coded(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def coded(self, threads: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """codes (total,) uint8 and offsets (count + 1,) int64; one byte a letter whatever the letter."""
         texts = list(self.number)
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(text) for text in texts], out=offsets[1:])
-        return _core.encode_text("".join(texts).encode("ascii", "replace")), offsets
+        return _core.encode_text("".join(texts).encode("ascii", "replace"), threads), offsets

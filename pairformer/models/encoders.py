@@ -36,7 +36,7 @@ class ExpensiveEncoder(nn.Module):
         self.squeeze = nn.Linear(widths[-1], squeezed, bias=False)
         self.excite = nn.Linear(squeezed, widths[-1], bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.pool = nn.AdaptiveAvgPool1d(config.pooled_length)
+        self.register_buffer("bins", _mean_bins(COLUMNS, config.pooled_length), persistent=False)
         self.head = nn.Linear(config.width, 1)
         _initialise(self)
 
@@ -54,7 +54,7 @@ class ExpensiveEncoder(nn.Module):
             x = block(x)  # (M, 32, 50)
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean(2)))))  # (M, 32)
         x = self.dropout(F.relu(x * (1 + gate)[:, :, None]))
-        embedding = self.pool(x).flatten(1)  # (M, 384)
+        embedding = (x @ self.bins).flatten(1)  # (M, 384)
         return embedding, self.head(embedding)[:, 0]
 
 
@@ -106,6 +106,11 @@ class _ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(self.dropout(F.relu(x)))
         return self.skip(x) + self.conv2(self.dropout(F.relu(y)))
+
+
+def _mean_bins(columns: int, bins: int) -> Tensor:
+    """(columns, bins): column t averages columns floor(columns t / bins) .. ceil(columns (t + 1) / bins) - 1."""
+    return F.adaptive_avg_pool1d(torch.eye(columns), bins)
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:

@@ -21,7 +21,7 @@ from pairformer.models.set_transformer import SetTransformer
 from pairformer.selector import Selection, STSelector
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-CHUNK = 512  # windows encoded at once: their activations stay in the cache
+CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activations stay in the cache
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class PairFormer(nn.Module):
 
     @torch.no_grad()
     def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-        """Cheap logit (N,) and selector key (N,) of every candidate; only ``CHUNK`` windows exist at once."""
+        """Cheap logit (N,) and selector key (N,) of every candidate; only ``CHEAP_CHUNK`` windows exist at once."""
         count = len(candidates.start)
         logits, keys = np.empty(count, np.float32), np.empty(count, np.uint32)
         selector = self.selector()
-        for rows in _chunks(count):
+        for rows in chunks(count, CHEAP_CHUNK):
             logit, embedding = self.cheap(
                 self._windows(candidates, rows),
                 torch.from_numpy(candidates.esa_score[rows]).to(self.device),
@@ -113,7 +113,7 @@ class PairFormer(nn.Module):
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Expensive embedding (M, 384) and logit (M,) of the given rows."""
-        parts = [self.expensive(self._windows(candidates, rows[chunk])) for chunk in _chunks(len(rows))]
+        parts = [self.expensive(self._windows(candidates, rows[chunk])) for chunk in chunks(len(rows), EXPENSIVE_CHUNK)]
         if not parts:
             empty = torch.empty(0, self.config.expensive.width, device=self.device)
             return empty, empty[:, 0]
@@ -220,5 +220,6 @@ def pack_tokens(tokens: Tensor, offsets: NDArray[np.int64]) -> tuple[Tensor, Ten
     return padded, real
 
 
-def _chunks(count: int) -> list[slice]:
-    return [slice(begin, min(begin + CHUNK, count)) for begin in range(0, count, CHUNK)]
+def chunks(count: int, size: int) -> list[slice]:
+    """Rows 0 .. count - 1 in slices of at most ``size``."""
+    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]

@@ -9,7 +9,7 @@ import torch
 from pairformer.data import Sites
 from pairformer.evaluation import ranking
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import CHUNK
+from pairformer.models.pair_former import EXPENSIVE_CHUNK
 from pairformer.training.config import TrainConfig
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights
@@ -27,7 +27,9 @@ def train_encoder(model: PairFormer, sites: Sites, held_out: Sites | None, confi
 
     def validate() -> dict[str, float]:
         assert held_out is not None
-        logit = torch.cat([model.expensive(part)[1] for part in torch.from_numpy(held_out.windows).split(CHUNK)])
+        logit = torch.cat(
+            [model.expensive(part)[1] for part in torch.from_numpy(held_out.windows).split(EXPENSIVE_CHUNK)]
+        )
         return ranking(held_out.label, logit.numpy())
 
     fit("stage1", model.expensive, len(sites), step, config.stage1, run_dir, config.rng_seed,

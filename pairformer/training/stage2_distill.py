@@ -11,7 +11,7 @@ from torch import nn
 from pairformer.data import Sites
 from pairformer.evaluation import ranking
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import CHUNK
+from pairformer.models.pair_former import CHEAP_CHUNK, EXPENSIVE_CHUNK
 from pairformer.training.config import TrainConfig
 from pairformer.training.loop import fit
 from pairformer.training.losses import (
@@ -32,7 +32,7 @@ def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: Tra
     weight = class_weights(label)
     model.eval()
     with torch.no_grad():
-        parts = [model.expensive(part) for part in windows.split(CHUNK)]
+        parts = [model.expensive(part) for part in windows.split(EXPENSIVE_CHUNK)]
     teacher_embedding, teacher_logit = torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
     # The projection only serves the feature term; it is trained beside the student and then dropped.
     student = nn.ModuleDict(
@@ -54,7 +54,7 @@ def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: Tra
     def validate() -> dict[str, float]:
         assert held_out is not None
         data = (torch.from_numpy(a) for a in (held_out.windows, held_out.esa_score, held_out.position))
-        parts = zip(*(a.split(CHUNK) for a in data), strict=True)
+        parts = zip(*(a.split(CHEAP_CHUNK) for a in data), strict=True)
         return ranking(held_out.label, torch.cat([model.cheap(*part)[0] for part in parts]).numpy())
 
     fit("stage2", student, len(sites), step, config.stage2, run_dir, config.rng_seed,
