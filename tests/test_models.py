@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ torch = pytest.importorskip("torch")
 from pairformer.models import ISAB, MAB, PMA, SAB, CheapEncoder, ExpensiveEncoder, PairFormer, SetTransformer  # noqa: E402
 from pairformer.models.pair_former import pack_tokens  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
 SMALL = AggregatorConfig(width=16, layers=2, heads=2, hidden=32, dropout=0.0)
 
 
@@ -239,3 +241,19 @@ def test_cuda_equals_cpu(rng):
     np.testing.assert_allclose(cuda.cheap_logit, cpu.cheap_logit, atol=1e-5)
     np.testing.assert_array_equal(cuda.selection.rows, cpu.selection.rows)
     torch.testing.assert_close(cuda.pair_logit.cpu(), cpu.pair_logit, atol=1e-4, rtol=0)
+
+
+def test_default_weights():
+    """The shipped model: small, of the default size, with its record, and empty bags at even odds."""
+    weights = ROOT / "pairformer/weights"
+    assert sum(path.stat().st_size for path in weights.iterdir()) < 4_000_000
+    model = PairFormer.load()
+    assert parameters(model) == 14_241 + 6_801 + 179_713
+    assert model.config.empty_logit == 0
+    record = model.metadata
+    assert record["trained_on"] == {"pairs": 5928, "positive_pairs": 5380, "sites": 55937}
+    assert set(record["held_out_folds"]["metrics"]) == {"pair-former", "look_up", "mirna_prior", "gene_prior"}
+    assert model.config.logit_scale == record["held_out_folds"]["logit_scale"]
+    card = (ROOT / "MODEL_CARD.md").read_text()
+    for metric in ("pr_auc", "roc_auc"):
+        assert f"**{record['held_out_folds']['metrics']['pair-former'][metric]['mean']:.3f}**" in card
