@@ -25,7 +25,7 @@ from pairformer.predict import ENGINES
 
 torch = pytest.importorskip("torch")
 from pairformer.models import PairFormer  # noqa: E402
-from pairformer.models.pair_former import CHUNK, pack_tokens  # noqa: E402
+from pairformer.models.pair_former import CHEAP_CHUNK, chunks, pack_tokens  # noqa: E402
 
 N_PAIRS, K_MAX = 64, 64
 SIZES = {"default": AggregatorConfig(), "paper": AggregatorConfig.paper()}
@@ -90,7 +90,7 @@ class Stages:
 
     def gather(self):
         rows = np.arange(len(self.candidates.start))
-        return [self.candidates.encode(rows[begin : begin + CHUNK]) for begin in range(0, len(rows), CHUNK)]
+        return [self.candidates.encode(rows[chunk]) for chunk in chunks(len(rows), CHEAP_CHUNK)]
 
     def cheap(self):
         return self.model.cheap_scan(self.candidates)

@@ -117,16 +117,33 @@ struct HeldBatch {
   }
 };
 
-py::array_t<uint8_t> encode_text_array(const py::bytes& text, int threads) {
-  const auto view = static_cast<std::string_view>(text);
-  py::array_t<uint8_t> code(static_cast<py::ssize_t>(view.size()));
+// Reads ASCII strings in place; a letter outside ASCII becomes '?', still one byte a letter.
+py::tuple encode_strings(const py::list& strings, int threads) {
+  std::vector<py::object> held;
+  std::vector<Text> texts;
+  py::array_t<int64_t> offsets(static_cast<py::ssize_t>(strings.size()) + 1);
+  int64_t* end = offsets.mutable_data();
+  *end = 0;
+  for (const py::handle string : strings) {
+    if (!PyUnicode_Check(string.ptr())) throw py::type_error("texts must be strings");
+    const auto* letters = static_cast<const uint8_t*>(PyUnicode_DATA(string.ptr()));
+    if (!PyUnicode_IS_ASCII(string.ptr())) {
+      PyObject* bytes = PyUnicode_AsEncodedString(string.ptr(), "ascii", "replace");
+      if (!bytes) throw py::error_already_set();
+      held.push_back(py::reinterpret_steal<py::object>(bytes));
+      letters = reinterpret_cast<const uint8_t*>(PyBytes_AS_STRING(bytes));
+    }
+    texts.push_back({letters, static_cast<int64_t>(PyUnicode_GET_LENGTH(string.ptr()))});
+    end[1] = end[0] + texts.back().length;
+    ++end;
+  }
+  py::array_t<uint8_t> code(*end);
   uint8_t* const data = code.mutable_data();
   {
     const py::gil_scoped_release unlocked;
-    encode_text(reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size()), data,
-                threads);
+    encode_texts(texts, data, threads);
   }
-  return code;
+  return py::make_tuple(code, offsets);
 }
 
 py::tuple scan(const HeldBatch& held, int esa_min, int threads, const std::string& variant) {
@@ -323,8 +340,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("utr_offsets", &HeldBatch::utr_offsets)
       .def_readonly("bag_mirna", &HeldBatch::bag_mirna)
       .def_readonly("bag_utr", &HeldBatch::bag_utr);
-  m.def("encode_text", &encode_text_array, "Codes of letters: A0 C1 G2 U3 (T is U, any case), any other 4.",
-        "text"_a, "threads"_a);
+  m.def("encode_texts", &encode_strings,
+        "(codes, offsets) of strings: A0 C1 G2 U3 (T is U, any case), any other 4.", "texts"_a, "threads"_a);
 
   m.def("scan_variants", &scan_variants, "Scan variants this processor runs, best first.");
   m.def("scan", &scan, "Candidates: (offsets, start, esa_score, position, alignment, n_dropped).", "batch"_a,

@@ -151,10 +151,17 @@ void encode_letters(const uint8_t* __restrict text, int64_t length, uint8_t* __r
 
 }  // namespace
 
-void encode_text(const uint8_t* text, int64_t length, uint8_t* code, int threads) {
+void encode_texts(const std::vector<Text>& texts, uint8_t* code, int threads) {
   constexpr int64_t kPart = 1 << 20;
-  parallel_for((length + kPart - 1) / kPart, threads, [&](int64_t part) {
-    encode_letters(text + part * kPart, std::min(kPart, length - part * kPart), code + part * kPart);
+  std::vector<std::pair<Text, uint8_t*>> parts;
+  for (const Text& text : texts) {
+    for (int64_t begin = 0; begin < text.length; begin += kPart)
+      parts.push_back({{text.letters + begin, std::min(kPart, text.length - begin)}, code + begin});
+    code += text.length;
+  }
+  const bool worth_threads = !parts.empty() && parts.back().second - parts.front().second >= kPart;
+  parallel_for(static_cast<int64_t>(parts.size()), worth_threads ? threads : 1, [&](int64_t i) {
+    encode_letters(parts[i].first.letters, parts[i].first.length, parts[i].second);
   });
 }
 

@@ -22,8 +22,13 @@ constexpr int kSeedBegin = 25;  // the window's seed part, forward: start + 25 .
 constexpr int kMaxMirna = 35;   // longest miRNA whose encoding fits 50 columns
 constexpr uint8_t kNoBase = 4;  // code of a letter outside ACGU
 
-// A0 C1 G2 U3 (T is U, any case), anything else kNoBase.
-void encode_text(const uint8_t* text, int64_t length, uint8_t* code, int threads);
+struct Text {
+  const uint8_t* letters;  // one byte a letter
+  int64_t length;
+};
+
+// Codes of all texts, one after the other: A0 C1 G2 U3 (T is U, any case), anything else kNoBase.
+void encode_texts(const std::vector<Text>& texts, uint8_t* code, int threads);
 
 // Pairs to scan: bag b is mirna bag_mirna[b] against utr bag_utr[b]. Sequences are codes, 5' to 3'.
 struct PairBatch {

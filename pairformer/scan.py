@@ -54,7 +54,8 @@ def scan(
     single = isinstance(mirna, str) and isinstance(utr, str)
     mirnas, utrs = broadcast_pairs(mirna, utr)
     messages: dict[int, str] = {}
-    mirna_ids, utr_ids = _Interned(), _Interned()
+    mirna_number: dict[str, int] = {}  # distinct strings, numbered in order of first use
+    utr_number: dict[str, int] = {}
     bag_mirna = np.empty(len(mirnas), np.int32)
     bag_utr = np.empty(len(mirnas), np.int32)
     utr_length = np.zeros(len(mirnas), np.int64)
@@ -65,9 +66,10 @@ def scan(
                 raise ValueError(message)
             messages[bag] = message
         utr_length[bag] = len(u) if isinstance(u, str) else 0
-        bag_mirna[bag] = mirna_ids.add("" if message else m)
-        bag_utr[bag] = utr_ids.add("" if message else u)
-    batch = _core.PairBatch(*mirna_ids.coded(threads), *utr_ids.coded(threads), bag_mirna, bag_utr)
+        bag_mirna[bag] = mirna_number.setdefault("" if message else m, len(mirna_number))
+        bag_utr[bag] = utr_number.setdefault("" if message else u, len(utr_number))
+    coded = (_core.encode_texts(list(number), threads) for number in (mirna_number, utr_number))
+    batch = _core.PairBatch(*next(coded), *next(coded), bag_mirna, bag_utr)
     offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
     return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)
 
@@ -100,20 +102,3 @@ def pair_fault(mirna: object, utr: object) -> str | None:
     if wrong:
         return f"mirna must have letters ACGU (or T) only, got {wrong[0][1]!r} at position {wrong[0][0] + 1}"
     return None
-
-
-class _Interned:
-    """Distinct strings of a batch, numbered in order of first use."""
-
-    def __init__(self) -> None:
-        self.number: dict[str, int] = {}
-
-    def add(self, text: str) -> int:
-        return self.number.setdefault(text, len(self.number))
-
-    def coded(self, threads: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """codes (total,) uint8 and offsets (count + 1,) int64; one byte a letter whatever the letter."""
-        texts = list(self.number)
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(text) for text in texts], out=offsets[1:])
-        return _core.encode_text("".join(texts).encode("ascii", "replace"), threads), offsets
