@@ -149,52 +149,50 @@ def data_folder(path: str | Path | None = None) -> Path:
     return Path(path)
 
 
-class _Rows:
+@dataclass(frozen=True, eq=False)
+class Labelled:
     """Equally long columns that are cut together."""
 
+    label: NDArray[np.float32]
+    """0 or 1."""
+    mirna: NDArray[np.object_]
+    """miRNA sequence."""
+    gene: NDArray[np.object_]
+    """Symbol of the transcript, else its id."""
+
     def __len__(self) -> int:
-        return len(self.label)  # type: ignore[attr-defined]
+        return len(self.label)
 
     def take(self, rows: NDArray):
         """The given rows (numbers or a mask) of every column."""
-        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})  # type: ignore[arg-type]
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @property
+    def family(self) -> NDArray[np.object_]:
+        """miRNA family of each row: letters 2-8."""
+        return np.array([sequence[1:8] for sequence in self.mirna], object)
 
 
 @dataclass(frozen=True, eq=False)
-class Sites(_Rows):
+class Sites(Labelled):
     """Labelled windows: M candidates, one per row."""
 
     windows: NDArray[np.uint8]
     """(M, 10, 50) one-hot."""
     esa_score: NDArray[np.uint8]
+    """(M,) 6-10."""
     position: NDArray[np.float32]
-    label: NDArray[np.float32]
-    mirna: NDArray[np.object_]
-    """miRNA sequence."""
-    gene: NDArray[np.object_]
-    """Symbol of the window's transcript, else its id."""
-
-    @property
-    def family(self) -> NDArray[np.object_]:
-        """miRNA letters 2-8."""
-        return _family(self.mirna)
+    """(M,) 0.5: a window by itself is its own middle."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs(_Rows):
+class Pairs(Labelled):
     """Labelled pairs: B rows."""
 
-    mirna: NDArray[np.object_]
     utr: NDArray[np.object_]
+    """3'UTR sequence."""
     utr_id: NDArray[np.object_]
-    gene: NDArray[np.object_]
-    """Symbol, else utr_id."""
-    label: NDArray[np.float32]
-
-    @property
-    def family(self) -> NDArray[np.object_]:
-        """miRNA letters 2-8."""
-        return _family(self.mirna)
+    """Name of the 3'UTR."""
 
 
 def load_sites(folder: Path, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
@@ -214,8 +212,8 @@ def load_sites(folder: Path, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
     counts["used"] = len(kept)
     gene = [symbols.get(row["mrna_id"]) or row["mrna_id"] for row in kept]
     sites = Sites(
-        candidates.encode(), candidates.esa_score, candidates.position, _labels(kept), _column(kept, "mirna_seq"),
-        np.array(gene, object),
+        _labels(kept), _column(kept, "mirna_seq"), np.array(gene, object), candidates.encode(), candidates.esa_score,
+        candidates.position,
     )  # fmt: skip
     return sites, counts
 
@@ -226,7 +224,7 @@ def load_pairs(folder: Path) -> Pairs:
     rows = list(_table(folder / "miraw_pairs/pairs.tsv"))
     utr = np.array([sequences[row["utr_id"]] for row in rows], object)
     gene = np.array([row["gene_symbol"] or row["utr_id"] for row in rows], object)
-    return Pairs(_column(rows, "mirna_seq"), utr, _column(rows, "utr_id"), gene, _labels(rows))
+    return Pairs(_labels(rows), _column(rows, "mirna_seq"), gene, utr, _column(rows, "utr_id"))
 
 
 def _table(path: Path) -> Iterator[dict[str, str]]:
@@ -240,7 +238,3 @@ def _column(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
 
 def _labels(rows: list[dict[str, str]]) -> NDArray[np.float32]:
     return np.array([float(row["label"]) for row in rows], np.float32)
-
-
-def _family(mirna: NDArray[np.object_]) -> NDArray[np.object_]:
-    return np.array([sequence[1:8] for sequence in mirna], object)

@@ -26,6 +26,20 @@ def ranking(label: ArrayLike, score: ArrayLike) -> dict[str, float]:
     }
 
 
+def within_mirna(mirna: Strings, label: ArrayLike, score: ArrayLike) -> tuple[float, int]:
+    """ROC-AUC over pairs of rows that share the miRNA, and how many such (positive, negative) pairs there are.
+
+    What a score knows of the transcript once the miRNA's identity is taken out; NaN where no miRNA has both.
+    """
+    mirna, label, score = np.asarray(mirna), np.asarray(label), np.asarray(score)
+    won, count = 0.0, 0
+    for name in set(mirna[label < 0.5]):
+        margin = np.subtract.outer(score[(mirna == name) & (label > 0.5)], score[(mirna == name) & (label < 0.5)])
+        won += (margin > 0).sum() + 0.5 * (margin == 0).sum()
+        count += margin.size
+    return (float(won / count) if count else float("nan")), count
+
+
 def group_folds(groups: Strings, negative: NDArray[np.bool_], n_folds: int) -> NDArray[np.int64]:
     """Fold of each row; a group is never split.
 

@@ -11,7 +11,7 @@ import pytest
 from pairformer import testing
 from pairformer.config import AggregatorConfig, ModelConfig
 from pairformer.data import Pairs, Sites, load_pairs, load_sites
-from pairformer.evaluation import balanced_scale, disjoint_folds, group_folds, identity_baselines, ranking
+from pairformer.evaluation import balanced_scale, disjoint_folds, group_folds, identity_baselines, ranking, within_mirna
 from pairformer.scan import scan
 
 torch = pytest.importorskip("torch")
@@ -105,25 +105,25 @@ def test_ranking_is_class_balanced():
 
 
 def test_identity_baselines_by_hand():
-    column = lambda *values: np.array(values, object)  # noqa: E731
-    train = Pairs(
-        column("A", "A", "B"),
-        column("u", "u", "u"),
-        column("1", "2", "1"),
-        column("g", "h", "g"),
-        np.array([1, 0, 0.0]),
-    )
-    test = Pairs(
-        column("A", "C", "B"),
-        column("u", "u", "u"),
-        column("2", "1", "2"),
-        column("h", "g", "x"),
-        np.array([1, 0, 1.0]),
-    )
-    scores = identity_baselines(train, test)
+    def pairs(mirna, utr_id, gene, label):
+        utr = ["u"] * len(label)
+        return Pairs(
+            np.array(label, np.float32),
+            *(np.array(column, object) for column in (list(mirna), list(gene), utr, list(utr_id))),
+        )
+
+    train = pairs("AAB", "121", "ghg", [1, 0, 0])
+    scores = identity_baselines(train, pairs("ACB", "212", "hgx", [1, 0, 1]))
     assert scores["look_up"].tolist() == [0, 1, 1]
     assert scores["mirna_prior"] == pytest.approx([0, 0, np.log(0.5 / 1.5)])
     assert scores["gene_prior"] == pytest.approx([np.log(0.5 / 1.5), 0, 0])
+
+
+def test_within_mirna_by_hand():
+    """A has three comparisons, one won and one tied; B has no negative, C no positive."""
+    auc, count = within_mirna(list("AAAABC"), [1, 1, 1, 0, 1, 0], [3, 2, 1, 2, 9, 9])
+    assert (auc, count) == (0.5, 3)
+    assert np.isnan(within_mirna(["A"], [1], [0.0])[0])
 
 
 def test_balanced_scale_is_the_likeliest():

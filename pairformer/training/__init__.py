@@ -15,7 +15,7 @@ import torch
 
 from pairformer.config import ModelConfig
 from pairformer.data import Pairs, Sites, load_pairs, load_sites
-from pairformer.evaluation import balanced_scale, disjoint_folds, identity_baselines, ranking
+from pairformer.evaluation import balanced_scale, disjoint_folds, identity_baselines, ranking, within_mirna
 from pairformer.models import PairFormer
 from pairformer.scan import scan
 from pairformer.training.config import TrainConfig
@@ -98,10 +98,11 @@ def train_folds(folder: Path, out: Path, model_config: ModelConfig, config: Trai
         "protocol": f"{N_FOLDS} folds disjoint in gene and miRNA family, encoders held out too",
         "pairs_held_out": [len(r["label"]) for r in reports],
         "negatives_held_out": [int(len(r["label"]) - sum(r["label"])) for r in reports],
+        "comparisons_within_mirna": [r["comparisons"] for r in reports],
         "metrics": {
             name: {
                 key: {"folds": values, "mean": round(float(np.mean(values)), 4)}
-                for key in ("pr_auc", "roc_auc")
+                for key in ("pr_auc", "roc_auc", "within_mirna")
                 for values in [[r["metrics"][name][key] for r in reports]]
             }
             for name in names
@@ -126,8 +127,17 @@ def hold_out(sites: Sites, pairs: Pairs, fold: int) -> tuple[Sites, Sites, Pairs
 def _write_held_out(out: Path, model: PairFormer, seen: Pairs, held: Pairs) -> None:
     logit = model(scan(held.mirna, held.utr, model.config.esa_min)).pair_logit.numpy()
     scores = {"pair-former": logit, **identity_baselines(seen, held)}
-    metrics = {name: {k: round(v, 4) for k, v in ranking(held.label, s).items()} for name, s in scores.items()}
-    report = {"metrics": metrics, "label": held.label.tolist(), "logit": logit.round(5).tolist()}
+    metrics, comparisons = {}, 0
+    for name, score in scores.items():
+        within, comparisons = within_mirna(held.mirna, held.label, score)
+        values = {**ranking(held.label, score), "within_mirna": within}
+        metrics[name] = {metric: round(value, 4) for metric, value in values.items()}
+    report = {
+        "metrics": metrics,
+        "comparisons": comparisons,
+        "label": held.label.tolist(),
+        "logit": logit.round(5).tolist(),
+    }
     (out / "held_out.json").write_text(json.dumps(report) + "\n")
 
 
