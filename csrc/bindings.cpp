@@ -69,42 +69,78 @@ const int64_t* checked_offsets(const py::array& array, const std::string& name, 
   return offsets;
 }
 
+// 0 means all that this process may use; more than those would only get in each other's way.
+int checked_threads(int64_t threads) {
+  if (threads < 0) throw py::value_error("threads must be 0 (all) or more, got " + std::to_string(threads));
+  const int available = available_threads();
+  return threads == 0 ? available : static_cast<int>(std::min<int64_t>(threads, available));
+}
+
+// Strings as codes, one after the other. ASCII is read in place; a letter outside it becomes '?', so that a
+// letter is one byte whatever it is.
+struct CodedStrings {
+  py::array_t<uint8_t> code;
+  py::array_t<int64_t> offsets;
+
+  CodedStrings(const py::list& strings, int threads) : offsets(static_cast<py::ssize_t>(strings.size()) + 1) {
+    std::vector<py::object> held;
+    std::vector<Text> texts;
+    int64_t* end = offsets.mutable_data();
+    *end = 0;
+    for (const py::handle string : strings) {
+      if (!PyUnicode_Check(string.ptr())) throw py::type_error("sequences must be strings");
+      const auto* letters = static_cast<const uint8_t*>(PyUnicode_DATA(string.ptr()));
+      if (!PyUnicode_IS_ASCII(string.ptr())) {
+        PyObject* bytes = PyUnicode_AsEncodedString(string.ptr(), "ascii", "replace");
+        if (!bytes) throw py::error_already_set();
+        held.push_back(py::reinterpret_steal<py::object>(bytes));
+        letters = reinterpret_cast<const uint8_t*>(PyBytes_AS_STRING(bytes));
+      }
+      texts.push_back({letters, static_cast<int64_t>(PyUnicode_GET_LENGTH(string.ptr()))});
+      if (texts.back().length > INT32_MAX)
+        throw py::value_error("sequences must have at most 2147483647 letters");
+      end[1] = end[0] + texts.back().length;
+      ++end;
+    }
+    code = py::array_t<uint8_t>(*end);
+    uint8_t* const data = code.mutable_data();
+    {
+      const py::gil_scoped_release unlocked;
+      encode_texts(texts, data, threads);
+    }
+    code.attr("setflags")("write"_a = false);
+    offsets.attr("setflags")("write"_a = false);
+  }
+
+  Ragged<uint8_t> view() const { return {code.data(), offsets.data(), offsets.size() - 1}; }
+};
+
 // A PairBatch and the arrays it looks into.
 struct HeldBatch {
-  py::array mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr;
+  CodedStrings mirna, utr;
+  py::array bag_mirna, bag_utr;
   PairBatch view;
 
-  HeldBatch(py::array mirna_, py::array mirna_offsets_, py::array utr_, py::array utr_offsets_,
-            py::array bag_mirna_, py::array bag_utr_)
-      : mirna(std::move(mirna_)),
-        mirna_offsets(std::move(mirna_offsets_)),
-        utr(std::move(utr_)),
-        utr_offsets(std::move(utr_offsets_)),
-        bag_mirna(std::move(bag_mirna_)),
-        bag_utr(std::move(bag_utr_)) {
-    view.mirna = sequences(mirna, mirna_offsets, "mirna", kMaxMirna);
-    view.utr = sequences(utr, utr_offsets, "utr", INT32_MAX);
+  HeldBatch(const py::list& mirnas, const py::list& utrs, py::array bag_mirna_, py::array bag_utr_,
+            int64_t threads)
+      : mirna(mirnas, checked_threads(threads)),
+        utr(utrs, checked_threads(threads)),
+        bag_mirna(bag_mirna_.attr("copy")()),
+        bag_utr(bag_utr_.attr("copy")()) {
+    view.mirna = mirna.view();
+    view.utr = utr.view();
     view.bags = bag_mirna.size();
     view.bag_mirna = members(bag_mirna, "bag_mirna", view.mirna.bags);
     view.bag_utr = members(bag_utr, "bag_utr", view.utr.bags);
-    for (int64_t i = 0; i < mirna.size(); ++i)
-      if (view.mirna.data[i] >= kNoBase)
-        throw py::value_error("mirna must hold codes 0-3, got " + std::to_string(view.mirna.data[i]));
+    for (int64_t i = 0; i < view.mirna.bags; ++i)
+      if (view.mirna.size(i) > kMaxMirna)
+        throw py::value_error("mirna must have at most 35 letters, got " +
+                              std::to_string(view.mirna.size(i)));
+    for (int64_t i = 0; i < mirna.code.size(); ++i)
+      if (view.mirna.data[i] >= kNoBase) throw py::value_error("mirna must have letters ACGU (or T) only");
   }
 
-  static Ragged<uint8_t> sequences(const py::array& codes, const py::array& offsets, const std::string& name,
-                                   int64_t longest) {
-    const Ragged<uint8_t> ragged{checked<uint8_t>(codes, name, 1, "(letters,)"),
-                                 checked_offsets(offsets, name + "_offsets", codes.size(), name.c_str()),
-                                 offsets.size() - 1};
-    for (int64_t i = 0; i < ragged.bags; ++i)
-      if (ragged.size(i) > longest)
-        throw py::value_error(name + " must have at most " + std::to_string(longest) + " letters, got " +
-                              std::to_string(ragged.size(i)));
-    return ragged;
-  }
-
-  const int32_t* members(const py::array& numbers, const std::string& name, int64_t count) const {
+  const int32_t* members(py::array& numbers, const std::string& name, int64_t count) const {
     const int32_t* data = checked<int32_t>(numbers, name, 1, "(B,)");
     if (numbers.size() != view.bags)
       throw py::value_error(name + " must have one entry per bag (" + std::to_string(view.bags) + "), got " +
@@ -113,40 +149,13 @@ struct HeldBatch {
       if (data[i] < 0 || data[i] >= count)
         throw py::value_error(name + " must be in [0, " + std::to_string(count) + "), got " +
                               std::to_string(data[i]));
+    numbers.attr("setflags")("write"_a = false);
     return data;
   }
 };
 
-// Reads ASCII strings in place; a letter outside ASCII becomes '?', still one byte a letter.
-py::tuple encode_strings(const py::list& strings, int threads) {
-  std::vector<py::object> held;
-  std::vector<Text> texts;
-  py::array_t<int64_t> offsets(static_cast<py::ssize_t>(strings.size()) + 1);
-  int64_t* end = offsets.mutable_data();
-  *end = 0;
-  for (const py::handle string : strings) {
-    if (!PyUnicode_Check(string.ptr())) throw py::type_error("texts must be strings");
-    const auto* letters = static_cast<const uint8_t*>(PyUnicode_DATA(string.ptr()));
-    if (!PyUnicode_IS_ASCII(string.ptr())) {
-      PyObject* bytes = PyUnicode_AsEncodedString(string.ptr(), "ascii", "replace");
-      if (!bytes) throw py::error_already_set();
-      held.push_back(py::reinterpret_steal<py::object>(bytes));
-      letters = reinterpret_cast<const uint8_t*>(PyBytes_AS_STRING(bytes));
-    }
-    texts.push_back({letters, static_cast<int64_t>(PyUnicode_GET_LENGTH(string.ptr()))});
-    end[1] = end[0] + texts.back().length;
-    ++end;
-  }
-  py::array_t<uint8_t> code(*end);
-  uint8_t* const data = code.mutable_data();
-  {
-    const py::gil_scoped_release unlocked;
-    encode_texts(texts, data, threads);
-  }
-  return py::make_tuple(code, offsets);
-}
-
-py::tuple scan(const HeldBatch& held, int esa_min, int threads, const std::string& variant) {
+py::tuple scan(const HeldBatch& held, int esa_min, int64_t threads_asked, const std::string& variant) {
+  const int threads = checked_threads(threads_asked);
   if (esa_min < 0 || esa_min > kSeedPart)
     throw py::value_error("esa_min must be in 0..10, got " + std::to_string(esa_min));
   const PairBatch& batch = held.view;
@@ -206,7 +215,8 @@ std::vector<EncodeRow> checked_rows(const PairBatch& batch, const py::array& bag
 }
 
 py::array_t<uint8_t> encode(const HeldBatch& held, const py::array& bag, const py::array& start,
-                            const py::array& alignment, int threads) {
+                            const py::array& alignment, int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
   const PairBatch& batch = held.view;
   const auto rows = checked_rows(batch, bag, start, alignment);
   const auto count = static_cast<int64_t>(rows.size());
@@ -267,7 +277,8 @@ SelectorSettings selector_settings(const py::object& config) {
 
 py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::array>& cheap_embedding,
                       const std::optional<py::array>& position, const py::array& offsets,
-                      const py::object& config, int threads) {
+                      const py::object& config, int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
   const auto settings = selector_settings(config);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
   const int64_t n = cheap_logit.shape(0), bags = offsets.ndim() > 0 ? offsets.shape(0) - 1 : 0;
@@ -308,7 +319,8 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   return py::make_tuple(rows, out_offsets, reason);
 }
 
-py::array_t<uint32_t> keys_of(const py::array& embedding, uint32_t rng_seed, int threads) {
+py::array_t<uint32_t> keys_of(const py::array& embedding, uint32_t rng_seed, int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
   const float* data = checked<float>(embedding, "embedding", 2, "(N, D)");
   const int64_t n = embedding.shape(0), width = embedding.shape(1);
   py::array_t<uint32_t> keys(n);
@@ -331,17 +343,17 @@ py::array_t<int64_t> dims_of(uint32_t rng_seed, int64_t width) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native scan, encoding and selection. Arrays must have the exact dtype and be C-contiguous.";
 
-  py::class_<HeldBatch>(m, "PairBatch", "Coded sequences and the pairs made of them.")
-      .def(py::init<py::array, py::array, py::array, py::array, py::array, py::array>(), "mirna"_a,
-           "mirna_offsets"_a, "utr"_a, "utr_offsets"_a, "bag_mirna"_a, "bag_utr"_a)
-      .def_readonly("mirna", &HeldBatch::mirna)
-      .def_readonly("mirna_offsets", &HeldBatch::mirna_offsets)
-      .def_readonly("utr", &HeldBatch::utr)
-      .def_readonly("utr_offsets", &HeldBatch::utr_offsets)
+  py::class_<HeldBatch>(m, "PairBatch",
+                        "Strings as codes, and the pairs made of them; all arrays are read-only.")
+      .def(py::init<py::list, py::list, py::array, py::array, int64_t>(), "mirnas"_a, "utrs"_a, "bag_mirna"_a,
+           "bag_utr"_a, "threads"_a)
+      .def_property_readonly("mirna", [](const HeldBatch& held) { return held.mirna.code; })
+      .def_property_readonly("mirna_offsets", [](const HeldBatch& held) { return held.mirna.offsets; })
+      .def_property_readonly("utr", [](const HeldBatch& held) { return held.utr.code; })
+      .def_property_readonly("utr_offsets", [](const HeldBatch& held) { return held.utr.offsets; })
       .def_readonly("bag_mirna", &HeldBatch::bag_mirna)
       .def_readonly("bag_utr", &HeldBatch::bag_utr);
-  m.def("encode_texts", &encode_strings,
-        "(codes, offsets) of strings: A0 C1 G2 U3 (T is U, any case), any other 4.", "texts"_a, "threads"_a);
+  m.def("available_threads", &available_threads, "Processors this process may use.");
 
   m.def("scan_variants", &scan_variants, "Scan variants this processor runs, best first.");
   m.def("scan", &scan, "Candidates: (offsets, start, esa_score, position, alignment, n_dropped).", "batch"_a,

@@ -35,12 +35,11 @@ inline int available_threads() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-// Calls body(task) once for every task in [0, tasks), on at most `threads` threads (0: all available).
+// Calls body(task) once for every task in [0, tasks), on at most `threads` threads.
 // Tasks are handed out from one counter, so their order over threads is not fixed: a body writes only
 // to places that belong to its task. The first exception of a body is thrown again here.
 template <class Body>
 void parallel_for(int64_t tasks, int threads, Body&& body) {
-  if (threads <= 0) threads = available_threads();
   const int64_t workers = std::min<int64_t>(threads, tasks);
   if (workers <= 1) {
     for (int64_t task = 0; task < tasks; ++task) body(task);

@@ -124,20 +124,6 @@ PAIRFORMER_VARIANT(avx512,
 #endif
 #undef PAIRFORMER_VARIANT
 
-// pairs[b]: bits of the extended seed's letters that pair with base b. A-U, C-G and the wobble G-U.
-std::array<uint16_t, 4> pairing_bits(const uint8_t* mirna, int n) {
-  constexpr uint8_t partners[4] = {1 << 3, 1 << 2, 1 << 1 | 1 << 3, 1 << 0 | 1 << 2};
-  std::array<uint16_t, 4> pairs{};
-  for (int i = 0; i < n; ++i)
-    for (int base = 0; base < 4; ++base)
-      if (partners[mirna[i]] >> base & 1) pairs[base] |= static_cast<uint16_t>(1u << i);
-  return pairs;
-}
-
-}  // namespace
-
-namespace {
-
 void encode_letters(const uint8_t* __restrict text, int64_t length, uint8_t* __restrict code) {
   auto is = [](uint8_t letter, char c) { return static_cast<uint8_t>(letter == c ? 0xFF : 0); };
   for (int64_t i = 0; i < length; ++i) {
@@ -147,6 +133,16 @@ void encode_letters(const uint8_t* __restrict text, int64_t length, uint8_t* __r
     const uint8_t other = static_cast<uint8_t>(~(a | c | g | u));
     code[i] = static_cast<uint8_t>((c & 1) | (g & 2) | (u & 3) | (other & kNoBase));
   }
+}
+
+// pairs[b]: bits of the extended seed's letters that pair with base b. A-U, C-G and the wobble G-U.
+std::array<uint16_t, 4> pairing_bits(const uint8_t* mirna, int n) {
+  constexpr uint8_t partners[4] = {1 << 3, 1 << 2, 1 << 1 | 1 << 3, 1 << 0 | 1 << 2};
+  std::array<uint16_t, 4> pairs{};
+  for (int i = 0; i < n; ++i)
+    for (int base = 0; base < 4; ++base)
+      if (partners[mirna[i]] >> base & 1) pairs[base] |= static_cast<uint16_t>(1u << i);
+  return pairs;
 }
 
 }  // namespace

@@ -348,7 +348,6 @@ void select(const Ragged<float>& logit, const float* position, const HashSource&
             int threads) {
   const auto bit = bit_of_dimension(settings.rng_seed, hash.width);
   FirstFault fault;
-  if (threads <= 0) threads = available_threads();
   if (logit.offsets[logit.bags] < kRowsWorthThreads) threads = 1;
   const int64_t per_task = threads == 1 ? std::max<int64_t>(1, logit.bags) : kBagsPerTask;
   parallel_for((logit.bags + per_task - 1) / per_task, threads, [&](int64_t task) {

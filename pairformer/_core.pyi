@@ -7,13 +7,7 @@ from pairformer.config import SelectorConfig
 
 class PairBatch:
     def __init__(
-        self,
-        mirna: NDArray[uint8],
-        mirna_offsets: NDArray[int64],
-        utr: NDArray[uint8],
-        utr_offsets: NDArray[int64],
-        bag_mirna: NDArray[int32],
-        bag_utr: NDArray[int32],
+        self, mirnas: list[str], utrs: list[str], bag_mirna: NDArray[int32], bag_utr: NDArray[int32], threads: int
     ) -> None: ...
     @property
     def mirna(self) -> NDArray[uint8]: ...
@@ -28,7 +22,7 @@ class PairBatch:
     @property
     def bag_utr(self) -> NDArray[int32]: ...
 
-def encode_texts(texts: list[str], threads: int) -> tuple[NDArray[uint8], NDArray[int64]]: ...
+def available_threads() -> int: ...
 def scan_variants() -> list[str]: ...
 def scan(
     batch: PairBatch, esa_min: int, threads: int, variant: str

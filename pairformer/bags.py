@@ -1,4 +1,4 @@
-"""Ragged bags of candidates: arrays plus offsets, and the one place they are padded."""
+"""Ragged bags: arrays plus offsets, and the one place they are padded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 
+WINDOW = 40
 STATUS = ("ok", "no_window", "no_candidate", "invalid")
 
 
@@ -49,7 +50,7 @@ class Candidates:
     @property
     def status(self) -> NDArray[np.str_]:
         """(B,) "ok", "no_window" (UTR < 40 nt), "no_candidate" or "invalid"."""
-        code = np.where(self.n_candidates > 0, 0, np.where(self.utr_length < 40, 1, 2))
+        code = np.where(self.n_candidates > 0, 0, np.where(self.utr_length < WINDOW, 1, 2))
         code[list(self.messages)] = 3
         return np.array(STATUS)[code]
 
@@ -90,25 +91,28 @@ class Candidates:
     def _rows(self, rows: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint32]]:
         if rows is None:
             return self.bag_of(), self.start, self.alignment
-        rows = np.asarray(rows, np.int64)
+        rows = np.asarray(rows)
+        if rows.dtype.kind not in "iu" and rows.size:
+            raise TypeError(f"rows must be row numbers, got {rows.dtype}; pass np.flatnonzero(mask) for a mask")
+        rows = rows.astype(np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self.start)):
             raise ValueError(f"rows must be in 0..{len(self.start) - 1}, got {rows.min()}..{rows.max()}")
         return self.bag_of(rows), self.start[rows], self.alignment[rows]
 
 
-def padded_rows(offsets: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def padded_rows(offsets: NDArray[np.int64], k_max: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Row numbers of ragged bags as a padded table.
 
     Args:
         offsets: (B + 1,) int64.
-        width: columns; at least the longest bag.
+        k_max: columns; at least the largest bag.
 
     Returns:
-        rows (B, width) int64 with -1 where there is none, mask (B, width) True = real.
+        rows (B, k_max) int64 with -1 where there is none, mask (B, k_max) True = real.
     """
     sizes = np.diff(offsets)
-    if len(sizes) and sizes.max() > width:
-        raise ValueError(f"width must be at least the longest bag ({sizes.max()}), got {width}")
-    column = np.arange(width)
+    if len(sizes) and sizes.max() > k_max:
+        raise ValueError(f"k_max must be at least {sizes.max()} (the largest bag), got {k_max}")
+    column = np.arange(k_max)
     mask = column < sizes[:, None]
     return np.where(mask, offsets[:-1, None] + column, -1), mask

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.bags import Candidates
+from pairformer.bags import WINDOW, Candidates
 from pairformer.config import AggregatorConfig, ModelConfig
 from pairformer.data import DataError, PairRecord, PairTable, Record, data_folder, read_fasta
 from pairformer.predict import ENGINES, Predictions, Scorer, in_batches
@@ -114,7 +114,7 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     site_header = (*SITE_HEADER, "weight") if explain else SITE_HEADER
     with contextlib.ExitStack() as files, _Progress() as progress:
-        pair_out = _open_table(files, output, about, [*PAIR_HEADER, *extra_columns])
+        pair_out = _open_table(files, output, about, [*PAIR_HEADER, *_renamed(extra_columns)])
         site_out = sites and _open_table(files, sites, about, site_header, COORDINATES)
         reject_out = rejects and _open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
         for group in in_batches(records, lambda record: record.utr):
@@ -205,6 +205,11 @@ def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, .
     return (PairRecord(m.name, m.sequence, u.name, u.sequence, where=m.where) for u in utrs for m in mirnas), ()
 
 
+def _renamed(columns: Iterable[str]) -> list[str]:
+    """Extra input columns; one that is named as an output column is, such as a table scored before, gets "input_"."""
+    return [f"input_{column}" if column in PAIR_HEADER else column for column in columns]
+
+
 def _records(argument: str, name: str) -> Iterator[Record]:
     """A FASTA file's records, or the sequence itself."""
     # os.path, since pathlib raises for a sequence longer than a file name may be
@@ -236,7 +241,7 @@ def _write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, r
     )  # fmt: skip
     for bag, start, score, position, (top, bottom) in columns:
         r = group[bag]
-        _write(out, (r.mirna_id, r.utr_id, start + 1, start + 40, score, _number(position), top, bottom))
+        _write(out, (r.mirna_id, r.utr_id, start + 1, start + WINDOW, score, _number(position), top, bottom))
 
 
 def _write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:

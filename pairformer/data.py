@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import os
@@ -16,9 +15,11 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pairformer.scan import WINDOW, scan
+from pairformer.bags import WINDOW
+from pairformer.scan import scan
 
 DATA_VARIABLE = "PAIRFORMER_DATA"
+SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
 
 
@@ -175,10 +176,12 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class Sites(Labelled):
-    """Labelled windows: M candidates, one per row."""
+    """Labelled windows: M candidates, one per row. A window of several genes names all, with commas."""
 
-    windows: NDArray[np.uint8]
-    """(M, 10, 50) one-hot."""
+    window: NDArray[np.object_]
+    """40 letters."""
+    one_hot: NDArray[np.uint8]
+    """(M, 10, 50)."""
     esa_score: NDArray[np.uint8]
     """(M,) 6-10."""
     position: NDArray[np.float32]
@@ -200,9 +203,12 @@ def load_sites(folder: Path, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
 
     Rows are left out that hold no candidate (ESA score below ``esa_min`` or under 40 nt), as at inference,
     and those that lie in a labelled pair of the same miRNA, so that stage 3 sees no window twice.
+
+    Raises:
+        DataError: a column is missing, a row is ragged or a label is not 0 or 1, as ``file:line: ...``.
     """
-    symbols = {row["ensembl_gene"]: row["gene_symbol"] for row in _table(folder / "utr3_human/utr3_human.tsv.gz")}
-    rows = list(_table(folder / "miraw_cts/cts.tsv.gz"))
+    symbols = {row["ensembl_gene"]: row["gene_symbol"] for row in _table(folder / UTRS, "ensembl_gene", "gene_symbol")}
+    rows = list(_table(folder / SITES, "mirna_seq", "mrna_id", "mrna_seq", "label", "in_miraw_pair"))
     kept = [row for row in rows if not row["in_miraw_pair"]]
     counts = {"rows": len(rows), "in_a_pair": len(rows) - len(kept)}
     candidates = scan([r["mirna_seq"] for r in kept], [r["mrna_seq"] for r in kept], esa_min, strict=True)
@@ -210,26 +216,42 @@ def load_sites(folder: Path, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
     counts["no_candidate"] = int((~is_site).sum())
     kept = [row for row, site in zip(kept, is_site, strict=True) if site]
     counts["used"] = len(kept)
-    gene = [symbols.get(row["mrna_id"]) or row["mrna_id"] for row in kept]
+    gene = [",".join(symbols.get(name) or name for name in row["mrna_id"].split(",")) for row in kept]
     sites = Sites(
-        _labels(kept), _column(kept, "mirna_seq"), np.array(gene, object), candidates.encode(), candidates.esa_score,
-        candidates.position,
+        _labels(kept), _column(kept, "mirna_seq"), np.array(gene, object), _column(kept, "mrna_seq"),
+        candidates.encode(), candidates.esa_score, candidates.position,
     )  # fmt: skip
     return sites, counts
 
 
 def load_pairs(folder: Path) -> Pairs:
-    """The unique pairs of ``miraw_pairs`` with their UTR sequence."""
-    sequences = {row["utr_id"]: row["utr_seq"] for row in _table(folder / "utr3_human/utr3_human.tsv.gz")}
-    rows = list(_table(folder / "miraw_pairs/pairs.tsv"))
+    """The unique pairs of ``miraw_pairs`` with their UTR sequence.
+
+    Raises:
+        DataError: as :func:`load_sites`, or a pair names a UTR that is not in ``utr3_human``.
+    """
+    sequences = {row["utr_id"]: row["utr_seq"] for row in _table(folder / UTRS, "utr_id", "utr_seq")}
+    rows = list(_table(folder / PAIRS, "mirna_seq", "utr_id", "gene_symbol", "label"))
+    for row in rows:
+        if row["utr_id"] not in sequences:
+            raise DataError(f"{row['where']}: utr_id must be in {UTRS}, got {row['utr_id']}")
     utr = np.array([sequences[row["utr_id"]] for row in rows], object)
     gene = np.array([row["gene_symbol"] or row["utr_id"] for row in rows], object)
     return Pairs(_labels(rows), _column(rows, "mirna_seq"), gene, utr, _column(rows, "utr_id"))
 
 
-def _table(path: Path) -> Iterator[dict[str, str]]:
-    with open_text(path) as lines:
-        yield from csv.DictReader(lines, delimiter="\t")
+def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
+    """Rows of a TSV with a header that names ``columns``; ``where`` is their file:line."""
+    lines = numbered_lines(path)
+    header = next(lines, (1, ""))[1].rstrip("\n").split("\t")
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(f"{path}:1: header must name {' '.join(columns)}, got {' '.join(header)[:200]}")
+    for number, line in lines:
+        cells = line.rstrip("\n").split("\t")
+        if len(cells) != len(header):
+            raise DataError(f"{path}:{number}: row must have {len(header)} cells, got {len(cells)}")
+        yield {**dict(zip(header, cells, strict=True)), "where": f"{path}:{number}"}
 
 
 def _column(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
@@ -237,4 +259,7 @@ def _column(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
 
 
 def _labels(rows: list[dict[str, str]]) -> NDArray[np.float32]:
-    return np.array([float(row["label"]) for row in rows], np.float32)
+    for row in rows:
+        if row["label"] not in ("0", "1"):
+            raise DataError(f"{row['where']}: label must be 0 or 1, got {row['label']}")
+    return np.array([row["label"] == "1" for row in rows], np.float32)

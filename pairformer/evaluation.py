@@ -1,4 +1,4 @@
-"""Folds that share no gene and no miRNA family, metrics, and what identity alone achieves on the same rows."""
+"""Folds that share no gene and no miRNA family, metrics, and what simple scores achieve on the same rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pairformer.data import Pairs
-from pairformer.scan import Strings
+from pairformer.scan import Strings, scan
+from pairformer.sites import seed_matches
 
 
 def ranking(label: ArrayLike, score: ArrayLike) -> dict[str, float]:
@@ -87,14 +88,35 @@ def identity_baselines(train: Pairs, test: Pairs) -> dict[str, NDArray[np.float6
     }
 
 
-def balanced_scale(label: ArrayLike, logit: ArrayLike) -> float:
-    """Factor c > 0 that makes sigmoid(c * logit) most likely under equal class weights (at least 0.01)."""
+def shape_baselines(pairs: Pairs) -> dict[str, NDArray[np.float64]]:
+    """Scores without training.
+
+    Returns:
+        mirna_au: share of A and U in the miRNA; utr_length: nt; seed_type: the best seed match in the UTR,
+        0 none to 5 8mer.
+    """
+    candidates = scan(pairs.mirna, pairs.utr)
+    kind = seed_matches(candidates, np.arange(len(candidates.start)))[0]
+    best = np.zeros(len(pairs))
+    np.maximum.at(best, candidates.bag_of(), kind)
+    return {
+        "seed_type": best,
+        "mirna_au": np.array([(m.count("A") + m.count("U")) / len(m) for m in pairs.mirna]),
+        "utr_length": np.array([len(utr) for utr in pairs.utr], float),
+    }
+
+
+def balanced_loss(label: ArrayLike, logit: ArrayLike) -> float:
+    """Mean negative log-likelihood of sigmoid(logit), both classes weighing the same."""
     label, logit = np.asarray(label, float), np.asarray(logit, float)
     weight = np.where(label > 0.5, 0.5 / label.mean(), 0.5 / (1 - label.mean()))
-    signed = np.where(label > 0.5, logit, -logit)
+    return float((weight * np.logaddexp(0, np.where(label > 0.5, -logit, logit))).mean())
+
+
+def balanced_scale(label: ArrayLike, logit: ArrayLike) -> float:
+    """Factor c in 0.01-10 with the least :func:`balanced_loss` of c * logit."""
     scales = np.geomspace(0.01, 10, 601)
-    losses = [(weight * np.logaddexp(0, -scale * signed)).mean() for scale in scales]
-    return float(scales[int(np.argmin(losses))])
+    return float(min(scales, key=lambda scale: balanced_loss(label, scale * np.asarray(logit))))
 
 
 def _keys(pairs: Pairs) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import operator
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pairformer import _core
 from pairformer.bags import Candidates
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
 from pairformer.selector import STSelector
@@ -225,7 +225,7 @@ class Scorer:
         """What a result depends on, for file headers."""
         config = self.model.config
         return {
-            "weights_sha256": self.model.metadata["weights_sha256"][:16],
+            "model_sha256": self.model.metadata["model_sha256"][:16],
             "engine": self.engine,
             "k_max": self.k_max or config.selector.k_max,
             "esa_min": config.esa_min,
@@ -301,7 +301,7 @@ def _usable_threads(threads: int) -> int:
         raise TypeError(f"threads must be an int, got {threads!r}")
     if threads < 0:
         raise ValueError(f"threads must be 0 (all) or more, got {threads}")
-    return min(operator.index(threads), os.cpu_count() or 1)
+    return min(operator.index(threads), _core.available_threads())
 
 
 def _directory_and_age(model: str | Path) -> tuple[Path, float]:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.bags import Candidates
 
-WINDOW = 40
 ESA_MIN = 6
 MIRNA_MAX = 35
 Strings = Sequence[str] | NDArray[np.object_]
@@ -36,7 +35,7 @@ def scan(
         utr: 3'UTR, 5'->3', any length; windows holding a letter outside ACGU are dropped and counted.
             Two sequences must be equally long; a single string is broadcast.
         esa_min: least score kept, 0-10.
-        threads: 0 for all this process may use. The result does not depend on it.
+        threads: 0 for all this process may use, at most those. The result does not depend on it.
         strict: raise for an invalid pair also in a list; else its bag is empty, its status "invalid"
             and its reason in ``messages``.
         variant: one of ``pairformer._core.scan_variants()``; all give the same rows.
@@ -68,8 +67,7 @@ def scan(
         utr_length[bag] = len(u) if isinstance(u, str) else 0
         bag_mirna[bag] = mirna_number.setdefault("" if message else m, len(mirna_number))
         bag_utr[bag] = utr_number.setdefault("" if message else u, len(utr_number))
-    coded = (_core.encode_texts(list(number), threads) for number in (mirna_number, utr_number))
-    batch = _core.PairBatch(*next(coded), *next(coded), bag_mirna, bag_utr)
+    batch = _core.PairBatch(list(mirna_number), list(utr_number), bag_mirna, bag_utr, threads)
     offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
     return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)
 

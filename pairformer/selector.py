@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pairformer import _core
+from pairformer.bags import padded_rows
 from pairformer.config import SelectorConfig
 
 
@@ -37,12 +38,7 @@ class Selection:
         Raises:
             ValueError: a bag has more than ``k_max`` rows.
         """
-        sizes = np.diff(_to_numpy("offsets", self.offsets))
-        largest = sizes.max(initial=0)
-        if k_max < largest:
-            raise ValueError(f"k_max must be at least {largest} (the largest bag), got {k_max}")
-        mask = np.arange(k_max) < sizes[:, None]
-        indices = np.full(mask.shape, -1, np.int64)
+        indices, mask = padded_rows(_to_numpy("offsets", self.offsets), k_max)
         indices[mask] = _to_numpy("rows", self.rows)
         return _like(self.rows, indices), _like(self.rows, mask)
 
@@ -55,6 +51,10 @@ class STSelector:
         rho: share of the budget for the best logits.
         variant: "S0" top-K, "S1" + position bins and quotas, "S2" + SimHash duplicates.
         **fields: other fields of ``SelectorConfig``.
+
+    Where the coverage share equals the number of bins and every bin still has a candidate (k_max 64, rho 0.5
+    and 32 bins, on most transcripts), each bin gives its best and S2 selects what S1 does: neither weights nor
+    hash keys have anything to decide.
 
     Raises:
         ValueError: a field is out of its range.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pairformer.bags import Candidates
+from pairformer.bags import WINDOW, Candidates
 
 SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
 REASONS = ("top", "coverage", "fill")
@@ -99,7 +99,7 @@ def site_table(
     kind, seed_start, seed_end, anchor = seed_matches(candidates, rows)
     table = np.empty(len(rows), SITE if weight is None else [*SITE.descr, ("weight", np.float32)])
     table["start"] = candidates.start[rows]
-    table["end"] = table["start"] + 40
+    table["end"] = table["start"] + WINDOW
     table["seed_start"], table["seed_end"] = seed_start, seed_end
     table["site_id"] = _number_sites(candidates.bag_of(rows), anchor)
     table["seed_type"] = np.array(SEED_TYPES)[kind]
@@ -116,7 +116,7 @@ def draw(candidates: Candidates, row: int) -> str:
     batch, bag = candidates.batch, int(candidates.bag_of(np.array([row]))[0])
     top, bottom = candidates.aligned(row)
     utr_start = batch.utr_offsets[batch.bag_utr[bag]] + candidates.start[row]
-    window = _text(batch.utr[utr_start : utr_start + 40])
+    window = _text(batch.utr[utr_start : utr_start + WINDOW])
     m = batch.bag_mirna[bag]
     rest = _text(batch.mirna[batch.mirna_offsets[m] : batch.mirna_offsets[m + 1]])[10:][::-1]
     utr = window[:25] + bottom[::-1] + window[35:]
@@ -124,7 +124,7 @@ def draw(candidates: Candidates, row: int) -> str:
     bonds = {"AU": "|", "UA": "|", "CG": "|", "GC": "|", "GU": ":", "UG": ":"}
     marks = " " * 25 + "".join(bonds.get(a + b, " ") for a, b in zip(bottom[::-1], top[::-1], strict=True))
     begin = int(candidates.start[row]) + 1
-    return f"UTR   5' {utr} 3'  {begin}-{begin + 39}\n         {marks.rstrip()}\nmiRNA 3' {mirna} 5'"
+    return f"UTR   5' {utr} 3'  {begin}-{begin + WINDOW - 1}\n         {marks.rstrip()}\nmiRNA 3' {mirna} 5'"
 
 
 def _number_sites(bag: NDArray[np.int64], anchor: NDArray[np.int64]) -> NDArray[np.int32]:

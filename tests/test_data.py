@@ -155,7 +155,7 @@ def test_training_tables(write, tmp_path, rng):
     write(gzip.compress((header + "".join(lines)).encode()), "miraw_cts/cts.tsv.gz")
     sites, counts = load_sites(tmp_path)
     assert counts == {"rows": 5, "in_a_pair": 1, "no_candidate": 2, "used": 2}
-    assert sites.windows.shape == (len(sites), 10, 50)
+    assert sites.one_hot.shape == (len(sites), 10, 50)
     assert sites.gene.tolist() == ["LIN28", "E2"]
     assert sites.label.tolist() == [1, 0]
     assert sites.esa_score.tolist() == [10, 10]
@@ -164,3 +164,26 @@ def test_training_tables(write, tmp_path, rng):
     assert pairs.utr.tolist() == [utr, utr]
     assert pairs.family.tolist() == ["GAGGUAG"] * 2
     assert pairs.take(np.array([1])).gene.tolist() == ["E2"]
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "message"),
+    [
+        ("miraw_pairs/pairs.tsv", "utr_id\t", "utr\t", r"pairs\.tsv:1: header must name mirna_seq utr_id"),
+        ("miraw_pairs/pairs.tsv", "\t1\n", "\t2\n", r"pairs\.tsv:2: label must be 0 or 1, got 2"),
+        ("miraw_pairs/pairs.tsv", "U1\t", "U9\t", r"pairs\.tsv:2: utr_id must be in .*, got U9"),
+        ("miraw_pairs/pairs.tsv", "\tLIN28\t", "\t", r"pairs\.tsv:2: row must have 4 cells, got 3"),
+    ],
+)
+def test_bad_training_tables_are_named(tmp_path, table, old, new, message):
+    for name in ("utr3_human", "miraw_pairs"):
+        (tmp_path / name).mkdir()
+    with gzip.open(tmp_path / "utr3_human/utr3_human.tsv.gz", "wt") as out:
+        out.write("utr_id\tutr_seq\nU1\tACGU\n")
+    text = "mirna_seq\tutr_id\tgene_symbol\tlabel\nACGU\tU1\tLIN28\t1\n"
+    (tmp_path / table).write_text(text)
+    assert len(load_pairs(tmp_path)) == 1
+    assert old in text
+    (tmp_path / table).write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=message):
+        load_pairs(tmp_path)

@@ -292,9 +292,9 @@ def test_all_against_all(command, files):
     code, out, err = command("predict", "mirnas.fa", "utrs.fa.gz", "--rejects", "rejects.tsv")
     assert code == 0
     first, header, *_ = out.splitlines()
-    sha = PairFormer.load(first.split("model=")[1].split()[0]).metadata["weights_sha256"]
+    sha = PairFormer.load(first.split("model=")[1].split()[0]).metadata["model_sha256"]
     assert first.startswith(f"# pairformer {pairformer.__version__} model=")
-    assert first.endswith(f" weights_sha256={sha[:16]} engine=torch k_max=16 esa_min=6")
+    assert first.endswith(f" model_sha256={sha[:16]} engine=torch k_max=16 esa_min=6")
     assert tuple(header.split("\t")) == PAIR_HEADER
     assert " ".join(PAIR_HEADER) == "mirna_id utr_id utr_length n_candidates probability logit status"
     rows = cells(out)[1:]

@@ -157,13 +157,20 @@ def test_errors():
     candidates = pairformer.scan(LET7, "ACGU" * 30)
     with pytest.raises(ValueError, match="rows must be in"):
         candidates.encode(np.array([10_000]))
+    for rows, kind in ((candidates.esa_score > 7, "bool"), ([0.5], "float64")):
+        with pytest.raises(TypeError, match=f"rows must be row numbers, got {kind}"):
+            candidates.encode(rows)
+    with pytest.raises(ValueError, match=r"threads must be 0 \(all\) or more, got -3"):
+        pairformer.scan(LET7, "ACGU", threads=-3)
 
 
 def test_native_rows_are_checked():
-    """The extension refuses rows that point outside their sequences or cannot be an alignment."""
+    """The extension refuses rows that point outside their sequences or cannot be an alignment; codes stay as read."""
     batch = pairformer.scan(LET7, "ACGU" * 30).batch
     row = lambda bag, start, bits: (np.array([bag]), np.array([start], np.int32), np.array([bits], np.uint32))  # noqa: E731
     assert _core.encode(batch, *row(0, 80, 0), 1).shape == (1, 10, 50)
+    for array in (batch.mirna, batch.mirna_offsets, batch.utr, batch.utr_offsets, batch.bag_mirna, batch.bag_utr):
+        assert not array.flags.writeable
     for bad, message in [
         (row(1, 0, 0), "bag must be in"),
         (row(0, 81, 0), "start must name a window"),

@@ -22,6 +22,7 @@ from pairformer.training.config import LossConfig, StageConfig, TrainConfig  # n
 from pairformer.training.loop import fit  # noqa: E402
 
 COMPLEMENT = str.maketrans("ACGU", "UGCA")
+SCORES = {"pair-former", "look_up", "mirna_prior", "gene_prior", "seed_type", "mirna_au", "utr_length"}
 SMALL = ModelConfig(aggregator=AggregatorConfig(width=16, layers=1, heads=2, hidden=32, dropout=0.0))
 QUICK = TrainConfig(
     stage1=StageConfig(6, 32, 1e-2, ema_decay=0.9),
@@ -48,6 +49,7 @@ def folder(tmp_path_factory):
             window = window[:26] + mirnas[mirna][:9].translate(COMPLEMENT)[::-1] + window[35:]
         cts.append(f"m{mirna}\t{mirnas[mirna]}\tENSG{i % 60}\t{window}\t{label}\ttrain\t{'1' if i < 3 else ''}")
     cts.append(f"m0\t{mirnas[0]}\tENSG1\t{'A' * 39}\t1\ttrain\t")
+    copied = []  # windows whose ids hide where they stand: in two genes, and in a gene that is not theirs
     for g in range(60):
         utr = testing.random_rna(rng, 20 if g == 0 else 150)
         for mirna in rng.sample(range(12), 4):
@@ -57,6 +59,9 @@ def folder(tmp_path_factory):
                 utr = utr[:at] + mirnas[mirna][:9].translate(COMPLEMENT)[::-1] + utr[at + 9 :]
             pairs.append(f"m{mirna}\t{mirnas[mirna]}\tU{g}\tG{g}\t{len(utr)}\t{label}\t1\t0\t0")
         utrs.append(f"U{g}\tG{g}\tENSG{g}\ttable\tmade\t{len(utr)}\t{utr}")
+        copied.append(f"m1\t{mirnas[g % 12]}\tENSG{g},ENSG{(g + 1) % 60}\t{testing.random_rna(rng, 40)}\t0\ttrain\t")
+        copied.append(f"m1\t{mirnas[g % 12]}\tENSGX\t{utr[5:45]}\t0\ttrain\t" if g else copied[0])
+    cts += copied
     for name, lines in (("miraw_cts/cts.tsv.gz", cts), ("utr3_human/utr3_human.tsv.gz", utrs)):
         with gzip.open(path / name, "wt") as out:
             out.write("\n".join(lines) + "\n")
@@ -146,7 +151,7 @@ def test_group_folds_never_split_and_spread_negatives():
 def test_held_out_rows_share_nothing(folder):
     """Neither pairs nor encoder windows of training have a gene or a family of the held-out pairs."""
     sites, counts = load_sites(folder)
-    assert counts["rows"] == 601
+    assert counts["rows"] == 721
     assert counts["in_a_pair"] == 3
     assert counts["used"] + counts["no_candidate"] + counts["in_a_pair"] == counts["rows"]
     pairs = load_pairs(folder)
@@ -156,8 +161,9 @@ def test_held_out_rows_share_nothing(folder):
         held += len(test)
         for rows in (train_sites, seen):
             assert len(rows) > 20
-            assert not set(rows.gene) & set(test.gene)
+            assert not {gene for names in rows.gene for gene in names.split(",")} & set(test.gene)
             assert not set(rows.family) & set(test.family)
+        assert not any(window in utr for window in train_sites.window for utr in test.utr)
         assert set(held_sites.family) <= set(test.family)
     rows = np.concatenate([test for _, test in disjoint_folds(pairs, training.N_FOLDS)])
     assert len(set(rows.tolist())) == held == len(rows)
@@ -171,7 +177,7 @@ def test_every_stage_learns_and_only_joint_epochs_move_the_encoder(folder, tmp_p
     model = PairFormer(SMALL)
     training.train_encoder(model, sites, None, QUICK, tmp_path)
     training.distill(model, sites, None, QUICK, tmp_path)
-    windows = torch.from_numpy(sites.windows)
+    windows = torch.from_numpy(sites.one_hot)
     with torch.no_grad():
         _, logit = model.expensive(windows)
         cheap, _ = model.cheap(windows, torch.from_numpy(sites.esa_score), torch.from_numpy(sites.position))
@@ -213,6 +219,27 @@ def test_resume_gives_the_same_weights(tmp_path, stop):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_an_epoch_done_again_is_logged_once(tmp_path):
+    """A run killed between its log line and its checkpoint repeated the line when it was taken up."""
+    net = torch.nn.Linear(2, 1)
+    step = lambda rows, epoch: net(torch.ones(len(rows), 2)).square().mean()  # noqa: E731
+    fit("stage", net, 4, step, StageConfig(1, 2, 0.1), tmp_path, rng_seed=0)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"stage": "stage", "epoch": 2}\n{"stage": "other", "epoch": 9}\n')
+    fit("stage", net, 4, step, StageConfig(2, 2, 0.1), tmp_path, rng_seed=0)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["epoch"]) for r in log] == [("stage", 1), ("other", 9), ("stage", 2)]
+
+
+def test_pairs_without_candidates_do_not_stop_training(folder, tmp_path):
+    """A batch of empty bags has a constant logit and no gradient: with one pair a batch, training crashed."""
+    pairs = load_pairs(folder)
+    short = np.array([len(utr) < 40 for utr in pairs.utr])
+    few = pairs.take(np.flatnonzero(short)[:2].tolist() + np.flatnonzero(~short)[:6].tolist())
+    config = replace(QUICK, stage3=StageConfig(1, 1, 1e-3))
+    training.train_aggregator(PairFormer(SMALL), few, few, config, tmp_path)
+
+
 def test_train_command(folder, tmp_path, monkeypatch):
     """Stage by stage as a user types it, then held-out folds, then weights that carry their record."""
     from pairformer import cli, predict
@@ -233,15 +260,23 @@ def test_train_command(folder, tmp_path, monkeypatch):
     assert pairformer("train", "all", "--out", out, *common, "--rng-seed", 1) == 2  # other settings
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [(r["stage"], r["epoch"]) for r in log] == [("stage1", 1), ("stage2", 1), ("stage3", 1), ("stage3", 2)]
+    trained = (out / "model/model.safetensors").read_bytes()
+    assert pairformer("train", "stage1", "--out", out, *common) == 0  # finished: nothing to do, nothing lost
+    assert (out / "model/model.safetensors").read_bytes() == trained
+    assert pairformer("train", "all", "--out", tmp_path / "at_once", *common) == 0
+    assert (tmp_path / "at_once/model/model.safetensors").read_bytes() == trained
+    assert pairformer("train", "all", "--out", tmp_path / "fold", *common, "--fold", 3) == 2
     assert pairformer("train", "folds", "--out", tmp_path / "folds", *common) == 0
     folds = json.loads((tmp_path / "folds/folds.json").read_text())
-    assert set(folds["metrics"]) == {"pair-former", "look_up", "mirna_prior", "gene_prior"}
+    assert set(folds["metrics"]) == SCORES
+    assert len(folds["balanced_loss_scaled_by_the_others"]) == training.N_FOLDS
     assert all(len(m["roc_auc"]["folds"]) == training.N_FOLDS for m in folds["metrics"].values())
     served = ("--folds", tmp_path / "folds/folds.json")
     assert pairformer("train", "all", "--out", tmp_path / "served", *common, *served) == 0
     model = PairFormer.load(tmp_path / "served/model")
     assert model.config.logit_scale == folds["logit_scale"]
-    assert model.metadata["held_out_folds"] == folds
+    assert model.metadata["held_out_folds"] == {name: value for name, value in folds.items() if name != "run"}
+    assert pairformer("train", "all", "--out", tmp_path / "other", *common, *served, "--rng-seed", 1) == 2
     assert model.metadata["trained_on"]["pairs"] == 240
     pair = predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 50, model=tmp_path / "served/model")
     assert pair.probability == pytest.approx(1 / (1 + np.exp(-folds["logit_scale"] * pair.logit)), rel=1e-5)

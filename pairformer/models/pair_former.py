@@ -157,7 +157,9 @@ class PairFormer(nn.Module):
         weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
         save_file(weights, directory / "model.safetensors")
         (directory / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
-        text = json.dumps({"config": self.config.to_dict(), **(metadata or self.metadata)}, indent=2)
+        values = {"config": self.config.to_dict(), **(metadata or self.metadata)}
+        values.pop("model_sha256", None)  # of the files this model was read from
+        text = json.dumps(values, indent=2)
         (directory / "config.json").write_text(text + "\n")
 
     @classmethod
@@ -184,7 +186,7 @@ class PairFormer(nn.Module):
             wrong = sorted(set(expected.items()) ^ set(found.items()))
             raise ValueError(f"model.safetensors must hold the arrays of config.json, got {wrong[0]}; in {directory}")
         model.load_state_dict({name: value.float() for name, value in weights.items()})
-        model.metadata = values | {"weights_sha256": weights_hash(directory)}
+        model.metadata = values | {"model_sha256": model_hash(directory)}
         return model.eval()
 
 
@@ -197,9 +199,10 @@ def model_directory(name_or_path: str | Path) -> Path:
     return directory
 
 
-def weights_hash(directory: Path) -> str:
-    """sha256 of the weight file."""
-    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+def model_hash(directory: Path) -> str:
+    """sha256 of config.json and model.safetensors together."""
+    parts = [(directory / name).read_bytes() for name in ("config.json", "model.safetensors")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def pack_tokens(tokens: Tensor, offsets: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

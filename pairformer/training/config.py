@@ -59,8 +59,8 @@ class StageConfig:
     """Of AdamW, on matrices only."""
     clip: float = 1.0
     """Largest gradient norm."""
-    ema_decay: float = 0.999
-    """Of the exponential moving average that is served."""
+    ema_decay: float = 0.99
+    """Of the exponential moving average that is served; step s uses min(ema_decay, (1 + s) / (10 + s))."""
     joint_epochs: int = 0
     """Stage 3: the last epochs, in which the expensive encoder is trained too."""
     joint_lr: float = 0.0

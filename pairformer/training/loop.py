@@ -145,8 +145,16 @@ def _resume(path: Path, module, optimizer, schedule, average) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
+    log = path.with_name("log.jsonl")
+    # A run stopped between its log line and its checkpoint does that epoch again.
+    lines = [line for line in log.read_text().splitlines(True) if not _is_after(json.loads(line), path.stem, state)]
+    log.write_text("".join(lines))
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     average.update(state["average"])
     return state["epochs_done"]
+
+
+def _is_after(record: dict, stage: str, state: dict) -> bool:
+    return record["stage"] == stage and record["epoch"] > state["epochs_done"]

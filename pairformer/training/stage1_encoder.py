@@ -17,7 +17,7 @@ from pairformer.training.losses import binary_loss, class_weights
 
 def train_encoder(model: PairFormer, sites: Sites, held_out: Sites | None, config: TrainConfig, run_dir: Path) -> None:
     """Train ``model.expensive`` on sites; PR-AUC and ROC-AUC of ``held_out`` after each epoch."""
-    windows = torch.from_numpy(sites.windows)
+    windows = torch.from_numpy(sites.one_hot)
     label = torch.from_numpy(sites.label)
     weight = class_weights(label)
 
@@ -28,7 +28,7 @@ def train_encoder(model: PairFormer, sites: Sites, held_out: Sites | None, confi
     def validate() -> dict[str, float]:
         assert held_out is not None
         logit = torch.cat(
-            [model.expensive(part)[1] for part in torch.from_numpy(held_out.windows).split(EXPENSIVE_CHUNK)]
+            [model.expensive(part)[1] for part in torch.from_numpy(held_out.one_hot).split(EXPENSIVE_CHUNK)]
         )
         return ranking(held_out.label, logit.numpy())
 

@@ -26,7 +26,7 @@ from pairformer.training.losses import (
 
 def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: TrainConfig, run_dir: Path) -> None:
     """Train ``model.cheap``; the teacher, ``model.expensive``, is frozen and read once."""
-    windows = torch.from_numpy(sites.windows)
+    windows = torch.from_numpy(sites.one_hot)
     esa_score, position = torch.from_numpy(sites.esa_score), torch.from_numpy(sites.position)
     label = torch.from_numpy(sites.label)
     weight = class_weights(label)
@@ -34,7 +34,9 @@ def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: Tra
     with torch.no_grad():
         parts = [model.expensive(part) for part in windows.split(EXPENSIVE_CHUNK)]
     teacher_embedding, teacher_logit = torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
-    # The projection only serves the feature term; it is trained beside the student and then dropped.
+    # The projection only serves the feature term; it is trained beside the student and then dropped. Its seed is
+    # its own, so that it does not matter whether stage 1 ran just now or was loaded.
+    torch.manual_seed(config.rng_seed)
     student = nn.ModuleDict(
         {"cheap": model.cheap, "project": nn.Linear(model.config.cheap.width, model.config.expensive.width)}
     )
@@ -53,7 +55,7 @@ def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: Tra
 
     def validate() -> dict[str, float]:
         assert held_out is not None
-        data = (torch.from_numpy(a) for a in (held_out.windows, held_out.esa_score, held_out.position))
+        data = (torch.from_numpy(a) for a in (held_out.one_hot, held_out.esa_score, held_out.position))
         parts = zip(*(a.split(CHEAP_CHUNK) for a in data), strict=True)
         return ranking(held_out.label, torch.cat([model.cheap(*part)[0] for part in parts]).numpy())
 

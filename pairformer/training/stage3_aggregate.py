@@ -24,9 +24,12 @@ def train_aggregator(
     """Train ``model.aggregator`` on the budgeted forward, at the end with ``model.expensive``.
 
     The cheap encoder is frozen, so each pair's candidates are scored and selected once; tokens are
-    computed once for the epochs in which the expensive encoder is frozen too.
+    computed once for the epochs in which the expensive encoder is frozen too. Pairs without a candidate
+    have a constant logit and nothing to teach: they are left out of training, not of validation.
     """
     model.eval()
+    candidates = scan(pairs.mirna, pairs.utr, model.config.esa_min, strict=True)
+    pairs = pairs.take(candidates.n_candidates > 0)
     bags = _Bags(model, pairs)
     validation = _Bags(model, held_out) if held_out is not None else None
     label = torch.from_numpy(pairs.label)
