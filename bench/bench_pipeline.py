@@ -229,7 +229,7 @@ def bench_other_pipeline(timed, torch_threads, stages_of, pipeline, of_bag, thre
 
 MEMORY = {
     "scan_10Mb": "pairformer.scan(mirna, testing.random_rna(rng, 10_000_000)).n_candidates[0]",
-    "predict_1Mb": "pairformer.predict(mirna, testing.random_rna(rng, 1_000_000), model=sys.argv[1]).n_candidates",
+    "predict_10Mb": "pairformer.predict(mirna, testing.random_rna(rng, 10_000_000), model=sys.argv[1]).n_candidates",
 }
 PROCESS = """
 import random, sys

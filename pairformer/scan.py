@@ -54,7 +54,8 @@ def scan(
     mirnas, utrs = broadcast_pairs(mirna, utr)
     messages: dict[int, str] = {}
     mirna_number: dict[str, int] = {}  # distinct strings, numbered in order of first use
-    utr_number: dict[str, int] = {}
+    utr_number: dict[int, int] = {}  # by identity: hashing 10 Mb would cost as much as scanning them
+    distinct_utrs: list[str] = []  # keeps those identities taken
     bag_mirna = np.empty(len(mirnas), np.int32)
     bag_utr = np.empty(len(mirnas), np.int32)
     utr_length = np.zeros(len(mirnas), np.int64)
@@ -66,8 +67,11 @@ def scan(
             messages[bag] = message
         utr_length[bag] = len(u) if isinstance(u, str) else 0
         bag_mirna[bag] = mirna_number.setdefault("" if message else m, len(mirna_number))
-        bag_utr[bag] = utr_number.setdefault("" if message else u, len(utr_number))
-    batch = _core.PairBatch(list(mirna_number), list(utr_number), bag_mirna, bag_utr, threads)
+        scanned = "" if message else u
+        bag_utr[bag] = utr_number.setdefault(id(scanned), len(distinct_utrs))
+        if bag_utr[bag] == len(distinct_utrs):
+            distinct_utrs.append(scanned)
+    batch = _core.PairBatch(list(mirna_number), distinct_utrs, bag_mirna, bag_utr, threads)
     offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
     return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)
 
