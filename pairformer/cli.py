@@ -187,7 +187,8 @@ def train(stage, data, out, size, fold, folds, rng_seed, epochs, joint_epochs, t
         return
     summary = json.loads(folds.read_text()) if folds else None
     training.train(stage, folder, out, model_config, config, fold, summary)
-    click.echo(f"model written to {out / 'model'}", err=True)
+    if stage in ("stage3", "all"):
+        click.echo(f"model written to {out / 'model'}", err=True)
 
 
 def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, ...]]:

@@ -19,10 +19,8 @@ def ranking(label: ArrayLike, score: ArrayLike) -> dict[str, float]:
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    label = np.asarray(label)
-    weight = np.where(label > 0.5, 0.5 / label.mean(), 0.5 / (1 - label.mean()))
     return {
-        "pr_auc": float(average_precision_score(label, score, sample_weight=weight)),
+        "pr_auc": float(average_precision_score(label, score, sample_weight=_class_weights(label))),
         "roc_auc": float(roc_auc_score(label, score)),
     }
 
@@ -109,14 +107,19 @@ def shape_baselines(pairs: Pairs) -> dict[str, NDArray[np.float64]]:
 def balanced_loss(label: ArrayLike, logit: ArrayLike) -> float:
     """Mean negative log-likelihood of sigmoid(logit), both classes weighing the same."""
     label, logit = np.asarray(label, float), np.asarray(logit, float)
-    weight = np.where(label > 0.5, 0.5 / label.mean(), 0.5 / (1 - label.mean()))
-    return float((weight * np.logaddexp(0, np.where(label > 0.5, -logit, logit))).mean())
+    return float((_class_weights(label) * np.logaddexp(0, np.where(label > 0.5, -logit, logit))).mean())
 
 
 def balanced_scale(label: ArrayLike, logit: ArrayLike) -> float:
     """Factor c in 0.01-10 with the least :func:`balanced_loss` of c * logit."""
     scales = np.geomspace(0.01, 10, 601)
     return float(min(scales, key=lambda scale: balanced_loss(label, scale * np.asarray(logit))))
+
+
+def _class_weights(label: ArrayLike) -> NDArray[np.float64]:
+    """Weights under which both classes count equally and the mean weight is 1."""
+    label = np.asarray(label)
+    return np.where(label > 0.5, 0.5 / label.mean(), 0.5 / (1 - label.mean()))
 
 
 def _keys(pairs: Pairs) -> list[tuple[str, str]]:

@@ -82,8 +82,9 @@ def train(
         run_stage(model, *rows, config, out)
         if name == last:
             break
+    if last != "stage3":
+        return model
     metadata = {
-        "stage": last,
         "trained_on": {"pairs": len(pairs), "positive_pairs": int(pairs.label.sum()), "sites": len(sites)},
         "sites_left_out": counts,
         "command": shlex.join(["pairformer", *sys.argv[1:]]),
@@ -94,10 +95,9 @@ def train(
     if folds is not None:
         model.config = replace(model.config, logit_scale=folds["logit_scale"])
         metadata["held_out_folds"] = {name: value for name, value in folds.items() if name != "run"}
-    if last == "stage3":
-        model.save(out / "model", metadata, half=True)
-        if held_pairs is not None:
-            _write_held_out(out, pairs, held_pairs)
+    model.save(out / "model", metadata, half=True)
+    if held_pairs is not None:
+        _write_held_out(out, pairs, held_pairs)
     return model
 
 
