@@ -1,5 +1,11 @@
 """Predict which 3'UTRs a microRNA represses, and by which sites."""
 
+import os
+
+# Threads of PyTorch that wait by spinning take the cores from the process they wait for: with two such processes on
+# two cores a prediction took 44 times as long. Read when PyTorch loads; a value set by the user stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 try:
     import pairformer._core  # noqa: F401
 except ImportError as error:
