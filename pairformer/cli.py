@@ -109,6 +109,8 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
     status "invalid" and NA.
     """
     _check_outputs((output, sites, rejects), (mirna, utr, pairs))
+    if explain and not sites:
+        raise click.UsageError("--explain adds a column to the site table; name one with --sites FILE")
     records, extra_columns = _pair_records(mirna, utr, pairs)
     scorer = Scorer(model, k_max, engine, device, threads, explain)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
@@ -117,6 +119,7 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
         pair_out = _open_table(files, output, about, [*PAIR_HEADER, *_renamed(extra_columns)])
         site_out = sites and _open_table(files, sites, about, site_header, COORDINATES)
         reject_out = rejects and _open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
+        told = False
         for group in in_batches(records, lambda record: record.utr):
             predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
             messages = [r.fault or m for r, m in zip(group, predictions.message, strict=True)]
@@ -125,6 +128,9 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
                     continue
                 if strict:
                     raise DataError(f"{record.where}: {record.mirna_id} {record.utr_id}: {message}")
+                if not told and not reject_out:
+                    told = True
+                    click.echo(f"{record.where}: {record.mirna_id}: {message}; all reasons: --rejects FILE", err=True)
                 if reject_out:
                     _write(reject_out, (record.where, record.mirna_id, record.utr_id, message))
             _write_pairs(pair_out, group, predictions)
@@ -218,7 +224,7 @@ def _records(argument: str, name: str) -> Iterator[Record]:
         raise IsADirectoryError(f"{name} must be a sequence or a FASTA file, got the directory {argument}")
     if argument == "-" or os.path.exists(argument):
         return read_fasta(argument)
-    if argument.isalpha():
+    if argument and set(argument.upper()) <= set("ACGUTN"):
         return iter([Record(name, argument, f"argument {name.upper()}")])
     raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument[:80]!r}; no such file")
 

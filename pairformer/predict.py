@@ -215,7 +215,9 @@ class Scorer:
         if k_max is not None:
             k_max = operator.index(STSelector(k_max=k_max).config.k_max)
         if importlib.util.find_spec("torch") is None:
-            raise ImportError("engine torch needs PyTorch; pip install 'pairformer[torch]'")
+            raise ImportError(
+                "engine torch needs PyTorch; install pairformer with its extra torch, as in pip install '.[torch]'"
+            )
         self.engine = "torch"
         self.k_max, self.threads, self.explain = k_max, _usable_threads(threads), explain
         self.model = _load(*_directory_and_age(model), device)

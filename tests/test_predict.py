@@ -384,6 +384,17 @@ def _text(path):
     return gzip.decompress(path.read_bytes()).decode().replace("\r\n", "\n")
 
 
+def test_first_reason_is_told(command, files):
+    """Without --rejects a job full of invalid pairs said only how many they were."""
+    code, _, err = command("predict", "mirnas.fa", "utrs.fa.gz")
+    assert code == 0
+    first, summary = err.splitlines()
+    assert first.startswith(
+        "mirnas.fa:3: bad: mirna must have letters ACGU (or T) only, got 'N' at position 4; all reasons"
+    )
+    assert summary.startswith("6 pairs, 3 invalid")
+
+
 def test_long_sequence_as_argument(command, rng):
     """A sequence longer than a file name may be (255) raised OSError."""
     code, out, _ = command("predict", LET7, testing.random_rna(rng, 3000))
@@ -417,6 +428,8 @@ def test_foreign_bytes_in_names(command, files):
         (["--pairs", "none.tsv"], 66, "none.tsv: No such file or directory"),
         ([LET7, "no-file.fa"], 66, "utr must be a sequence or a FASTA file, got 'no-file.fa'; no such file"),
         (["", "ACGU"], 66, "mirna must be a sequence or a FASTA file, got ''; no such file"),
+        ([LET7, "utrs"], 66, "utr must be a sequence or a FASTA file, got 'utrs'; no such file"),
+        (["mirnas.fa", "utrs.fa.gz", "--explain"], 2, "--explain adds a column to the site table; name one"),
         ([LET7, "."], 66, "utr must be a sequence or a FASTA file, got the directory ."),
         ([LET7, "ACGU", "--model", "none"], 66, "model must be 'default' or a directory with config.json, got none"),
         ([LET7], 2, "give MIRNA and UTR, or --pairs"),
