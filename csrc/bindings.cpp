@@ -49,21 +49,21 @@ void check_rows(const py::array& array, const char* name, int64_t n) {
 }
 
 // Offsets start at 0, never fall and end at the number of rows they cover.
-const int64_t* checked_offsets(const py::array& array, const std::string& name, int64_t n, const char* of) {
-  const int64_t* offsets = checked<int64_t>(array, name, 1, "(B + 1,)");
+const int64_t* checked_offsets(const py::array& array, int64_t n) {
+  const int64_t* offsets = checked<int64_t>(array, "offsets", 1, "(B + 1,)");
   const int64_t size = array.shape(0);
   if (size == 0 || offsets[0] != 0) {
-    throw py::value_error(name + " must start at 0, got " +
+    throw py::value_error("offsets must start at 0, got " +
                           (size == 0 ? "no entry" : std::to_string(offsets[0])));
   }
   for (int64_t b = 1; b < size; ++b) {
     if (offsets[b] < offsets[b - 1]) {
-      throw py::value_error(name + " must not fall, got " + std::to_string(offsets[b]) + " after " +
+      throw py::value_error("offsets must not fall, got " + std::to_string(offsets[b]) + " after " +
                             std::to_string(offsets[b - 1]) + " at entry " + std::to_string(b));
     }
   }
   if (offsets[size - 1] != n) {
-    throw py::value_error(name + " must end at " + std::to_string(n) + " (rows of " + of + "), got " +
+    throw py::value_error("offsets must end at " + std::to_string(n) + " (rows of cheap_logit), got " +
                           std::to_string(offsets[size - 1]));
   }
   return offsets;
@@ -282,7 +282,7 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   const auto settings = selector_settings(config);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
   const int64_t n = cheap_logit.shape(0), bags = offsets.ndim() > 0 ? offsets.shape(0) - 1 : 0;
-  const Ragged<float> rows_in{logit, checked_offsets(offsets, "offsets", n, "cheap_logit"), bags};
+  const Ragged<float> rows_in{logit, checked_offsets(offsets, n), bags};
 
   HashSource hash{nullptr, nullptr, 0};
   if (cheap_embedding) {

@@ -66,11 +66,12 @@ def scan(
                 raise ValueError(message)
             messages[bag] = message
         utr_length[bag] = len(u) if isinstance(u, str) else 0
-        bag_mirna[bag] = mirna_number.setdefault("" if message else m, len(mirna_number))
-        scanned = "" if message else u
-        bag_utr[bag] = utr_number.setdefault(id(scanned), len(distinct_utrs))
+        if message is not None:
+            m = u = ""
+        bag_mirna[bag] = mirna_number.setdefault(m, len(mirna_number))
+        bag_utr[bag] = utr_number.setdefault(id(u), len(distinct_utrs))
         if bag_utr[bag] == len(distinct_utrs):
-            distinct_utrs.append(scanned)
+            distinct_utrs.append(u)
     batch = _core.PairBatch(list(mirna_number), distinct_utrs, bag_mirna, bag_utr, threads)
     offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
     return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)

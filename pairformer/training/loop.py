@@ -53,7 +53,7 @@ def fit(
     run_dir.mkdir(parents=True, exist_ok=True)
     late = set(joint.parameters()) if joint is not None else set()
     first = [p for p in module.parameters() if p not in late]
-    # The optimiser is not told about scalars and vectors' decay: LayerNorm and biases keep their size.
+    # No decay on vectors: LayerNorm and biases keep their size.
     groups = [
         {"params": [p for p in first if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
         {"params": [p for p in first if p.ndim <= 1], "lr": config.lr, "weight_decay": 0.0},

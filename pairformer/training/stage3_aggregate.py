@@ -28,17 +28,16 @@ def train_aggregator(
     have a constant logit and nothing to teach: they are left out of training, not of validation.
     """
     model.eval()
-    candidates = scan(pairs.mirna, pairs.utr, model.config.esa_min, strict=True)
-    pairs = pairs.take(candidates.n_candidates > 0)
     bags = _Bags(model, pairs)
+    kept = np.flatnonzero(bags.candidates.n_candidates)
     validation = _Bags(model, held_out) if held_out is not None else None
-    label = torch.from_numpy(pairs.label)
+    label = torch.from_numpy(pairs.label[kept])
     weight = class_weights(label)
     trained = nn.ModuleDict({"aggregator": model.aggregator, "expensive": model.expensive})
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
 
     def step(rows, epoch):
-        tokens, mask = bags.tokens(rows, frozen=epoch < first_joint)
+        tokens, mask = bags.tokens(kept[rows], frozen=epoch < first_joint)
         return binary_loss(model.aggregator(tokens, mask), label[rows], weight[rows], config.loss)
 
     def validate() -> dict[str, float]:
@@ -46,7 +45,7 @@ def train_aggregator(
         assert validation is not None
         return ranking(held_out.label, validation.logits())
 
-    fit("stage3", trained, len(pairs), step, config.stage3, run_dir, config.rng_seed,
+    fit("stage3", trained, len(kept), step, config.stage3, run_dir, config.rng_seed,
         validate if validation is not None else None, joint=model.expensive)  # fmt: skip
 
 
