@@ -2,9 +2,9 @@
 
 import os
 
-# PyTorch's threads wait by spinning and so take the cores from what they wait for: with two processes on two cores a
-# prediction took 44 times as long. A short spin keeps most of the speed alone and half of it shared. Read when PyTorch
-# loads; what the user has set stays.
+# PyTorch's threads wait by spinning and so take the cores from what they wait for: two processes on two cores stall
+# each other. A short spin keeps most of the speed of a process alone and shares fairly. Read when PyTorch loads; what
+# the user has set stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
