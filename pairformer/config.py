@@ -1,4 +1,4 @@
-"""Every number of a model, with the paper's default, checked when it is set."""
+"""Every number of a model and of its training, checked when it is set."""
 
 from __future__ import annotations
 
@@ -63,22 +63,24 @@ class CheapConfig:
 
 @dataclass(frozen=True)
 class AggregatorConfig:
-    """The Set Transformer. ``AggregatorConfig.paper()`` is the paper's size."""
+    """Tokens to pair logit. ``AggregatorConfig.paper()`` is the paper's size."""
 
+    kind: str = "set_transformer"
+    """"set_transformer", "deep_sets" or "gated_attention"; the last two relate no token to another."""
     width: int = 64
     """Model width d."""
     layers: int = 3
-    """Attention blocks before pooling."""
+    """Attention blocks before pooling (Set Transformer)."""
     heads: int = 2
-    """Attention heads; must divide the width."""
+    """Attention heads; must divide the width (Set Transformer)."""
     hidden: int = 128
-    """Width of the feed-forward parts."""
+    """Width of the feed-forward parts, of phi or of the gate."""
     dropout: float = 0.1
     """On attention weights, attention output and feed-forward output."""
     pool_seeds: int = 1
-    """Learned queries of the pooling; several are averaged."""
+    """Learned queries of the pooling; several are averaged (Set Transformer)."""
     inducing_points: int = 0
-    """0: full self-attention (SAB); else ISAB through this many points."""
+    """Set Transformer; 0: full self-attention (SAB); else ISAB through this many points."""
 
     @classmethod
     def paper(cls) -> AggregatorConfig:
@@ -86,6 +88,8 @@ class AggregatorConfig:
         return cls(width=256, heads=8, hidden=512)
 
     def __post_init__(self) -> None:
+        kinds = ("set_transformer", "deep_sets", "gated_attention")
+        check(self.kind in kinds, "kind", f"be one of {', '.join(kinds)}", repr(self.kind))
         for name in ("width", "heads", "hidden", "pool_seeds"):
             at_least(self, name, 1)
         at_least(self, "layers", 0)
@@ -235,6 +239,108 @@ class ModelConfig:
         known = {f.name for f in fields(cls)}
         check(set(values) <= known, "config", f"have fields among {sorted(known)}", sorted(values))
         return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Binary loss of all stages: weighted BCE plus focal, on smoothed labels (App. E)."""
+
+    bce_weight: float = 0.01
+    """Share of plain BCE."""
+    focal_weight: float = 1.0
+    """Share of focal loss."""
+    focal_alpha: float = 0.5
+    """Focal weight of positives; 0.5, since classes are weighted equally already (the paper has 0.4)."""
+    focal_gamma: float = 1.0
+    """Focal exponent."""
+    smoothing: float = 0.05
+    """Labels become ``smoothing`` and ``1 - smoothing``."""
+
+    def __post_init__(self) -> None:
+        for name in ("bce_weight", "focal_weight", "focal_gamma"):
+            check(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+        check(0 <= self.smoothing < 0.5, "smoothing", "be in [0, 0.5)", self.smoothing)
+        check(0 < self.focal_alpha < 1, "focal_alpha", "be in (0, 1)", self.focal_alpha)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Stage 2 adds to the binary loss what the teacher knows (App. E, eq. 21)."""
+
+    temperature: float = 2.0
+    """Softens both logits."""
+    alpha_start: float = 0.8
+    """Share of the teacher's logits against the labels, first epoch."""
+    alpha_end: float = 0.5
+    """The same, last epoch; half a cosine between."""
+    feature_weight: float = 0.1
+    """Of 1 - cosine between the projected embedding and the teacher's."""
+    relation_weight: float = 1.0
+    """Of the squared difference of the two cosine matrices of a batch."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How one stage is optimised: AdamW, cosine to zero, EMA weights kept."""
+
+    epochs: int
+    """Passes over the data."""
+    batch_size: int
+    """Windows (stages 1, 2) or pairs (stage 3)."""
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Of AdamW, on matrices only."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema_decay: float = 0.99
+    """Of the exponential moving average that is served; step s uses min(ema_decay, (1 + s) / (10 + s))."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "epochs", 1)
+        at_least(self, "batch_size", 1)
+        check(self.lr > 0, "lr", "be positive", self.lr)
+
+
+@dataclass(frozen=True)
+class JointStageConfig(StageConfig):
+    """A stage whose last epochs train the expensive encoder too."""
+
+    joint_epochs: int = 0
+    """The last epochs, in which the expensive encoder is trained too."""
+    joint_lr: float = 0.0
+    """Peak learning rate of the expensive encoder in those."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.joint_epochs <= self.epochs, "joint_epochs", f"be in 0..{self.epochs}", self.joint_epochs)
+        check(self.joint_lr > 0 or not self.joint_epochs, "joint_lr", "be positive for joint epochs", self.joint_lr)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The three stages. Epochs were fixed on folds disjoint in gene and miRNA family."""
+
+    rng_seed: int = 2020
+    """Of initial weights, batches and dropout."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Binary loss of all stages."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """What stage 2 adds."""
+    stage1: StageConfig = field(default_factory=lambda: StageConfig(3, 512, 5e-3))
+    """Expensive encoder on labelled windows."""
+    stage2: StageConfig = field(default_factory=lambda: StageConfig(5, 256, 6e-3))
+    """Cheap encoder from the expensive one."""
+    stage3: JointStageConfig = field(
+        default_factory=lambda: JointStageConfig(6, 32, 5e-4, 1e-2, joint_epochs=2, joint_lr=1e-4)
+    )
+    """Aggregator on pairs, then both."""
+    budgets: tuple[int, ...] = ()
+    """Budgets k_max that stage 3 draws from, one per batch, so that one model serves each; empty: the model's own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budgets", tuple(self.budgets))
+        check(all(k >= 1 for k in self.budgets), "budgets", "be 1 or more each", self.budgets)
 
 
 def check(holds: bool, name: str, rule: str, value: object) -> None:

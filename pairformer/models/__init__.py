@@ -2,6 +2,10 @@
 
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
 from pairformer.models.pair_former import PairFormer
+from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.set_transformer import ISAB, MAB, PMA, SAB, SetTransformer
 
-__all__ = ["ISAB", "MAB", "PMA", "SAB", "CheapEncoder", "ExpensiveEncoder", "PairFormer", "SetTransformer"]
+__all__ = [
+    "ISAB", "MAB", "PMA", "SAB", "CheapEncoder", "DeepSets", "ExpensiveEncoder", "GatedAttention", "PairFormer",
+    "SetTransformer",
+]  # fmt: skip

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from pairformer.bags import Candidates, padded_rows
 from pairformer.config import ModelConfig
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
+from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.set_transformer import SetTransformer
 from pairformer.selector import Selection, STSelector
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
+AGGREGATORS = {"set_transformer": SetTransformer, "deep_sets": DeepSets, "gated_attention": GatedAttention}
 CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activations stay in the cache
 
 
@@ -54,7 +56,8 @@ class PairFormer(nn.Module):
         self.metadata: dict = {}
         self.expensive = ExpensiveEncoder(config.expensive)
         self.cheap = CheapEncoder(config.cheap)
-        self.aggregator = SetTransformer(config.token_width, config.aggregator, config.empty_logit)
+        aggregator = AGGREGATORS[config.aggregator.kind]
+        self.aggregator = aggregator(config.token_width, config.aggregator, config.empty_logit)
 
     @torch.no_grad()
     def forward(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> Budgeted:
@@ -77,7 +80,7 @@ class PairFormer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.aggregator.project.weight.device
+        return self.expensive.head.weight.device
 
     def selector(self, k_max: int | None = None) -> STSelector:
         """The model's selector, with its own budget or another."""
