@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
+from pairformer.metrics import at_prior, sigmoid
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
 from pairformer.selector import STSelector
 from pairformer.sites import draw, site_table
@@ -34,7 +35,7 @@ class Prediction:
     """One pair. ``repr`` shows the result, ``sites`` what it rests on."""
 
     probability: float
-    """That the transcript is repressed, at even prior odds; NaN for an invalid pair."""
+    """That the transcript is repressed, at the prior asked for, even odds unless told; NaN for an invalid pair."""
     logit: float
     """Of the aggregator; the model's constant (0) where there is no candidate."""
     n_candidates: int
@@ -68,7 +69,7 @@ class Predictions:
     """B pairs, in the order asked; index for one :class:`Prediction`, iterate for all."""
 
     probability: NDArray[np.float32]
-    """(B,) at even prior odds; NaN where invalid."""
+    """(B,) at the prior asked for, even odds unless told; NaN where invalid."""
     logit: NDArray[np.float32]
     """(B,)"""
     n_candidates: NDArray[np.int64]
@@ -157,6 +158,7 @@ def predict(
     device: str = "auto",
     threads: int = 0,
     explain: bool = False,
+    prior: float = 0.5,
     strict: bool = False,
 ) -> Prediction | Predictions:
     """Is the transcript repressed by the miRNA, and by which sites?
@@ -171,11 +173,13 @@ def predict(
         device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
         threads: 0 for all this process may use.
         explain: fill ``sites["weight"]``: the logit's change when that one token is left out.
+        prior: share of repressed pairs among those asked about, in (0, 1): log(prior / (1 - prior)) is added to
+            the scaled logit before the sigmoid. The order of pairs and the logits do not change.
         strict: raise for an invalid pair also in a list.
 
     Returns:
         Prediction for two strings, else Predictions. A pair without a candidate has the model's constant
-        logit, 0: even odds. In a list an invalid pair keeps its place with NaN and a message.
+        logit, 0: the prior. In a list an invalid pair keeps its place with NaN and a message.
 
     Raises:
         ValueError: an invalid pair (two strings, or ``strict``), lists of different length, a setting out
@@ -193,7 +197,7 @@ def predict(
             fault = pair_fault(m, u)
             if fault is not None:
                 raise ValueError(fault)
-    scorer = Scorer(model, k_max, engine, device, threads, explain)
+    scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
     predictions = scorer.score(mirnas, utrs)
     return predictions[0] if single else predictions
 
@@ -209,6 +213,7 @@ class Scorer:
         device: str = "auto",
         threads: int = 0,
         explain: bool = False,
+        prior: float = 0.5,
     ) -> None:
         if engine not in ("auto", *ENGINES):
             raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {engine}")
@@ -219,6 +224,7 @@ class Scorer:
                 "engine torch needs PyTorch; install pairformer with its extra torch, as in pip install '.[torch]'"
             )
         self.engine = "torch"
+        self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
         self.k_max, self.threads, self.explain = k_max, _usable_threads(threads), explain
         self.model = _load(*_directory_and_age(model), device)
 
@@ -231,6 +237,7 @@ class Scorer:
             "engine": self.engine,
             "k_max": self.k_max or config.selector.k_max,
             "esa_min": config.esa_min,
+            "prior": self.prior,
         }
 
     def score(self, mirnas: Strings, utrs: Strings) -> Predictions:
@@ -244,8 +251,7 @@ class Scorer:
             message += [candidates.messages.get(bag) for bag in range(len(candidates))]
             utr_length.append(candidates.utr_length)
         logit = np.concatenate([batch.logit for batch in batches])
-        # The sigmoid, in a form that cannot overflow.
-        probability = 0.5 + 0.5 * np.tanh(0.5 * self.model.config.logit_scale * logit.astype(np.float64))
+        probability = sigmoid(self.model.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
         return Predictions(
             probability.astype(np.float32), logit, np.concatenate([batch.n_candidates for batch in batches]),
             np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine,

@@ -141,6 +141,19 @@ def test_single_and_lists(model):
         many[:1]
 
 
+def test_prior(model):
+    """Another prior adds its log odds to the scaled logit; logits and sites stay."""
+    utr = "ACGUUGCA" * 20
+    even, rare = (pairformer.predict(LET7, [utr, "ACGU"], model=model, prior=prior) for prior in (0.5, 0.02))
+    assert rare.logit.tolist() == even.logit.tolist()
+    odds = rare.probability / (1 - rare.probability) / (even.probability / (1 - even.probability))
+    assert odds == pytest.approx(0.02 / 0.98, rel=1e-4)
+    assert rare.probability[1] == pytest.approx(0.02)
+    for prior in (0, 1, 2.0, float("nan")):
+        with pytest.raises(ValueError, match=r"prior must be in \(0, 1\), got"):
+            pairformer.predict(LET7, utr, model=model, prior=prior)
+
+
 @pytest.mark.parametrize(
     ("mirna", "message"),
     [
@@ -294,7 +307,7 @@ def test_all_against_all(command, files):
     first, header, *_ = out.splitlines()
     sha = PairFormer.load(first.split("model=")[1].split()[0]).metadata["model_sha256"]
     assert first.startswith(f"# pairformer {pairformer.__version__} model=")
-    assert first.endswith(f" model_sha256={sha[:16]} engine=torch k_max=16 esa_min=6")
+    assert first.endswith(f" model_sha256={sha[:16]} engine=torch k_max=16 esa_min=6 prior=0.5")
     assert tuple(header.split("\t")) == PAIR_HEADER
     assert " ".join(PAIR_HEADER) == "mirna_id utr_id utr_length n_candidates probability logit status"
     rows = cells(out)[1:]
