@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pairformer.scan import scan
 
 DATA_VARIABLE = "PAIRFORMER_DATA"
 SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
+_MIRNA = re.compile("[ACGUTacgut]{1,35}")
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
 
 
@@ -168,6 +170,11 @@ class Labelled:
         """The given rows (numbers or a mask) of every column."""
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def join(self, other):
+        """These rows, then the other's."""
+        parts = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return type(self)(**{name: np.concatenate(columns) for name, columns in parts.items()})
+
     @property
     def family(self) -> NDArray[np.object_]:
         """miRNA family of each row: letters 2-8."""
@@ -198,18 +205,21 @@ class Pairs(Labelled):
     """Name of the 3'UTR."""
 
 
-def load_sites(folder: Path, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
-    """Windows of ``miraw_cts``, and how many rows were left out why.
+def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
+    """Labelled windows of a TSV with mirna_seq, mrna_seq, mrna_id and label, and how many rows were left out why.
 
-    Rows are left out that hold no candidate (ESA score below ``esa_min`` or under 40 nt), as at inference,
-    and those that lie in a labelled pair of the same miRNA, so that stage 3 sees no window twice.
+    Rows are left out that hold no candidate (ESA score below ``esa_min`` or other than 40 nt), as at inference,
+    and those with a mark in a column in_miraw_pair: they lie in a labelled pair of the same miRNA, and stage 3
+    shall see no window twice. Where the data folder is given, mrna_id becomes the gene's symbol.
 
     Raises:
-        DataError: a column is missing, a row is ragged or a label is not 0 or 1, as ``file:line: ...``.
+        DataError: a column is missing or named twice, a row is ragged, a label is not 0 or 1 or a miRNA not 1-35
+            letters ACGUT, as ``file:line: ...``.
     """
-    symbols = {row["ensembl_gene"]: row["gene_symbol"] for row in _table(folder / UTRS, "ensembl_gene", "gene_symbol")}
-    rows = list(_table(folder / SITES, "mirna_seq", "mrna_id", "mrna_seq", "label", "in_miraw_pair"))
-    kept = [row for row in rows if not row["in_miraw_pair"]]
+    symbols = {r["ensembl_gene"]: r["gene_symbol"] for r in _table(folder / UTRS, "ensembl_gene")} if folder else {}
+    rows = list(_table(table, "mirna_seq", "mrna_id", "mrna_seq", "label"))
+    _check_mirnas(rows)
+    kept = [row for row in rows if not row.get("in_miraw_pair")]
     counts = {"rows": len(rows), "in_a_pair": len(rows) - len(kept)}
     candidates = scan([r["mirna_seq"] for r in kept], [r["mrna_seq"] for r in kept], esa_min, strict=True)
     is_site = (candidates.n_candidates > 0) & (candidates.utr_length == WINDOW)
@@ -218,35 +228,70 @@ def load_sites(folder: Path, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
     counts["used"] = len(kept)
     gene = [",".join(symbols.get(name) or name for name in row["mrna_id"].split(",")) for row in kept]
     sites = Sites(
-        _labels(kept), _column(kept, "mirna_seq"), np.array(gene, object), _column(kept, "mrna_seq"),
+        _labels(kept), _rna(kept, "mirna_seq"), np.array(gene, object), _rna(kept, "mrna_seq"),
         candidates.encode(), candidates.esa_score, candidates.position,
     )  # fmt: skip
     return sites, counts
 
 
-def load_pairs(folder: Path) -> Pairs:
-    """The unique pairs of ``miraw_pairs`` with their UTR sequence.
+def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -> Pairs:
+    """Pairs of a TSV: mirna_seq, label, and utr_seq, or mrna_seq, or a utr_id of the data folder's ``utr3_human``.
+
+    The gene is gene_symbol, where it is empty or no column mrna_id, then utr_id, then the sequence itself.
+
+    Args:
+        table: the file, gzip or not.
+        folder: the data folder, read where the table has no sequences.
+        labelled: whether a label is needed; without it labels that are absent are NaN.
 
     Raises:
-        DataError: as :func:`load_sites`, or a pair names a UTR that is not in ``utr3_human``.
+        DataError: a column is missing or named twice, a row is ragged, a label is not 0 or 1, a miRNA is not 1-35
+            letters ACGUT, or a utr_id is unknown, as ``file:line: ...``.
     """
-    sequences = {row["utr_id"]: row["utr_seq"] for row in _table(folder / UTRS, "utr_id", "utr_seq")}
-    rows = list(_table(folder / PAIRS, "mirna_seq", "utr_id", "gene_symbol", "label"))
+    rows = list(_table(table, "mirna_seq", *(["label"] if labelled else [])))
+    if not rows:
+        raise DataError(f"{table}:1: table must have rows below its header, got none")
+    source = next((name for name in ("utr_seq", "mrna_seq") if name in rows[0]), "utr_id")
+    if source == "utr_id" and (folder is None or "utr_id" not in rows[0]):
+        raise DataError(f"{table}:1: header must name utr_seq or mrna_seq, or utr_id with a data folder; "
+                        f"columns are {' '.join(list(rows[0])[:-1])[:200]}")  # fmt: skip
+    sequences = load_utrs(folder) if source == "utr_id" and folder else {}
+    _check_mirnas(rows)
     for row in rows:
-        if row["utr_id"] not in sequences:
+        if source == "utr_id" and row["utr_id"] not in sequences:
             raise DataError(f"{row['where']}: utr_id must be in {UTRS}, got {row['utr_id']}")
-    utr = np.array([sequences[row["utr_id"]] for row in rows], object)
-    gene = np.array([row["gene_symbol"] or row["utr_id"] for row in rows], object)
-    return Pairs(_labels(rows), _column(rows, "mirna_seq"), gene, utr, _column(rows, "utr_id"))
+    utr = np.array([sequences[row["utr_id"]] for row in rows], object) if sequences else _rna(rows, source)
+    names = [[row.get(key, "") for key in ("gene_symbol", "mrna_id", "utr_id")] for row in rows]
+    gene = [next(filter(None, name), sequence) for name, sequence in zip(names, utr, strict=True)]
+    utr_id = [row.get("utr_id") or name for row, name in zip(rows, gene, strict=True)]
+    label = _labels(rows) if "label" in rows[0] else np.full(len(rows), np.nan, np.float32)
+    return Pairs(label, _rna(rows, "mirna_seq"), np.array(gene, object), utr, np.array(utr_id, object))
+
+
+def load_utrs(folder: Path) -> dict[str, str]:
+    """utr_id -> sequence of every 3'UTR of ``utr3_human``."""
+    return {row["utr_id"]: row["utr_seq"] for row in _table(folder / UTRS, "utr_id", "utr_seq")}
+
+
+def columns(table: Path, *names: str) -> tuple[NDArray[np.object_], ...]:
+    """Columns of a TSV as text.
+
+    Raises:
+        DataError: a column is missing or named twice or a row is ragged, as ``file:line: ...``.
+    """
+    rows = list(_table(table, *names))
+    return tuple(_column(rows, name) for name in names)
 
 
 def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     """Rows of a TSV with a header that names ``columns``; ``where`` is their file:line."""
     lines = numbered_lines(path)
     header = next(lines, (1, ""))[1].rstrip("\n").split("\t")
-    missing = [column for column in columns if column not in header]
-    if missing:
+    if any(column not in header for column in columns):
         raise DataError(f"{path}:1: header must name {' '.join(columns)}, got {' '.join(header)[:200]}")
+    repeated = {column for column in header if header.count(column) > 1}
+    if repeated:
+        raise DataError(f"{path}:1: header must name each column once, got {sorted(repeated)[0]} twice")
     for number, line in lines:
         cells = line.rstrip("\n").split("\t")
         if len(cells) != len(header):
@@ -254,8 +299,19 @@ def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
         yield {**dict(zip(header, cells, strict=True)), "where": f"{path}:{number}"}
 
 
+def _check_mirnas(rows: list[dict[str, str]]) -> None:
+    for row in rows:
+        if not _MIRNA.fullmatch(row["mirna_seq"]):
+            raise DataError(f"{row['where']}: mirna_seq must be 1 to 35 letters ACGUT, got {row['mirna_seq'][:40]!r}")
+
+
 def _column(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
     return np.array([row[name] for row in rows], object)
+
+
+def _rna(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
+    """A column of sequences in capitals with U for T, so that equal sequences are equal strings."""
+    return np.array([row[name].upper().replace("T", "U") for row in rows], object)
 
 
 def _labels(rows: list[dict[str, str]]) -> NDArray[np.float32]:

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from pairformer import testing
-from pairformer.data import DataError, PairTable, data_folder, load_pairs, load_sites, open_text, read_fasta
+from pairformer.data import (
+    PAIRS,
+    SITES,
+    DataError,
+    PairTable,
+    data_folder,
+    load_pairs,
+    load_sites,
+    open_text,
+    read_fasta,
+)
 
 HEADER = "mirna_id\tmirna_seq\tutr_id\tutr_seq"
 FASTA = b"\n>a first\nACGU\nacgt nn\n\n>b\r\nAC\r\nGU\r\n>\nA\n>empty\n>a\nG"
@@ -153,14 +163,14 @@ def test_training_tables(write, tmp_path, rng):
     lines = [f"{gene}\t{mirna}\t{window}\t{label}\t{pair}\n" for gene, window, pair, label in cts]
     header = "mrna_id\tmirna_seq\tmrna_seq\tlabel\tin_miraw_pair\n"
     write(gzip.compress((header + "".join(lines)).encode()), "miraw_cts/cts.tsv.gz")
-    sites, counts = load_sites(tmp_path)
+    sites, counts = load_sites(tmp_path / SITES, tmp_path)
     assert counts == {"rows": 5, "in_a_pair": 1, "no_candidate": 2, "used": 2}
     assert sites.one_hot.shape == (len(sites), 10, 50)
     assert sites.gene.tolist() == ["LIN28", "E2"]
     assert sites.label.tolist() == [1, 0]
     assert sites.esa_score.tolist() == [10, 10]
     write(f"mirna_seq\tutr_id\tgene_symbol\tlabel\n{mirna}\tE1\tLIN28\t1\n{mirna}\tE2\t\t0\n", "miraw_pairs/pairs.tsv")
-    pairs = load_pairs(tmp_path)
+    pairs = load_pairs(tmp_path / PAIRS, tmp_path)
     assert pairs.utr.tolist() == [utr, utr]
     assert pairs.family.tolist() == ["GAGGUAG"] * 2
     assert pairs.take(np.array([1])).gene.tolist() == ["E2"]
@@ -169,7 +179,12 @@ def test_training_tables(write, tmp_path, rng):
 @pytest.mark.parametrize(
     ("table", "old", "new", "message"),
     [
-        ("miraw_pairs/pairs.tsv", "utr_id\t", "utr\t", r"pairs\.tsv:1: header must name mirna_seq utr_id"),
+        (
+            "miraw_pairs/pairs.tsv",
+            "utr_id\t",
+            "utr\t",
+            r"pairs\.tsv:1: header must name utr_seq or mrna_seq, or utr_id with",
+        ),
         ("miraw_pairs/pairs.tsv", "\t1\n", "\t2\n", r"pairs\.tsv:2: label must be 0 or 1, got 2"),
         ("miraw_pairs/pairs.tsv", "U1\t", "U9\t", r"pairs\.tsv:2: utr_id must be in .*, got U9"),
         ("miraw_pairs/pairs.tsv", "\tLIN28\t", "\t", r"pairs\.tsv:2: row must have 4 cells, got 3"),
@@ -182,8 +197,8 @@ def test_bad_training_tables_are_named(tmp_path, table, old, new, message):
         out.write("utr_id\tutr_seq\nU1\tACGU\n")
     text = "mirna_seq\tutr_id\tgene_symbol\tlabel\nACGU\tU1\tLIN28\t1\n"
     (tmp_path / table).write_text(text)
-    assert len(load_pairs(tmp_path)) == 1
+    assert len(load_pairs(tmp_path / PAIRS, tmp_path)) == 1
     assert old in text
     (tmp_path / table).write_text(text.replace(old, new))
     with pytest.raises(DataError, match=message):
-        load_pairs(tmp_path)
+        load_pairs(tmp_path / PAIRS, tmp_path)

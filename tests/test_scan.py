@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import pairformer
 from pairformer import _core, reference, testing
-from pairformer.data import load_pairs
+from pairformer import data as tables
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pairwise2 is deprecated; it is what TargetNet calls
@@ -188,7 +188,7 @@ def test_real_counts(data):
     """Candidates of the ten miRAW sets, as published."""
     import csv
 
-    pairs = load_pairs(data)
+    pairs = tables.load_pairs(data / tables.PAIRS, data)
     n = pairformer.scan(pairs.mirna, pairs.utr).n_candidates
     with (data / "miraw_pairs/pairs.tsv").open() as lines:
         sets = [[int(s) for s in row["sets"].split(",")] for row in csv.DictReader(lines, delimiter="\t")]
@@ -202,7 +202,7 @@ def test_real_counts(data):
 
 def test_real_windows_equal_biopython(data):
     """Every window of real UTRs of real pairs, sampled."""
-    pairs = load_pairs(data)
+    pairs = tables.load_pairs(data / tables.PAIRS, data)
     rng = random.Random(7)
     for i in rng.sample(range(len(pairs)), 12):
         utr = pairs.utr[i][:400]

@@ -1,72 +1,28 @@
 """Training: losses by hand, folds that share nothing, every stage learns, resume is exact."""
 
-import gzip
 import json
-import random
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
-from pairformer import testing
-from pairformer.config import AggregatorConfig, ModelConfig
-from pairformer.data import Pairs, Sites, load_pairs, load_sites
-from pairformer.evaluation import balanced_scale, disjoint_folds, group_folds, identity_baselines, ranking, within_mirna
+from pairformer.config import AggregatorConfig, JointStageConfig, LossConfig, ModelConfig, StageConfig, TrainConfig
+from pairformer.data import PAIRS, SITES, Sites, load_pairs, load_sites
+from pairformer.metrics import ranking
 from pairformer.scan import scan
 
 torch = pytest.importorskip("torch")
 from pairformer import training  # noqa: E402
 from pairformer.models import PairFormer  # noqa: E402
 from pairformer.training import losses  # noqa: E402
-from pairformer.training.config import LossConfig, StageConfig, TrainConfig  # noqa: E402
 from pairformer.training.loop import fit  # noqa: E402
 
-COMPLEMENT = str.maketrans("ACGU", "UGCA")
-SCORES = {"pair-former", "look_up", "mirna_prior", "gene_prior", "seed_type", "mirna_au", "utr_length"}
 SMALL = ModelConfig(aggregator=AggregatorConfig(width=16, layers=1, heads=2, hidden=32, dropout=0.0))
 QUICK = TrainConfig(
     stage1=StageConfig(6, 32, 1e-2, ema_decay=0.9),
     stage2=StageConfig(6, 32, 1e-2, ema_decay=0.9),
-    stage3=StageConfig(8, 16, 5e-3, ema_decay=0.9, joint_epochs=2, joint_lr=1e-3),
+    stage3=JointStageConfig(8, 16, 5e-3, ema_decay=0.9, joint_epochs=2, joint_lr=1e-3),
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A data folder of 60 UTRs and 12 miRNAs in which a perfect seed site makes the label."""
-    rng = random.Random(1)
-    path = tmp_path_factory.mktemp("data")
-    for name in ("miraw_cts", "miraw_pairs", "utr3_human"):
-        (path / name).mkdir()
-    mirnas = [testing.random_rna(rng, 22) for _ in range(12)]
-    cts = ["mirna_id\tmirna_seq\tmrna_id\tmrna_seq\tlabel\tsplit\tin_miraw_pair"]
-    pairs = ["mirna_id\tmirna_seq\tutr_id\tgene_symbol\tutr_length\tlabel\tn_sets\tsets\tgene_fold"]
-    utrs = ["utr_id\tgene_symbol\tensembl_gene\tsymbol_from\tsource\tlength\tutr_seq"]
-    for i in range(600):
-        mirna, label = rng.randrange(12), i % 2
-        window = testing.random_rna(rng, 40)
-        if label:
-            window = window[:26] + mirnas[mirna][:9].translate(COMPLEMENT)[::-1] + window[35:]
-        cts.append(f"m{mirna}\t{mirnas[mirna]}\tENSG{i % 60}\t{window}\t{label}\ttrain\t{'1' if i < 3 else ''}")
-    cts.append(f"m0\t{mirnas[0]}\tENSG1\t{'A' * 39}\t1\ttrain\t")
-    copied = []  # windows whose ids hide where they stand: in two genes, and in a gene that is not theirs
-    for g in range(60):
-        utr = testing.random_rna(rng, 20 if g == 0 else 150)
-        for mirna in rng.sample(range(12), 4):
-            label = rng.randrange(2)
-            if label and g:
-                at = rng.randrange(30, 140)
-                utr = utr[:at] + mirnas[mirna][:9].translate(COMPLEMENT)[::-1] + utr[at + 9 :]
-            pairs.append(f"m{mirna}\t{mirnas[mirna]}\tU{g}\tG{g}\t{len(utr)}\t{label}\t1\t0\t0")
-        utrs.append(f"U{g}\tG{g}\tENSG{g}\ttable\tmade\t{len(utr)}\t{utr}")
-        copied.append(f"m1\t{mirnas[g % 12]}\tENSG{g},ENSG{(g + 1) % 60}\t{testing.random_rna(rng, 40)}\t0\ttrain\t")
-        copied.append(f"m1\t{mirnas[g % 12]}\tENSGX\t{utr[5:45]}\t0\ttrain\t" if g else copied[0])
-    cts += copied
-    for name, lines in (("miraw_cts/cts.tsv.gz", cts), ("utr3_human/utr3_human.tsv.gz", utrs)):
-        with gzip.open(path / name, "wt") as out:
-            out.write("\n".join(lines) + "\n")
-    (path / "miraw_pairs/pairs.tsv").write_text("\n".join(pairs) + "\n")
-    return path
 
 
 def test_binary_loss_by_hand():
@@ -101,82 +57,13 @@ def test_distillation_terms_by_hand():
     assert float(losses.distill_relation(a, b)) == pytest.approx(2 * root**2 / 4, rel=1e-5)
 
 
-def test_ranking_is_class_balanced():
-    """Three positives and one negative, ranked + - + +: precision 1, then p / (p + 1/2) with p = 2/6, 3/6."""
-    metrics = ranking([1, 0, 1, 1], [4, 3, 2, 1])
-    positive, negative = 0.5 / 3, 0.5
-    precision = [1, 2 * positive / (2 * positive + negative), 3 * positive / (3 * positive + negative)]
-    assert metrics == {"pr_auc": pytest.approx(np.mean(precision)), "roc_auc": pytest.approx(1 / 3)}
-
-
-def test_identity_baselines_by_hand():
-    def pairs(mirna, utr_id, gene, label):
-        utr = ["u"] * len(label)
-        return Pairs(
-            np.array(label, np.float32),
-            *(np.array(column, object) for column in (list(mirna), list(gene), utr, list(utr_id))),
-        )
-
-    train = pairs("AAB", "121", "ghg", [1, 0, 0])
-    scores = identity_baselines(train, pairs("ACB", "212", "hgx", [1, 0, 1]))
-    assert scores["look_up"].tolist() == [0, 1, 1]
-    assert scores["mirna_prior"] == pytest.approx([0, 0, np.log(0.5 / 1.5)])
-    assert scores["gene_prior"] == pytest.approx([np.log(0.5 / 1.5), 0, 0])
-
-
-def test_within_mirna_by_hand():
-    """A has three comparisons, one won and one tied; B has no negative, C no positive."""
-    auc, count = within_mirna(list("AAAABC"), [1, 1, 1, 0, 1, 0], [3, 2, 1, 2, 9, 9])
-    assert (auc, count) == (0.5, 3)
-    assert np.isnan(within_mirna(["A"], [1], [0.0])[0])
-
-
-def test_balanced_scale_is_the_likeliest():
-    rng = np.random.default_rng(0)
-    logit = rng.normal(0, 2, 4000)
-    label = rng.random(4000) < 1 / (1 + np.exp(-0.4 * logit))
-    assert balanced_scale(label, logit) == pytest.approx(0.4, abs=0.05)
-
-
-def test_group_folds_never_split_and_spread_negatives():
-    rng = np.random.default_rng(3)
-    groups = rng.integers(0, 90, 2000).astype(str)
-    negative = rng.random(2000) < 0.1
-    fold = group_folds(groups, negative, 3)
-    assert all(len(set(fold[groups == g])) == 1 for g in set(groups))
-    counts = np.bincount(fold[negative])
-    assert counts.max() - counts.min() <= 3
-
-
-def test_held_out_rows_share_nothing(folder):
-    """Neither pairs nor encoder windows of training have a gene or a family of the held-out pairs."""
-    sites, counts = load_sites(folder)
-    assert counts["rows"] == 721
-    assert counts["in_a_pair"] == 3
-    assert counts["used"] + counts["no_candidate"] + counts["in_a_pair"] == counts["rows"]
-    pairs = load_pairs(folder)
-    held = 0
-    for fold in range(training.N_FOLDS):
-        train_sites, held_sites, seen, test = training.hold_out(sites, pairs, fold)
-        held += len(test)
-        for rows in (train_sites, seen):
-            assert len(rows) > 20
-            assert not {gene for names in rows.gene for gene in names.split(",")} & set(test.gene)
-            assert not set(rows.family) & set(test.family)
-        assert not any(window in utr for window in train_sites.window for utr in test.utr)
-        assert set(held_sites.family) <= set(test.family)
-    rows = np.concatenate([test for _, test in disjoint_folds(pairs, training.N_FOLDS)])
-    assert len(set(rows.tolist())) == held == len(rows)
-
-
 def test_every_stage_learns_and_only_joint_epochs_move_the_encoder(folder, tmp_path):
     """A seed site is learnt from a few hundred rows by all three stages."""
-    sites, _ = load_sites(folder)
-    pairs = load_pairs(folder)
+    sites, _ = load_sites(folder / SITES, folder)
+    pairs = load_pairs(folder / PAIRS, folder)
     torch.manual_seed(0)
     model = PairFormer(SMALL)
-    training.train_encoder(model, sites, None, QUICK, tmp_path)
-    training.distill(model, sites, None, QUICK, tmp_path)
+    training.train_encoders(model, sites, QUICK, tmp_path)
     windows = torch.from_numpy(sites.one_hot)
     with torch.no_grad():
         _, logit = model.expensive(windows)
@@ -185,9 +72,10 @@ def test_every_stage_learns_and_only_joint_epochs_move_the_encoder(folder, tmp_p
     assert ranking(sites.label, cheap)["roc_auc"] > 0.9
     before = {name: value.clone() for name, value in model.expensive.state_dict().items()}
     warm = replace(QUICK, stage3=replace(QUICK.stage3, joint_epochs=0, joint_lr=0.0))
-    training.train_aggregator(model, pairs, None, warm, tmp_path / "warm")
+    bags = training.Bags(model, pairs)
+    training.train_aggregator(model, bags, None, warm, tmp_path / "warm")
     assert all(torch.equal(before[n], v) for n, v in model.expensive.state_dict().items())
-    training.train_aggregator(model, pairs, None, QUICK, tmp_path / "joint")
+    training.train_aggregator(model, bags, None, QUICK, tmp_path / "joint")
     assert any(not torch.equal(before[n], v) for n, v in model.expensive.state_dict().items())
     result = model(scan(pairs.mirna, pairs.utr))
     assert ranking(pairs.label, result.pair_logit)["roc_auc"] > 0.8
@@ -197,7 +85,7 @@ def test_every_stage_learns_and_only_joint_epochs_move_the_encoder(folder, tmp_p
 def test_resume_gives_the_same_weights(tmp_path, stop):
     """A run stopped inside an epoch and taken up again ends where an unbroken one does, to the last bit."""
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    config = StageConfig(5, 8, 1e-2, 1e-2, joint_epochs=2, joint_lr=1e-3)
+    config = JointStageConfig(5, 8, 1e-2, 1e-2, joint_epochs=2, joint_lr=1e-3)
 
     def run(path, fail_in_epoch=None):
         torch.manual_seed(1)
@@ -231,65 +119,194 @@ def test_an_epoch_done_again_is_logged_once(tmp_path):
     assert [(r["stage"], r["epoch"]) for r in log] == [("stage", 1), ("other", 9), ("stage", 2)]
 
 
+def test_the_best_epoch_is_kept(tmp_path):
+    """The averaged weights of the epoch with the best validation PR-AUC, the first of equal ones, also after a stop."""
+    figures = [0.6, 0.9, 0.7, 0.9, 0.8]
+
+    def run(path, epochs):
+        torch.manual_seed(1)
+        net, seen = torch.nn.Linear(3, 1), []
+
+        def step(rows, epoch):
+            return (net(torch.ones(len(rows), 3)) - 9).square().mean()
+
+        def validate():
+            seen.append(net.weight.detach().clone())
+            return {"pr_auc": figures[len(seen) - 1]}
+
+        fit("stage", net, 8, step, StageConfig(epochs, 4, 1e-2), path, 0, validate)
+        return net.weight.detach(), seen
+
+    weight, seen = run(tmp_path / "whole", 5)
+    assert torch.equal(weight, seen[1])
+    assert not torch.equal(weight, seen[3])
+    state = torch.load(tmp_path / "whole/stage.pt", weights_only=True)
+    assert state["best"]["pr_auc"] == 0.9
+    again, seen = run(tmp_path / "whole", 5)  # finished: read, not trained
+    assert torch.equal(again, weight)
+    assert not seen
+
+
 def test_pairs_without_candidates_do_not_stop_training(folder, tmp_path):
     """A batch of empty bags has a constant logit and no gradient: with one pair a batch, training crashed."""
-    pairs = load_pairs(folder)
+    pairs = load_pairs(folder / PAIRS, folder)
     short = np.array([len(utr) < 40 for utr in pairs.utr])
     few = pairs.take(np.flatnonzero(short)[:2].tolist() + np.flatnonzero(~short)[:6].tolist())
-    config = replace(QUICK, stage3=StageConfig(1, 1, 1e-3))
-    training.train_aggregator(PairFormer(SMALL), few, few, config, tmp_path)
+    model = PairFormer(SMALL)
+    bags = training.Bags(model, few)
+    training.train_aggregator(model, bags, bags, replace(QUICK, stage3=JointStageConfig(1, 1, 1e-3)), tmp_path)
 
 
-def test_train_command(folder, tmp_path, monkeypatch):
-    """Stage by stage as a user types it, then held-out folds, then weights that carry their record."""
-    from pairformer import cli, predict
+def test_one_class_is_refused(folder, tmp_path):
+    pairs = load_pairs(folder / PAIRS, folder)
+    model = PairFormer(SMALL)
+    both, one = training.Bags(model, pairs.take(np.arange(20))), training.Bags(model, pairs.take(pairs.label == 1))
+    for rows in ((one, both), (both, one)):
+        with pytest.raises(ValueError, match=r"rows must have both labels, got \d+ with one"):
+            training.train_aggregator(model, *rows, QUICK, tmp_path)
 
-    def pairformer(*words):
-        monkeypatch.setattr("sys.argv", ["pairformer", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
 
-    common = ("--data", folder, "--epochs", 1, 1, 2, "--joint-epochs", 1)
+def test_caches_of_two_splits_never_meet(folder, tmp_path):
+    """Encoders of two splits in one cache are those each split has in its own; all they depend on is in the key."""
+    sites, _ = load_sites(folder / SITES, folder)
+    splits = [sites.take(np.arange(len(sites)) % 2 == part) for part in range(2)]
+    quick = replace(QUICK, stage1=StageConfig(1, 64, 1e-2), stage2=StageConfig(1, 64, 1e-2))
+
+    def encoders(rows, cache):
+        torch.manual_seed(0)
+        model = PairFormer(SMALL)
+        key = training.train_encoders(model, rows, quick, cache)
+        return key, [value.clone() for value in model.state_dict().values()]
+
+    shared = [encoders(rows, tmp_path / "shared") for rows in (*splits, *splits)]
+    alone = [encoders(rows, tmp_path / str(part)) for part, rows in enumerate(splits)]
+    assert len(list((tmp_path / "shared").iterdir())) == 2
+    for first, again, own in zip(shared[:2], shared[2:], alone, strict=True):
+        assert first[0] == again[0] == own[0]
+        assert all(torch.equal(a, b) for a, b in zip(first[1], own[1], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+    flipped = replace(splits[0], label=1 - splits[0].label)
+    keys = {training.encoders_key(SMALL, rows, quick) for rows in (*splits, flipped, splits[0].take(np.arange(9)))}
+    keys |= {training.encoders_key(SMALL, splits[0].take(np.arange(len(splits[0]))[::-1]), quick)}
+    keys |= {training.encoders_key(SMALL, splits[0], replace(quick, **change)) for change in
+             ({"rng_seed": 1}, {"loss": LossConfig(smoothing=0.1)}, {"stage2": StageConfig(2, 64, 1e-2)})}  # fmt: skip
+    keys |= {training.encoders_key(replace(SMALL, cheap=replace(SMALL.cheap, hidden=8)), splits[0], quick)}
+    assert len(keys) == 9
+    assert training.encoders_key(SMALL, splits[0], replace(quick, budgets=(4,))) == shared[0][0]  # not of stages 1, 2
+
+
+def other(value):
+    """Another value of the same kind that every field takes."""
+    if isinstance(value, tuple):
+        return (2, 4)
+    return value * (2 if isinstance(value, int) else 0.5)
+
+
+OPTIONS = [
+    (part, f.name)
+    for part in ("loss", "distill", "stage1", "stage2", "stage3")
+    for f in fields(getattr(TrainConfig(), part))
+] + [("", "rng_seed"), ("", "budgets")]
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """Trains all stages on a few rows -> weights, by config."""
+    sites, _ = load_sites(folder / SITES, folder)
+    pairs = load_pairs(folder / PAIRS, folder)
+    sites, pairs = sites.take(np.arange(0, 600, 10)), pairs.take(np.arange(40))
+
+    def run(config):
+        torch.manual_seed(0)
+        model = PairFormer(replace(SMALL, aggregator=AggregatorConfig(width=16, layers=1, hidden=16)))
+        place = tmp_path_factory.mktemp("run")
+        training.train_encoders(model, sites, config, place)
+        training.train_aggregator(model, training.Bags(model, pairs, config.budgets), None, config, place)
+        return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+    return run
+
+
+TINY = TrainConfig(
+    stage1=StageConfig(2, 32, 1e-2, 0.1, 0.05, 0.3),
+    stage2=StageConfig(2, 32, 1e-2, 0.1, 0.05, 0.3),
+    stage3=JointStageConfig(2, 16, 5e-3, 0.1, 0.05, 0.3, joint_epochs=1, joint_lr=1e-3),
+)
+
+
+@pytest.mark.parametrize(("part", "name"), OPTIONS, ids=lambda x: x)
+def test_every_option_acts(trained, part, name):
+    """Each field of the training config changes the weights."""
+    if not hasattr(trained, "usual"):
+        trained.usual = trained(TINY)
+        assert torch.equal(trained.usual, trained(TINY))
+    inner = getattr(TINY, part) if part else TINY
+    changed = replace(inner, **{name: other(getattr(inner, name))})
+    assert not torch.equal(trained.usual, trained(replace(TINY, **{part: changed}) if part else changed))
+
+
+def test_nested_budgets(folder):
+    """Tokens at each budget are those a model of that budget selects, cached or not."""
+    pairs = load_pairs(folder / PAIRS, folder).take(np.arange(30))
+    torch.manual_seed(0)
+    model = PairFormer(SMALL)
+    bags = training.Bags(model, pairs, (4, 16))
+    for k_max in (4, 16, None):
+        tokens, mask = bags.tokens(range(30), frozen=True, k_max=k_max)
+        expected = model(scan(pairs.mirna, pairs.utr), k_max)
+        assert mask.shape[1] == (k_max or 64)
+        assert torch.equal(mask, expected.mask)
+        torch.testing.assert_close(tokens, expected.tokens)
+        live, _ = bags.tokens(range(30), frozen=False, k_max=k_max)
+        torch.testing.assert_close(live, tokens)
+
+
+def test_train_command(folder, tmp_path, command):
+    """Stage by stage as a user types it, then at once, then on tables of their own with the encoders taken over."""
+    from pairformer import predict
+
+    common = ("--data", folder, "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2,
+              "--stage3.joint-epochs", 1)  # fmt: skip
     out = tmp_path / "run"
-    assert pairformer("train", "stage2", "--out", out, *common) == 66  # stage 1 is missing
+    assert command("train", "stage2", "--out", out, *common) == 66  # stage 1 is missing
     for stage in ("stage1", "stage2", "stage3"):
-        assert pairformer("train", stage, "--out", out, *common) == 0
-    assert pairformer("train", "all", "--out", out, *common, "--rng-seed", 1) == 2  # other settings
+        assert command("train", stage, "--out", out, *common) == 0
+    assert command("train", "all", "--out", out, *common, "--rng-seed", 1) == 2  # other settings
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [(r["stage"], r["epoch"]) for r in log] == [("stage1", 1), ("stage2", 1), ("stage3", 1), ("stage3", 2)]
     trained = (out / "model/model.safetensors").read_bytes()
-    assert pairformer("train", "stage1", "--out", out, *common) == 0  # finished: nothing to do, nothing lost
+    assert command("train", "stage1", "--out", out, *common) == 0  # finished: nothing to do, nothing lost
     assert (out / "model/model.safetensors").read_bytes() == trained
-    assert pairformer("train", "all", "--out", tmp_path / "at_once", *common) == 0
+    assert command("train", "all", "--out", tmp_path / "at_once", *common) == 0
     assert (tmp_path / "at_once/model/model.safetensors").read_bytes() == trained
-    assert pairformer("train", "all", "--out", tmp_path / "fold", *common, "--fold", 3) == 2
-    assert pairformer("train", "folds", "--out", tmp_path / "folds", *common) == 0
-    folds = json.loads((tmp_path / "folds/folds.json").read_text())
-    assert set(folds["metrics"]) == SCORES
-    assert len(folds["balanced_loss_scaled_by_the_others"]) == training.N_FOLDS
-    assert all(len(m["roc_auc"]["folds"]) == training.N_FOLDS for m in folds["metrics"].values())
-    served = ("--folds", tmp_path / "folds/folds.json")
-    assert pairformer("train", "all", "--out", tmp_path / "served", *common, *served) == 0
-    model = PairFormer.load(tmp_path / "served/model")
-    assert model.config.logit_scale == folds["logit_scale"]
-    assert model.metadata["held_out_folds"] == {name: value for name, value in folds.items() if name != "run"}
-    assert pairformer("train", "all", "--out", tmp_path / "other", *common, *served, "--rng-seed", 1) == 2
-    assert model.metadata["trained_on"]["pairs"] == 240
-    pair = predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 50, model=tmp_path / "served/model")
-    assert pair.probability == pytest.approx(1 / (1 + np.exp(-folds["logit_scale"] * pair.logit)), rel=1e-5)
+
+    pairs = load_pairs(folder / PAIRS, folder)
+    rows = ["mirna_seq\tutr_seq\tlabel\n"]
+    rows += [
+        f"{m.replace('U', 'T').lower()}\t{u}\t{y:g}\n"
+        for m, u, y in zip(pairs.mirna, pairs.utr, pairs.label, strict=True)
+    ]
+    (tmp_path / "mine.tsv").write_text("".join(rows))
+    report = {"protocol": "made", "logit_scale": 0.5, "summary": {"scores": {}}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    mine = ("train", "stage3", "--pairs", tmp_path / "mine.tsv", "--encoders", out / "model", "--stage3.epochs", 2,
+            "--validation", 0.2, "--calibrate", tmp_path / "report.json", "--out", tmp_path / "mine")  # fmt: skip
+    assert command(*mine) == 0
+    model = PairFormer.load(tmp_path / "mine/model")
+    assert model.config.logit_scale == 0.5
+    assert model.metadata["held_out"] == {"protocol": "made", "logit_scale": 0.5, "means": {}}
+    assert model.metadata["trained_on"]["pairs"] == pytest.approx(192, abs=15)
+    log = [json.loads(line) for line in (tmp_path / "mine/log.jsonl").read_text().splitlines()]
+    assert [set(r) >= {"pr_auc", "roc_auc"} for r in log] == [True, True]
+    pair = predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 50, model=tmp_path / "mine/model")
+    assert pair.probability == pytest.approx(1 / (1 + np.exp(-0.5 * pair.logit)), rel=1e-5)
+    assert command(*mine[:-2], "--aggregator.width", 30, "--out", tmp_path / "odd") == 0
+    assert command(*mine[:-2], "--cheap.hidden", 30, "--out", tmp_path / "other") == 2  # not these encoders
+    assert command(*mine[:-2], "--aggregator.width", 31, "--out", tmp_path / "odder") == 2  # heads do not divide it
 
 
 def test_real_training_rows(data):
-    sites, counts = load_sites(data)
+    sites, counts = load_sites(data / SITES, data)
     assert counts == {"rows": 61_805, "in_a_pair": 93, "no_candidate": 5_775, "used": 55_937}
     assert isinstance(sites, Sites)
-    pairs = load_pairs(data)
-    assert len(pairs) == 5_928
-    for fold in range(training.N_FOLDS):
-        _, _, seen, held = training.hold_out(sites, pairs, fold)
-        assert (held.label == 0).sum() >= 55
-        scores = identity_baselines(seen, held)
-        assert all(ranking(held.label, score)["roc_auc"] == 0.5 for score in scores.values())
+    assert len(load_pairs(data / PAIRS, data)) == 5_928

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pairformer.training.config import StageConfig
+from pairformer.config import JointStageConfig, StageConfig
 
 Step = Callable[[NDArray[np.int64], int], Tensor]
 Validate = Callable[[], dict[str, float]]
@@ -34,7 +34,7 @@ def fit(
     validate: Validate | None = None,
     joint: nn.Module | None = None,
 ) -> None:
-    """Train ``module`` in place; at the end it holds the averaged weights.
+    """Train ``module`` in place; at the end it holds the averaged weights of the last epoch, or of the best.
 
     Every epoch draws its order and dropout from (rng_seed, stage, epoch), so a run that was stopped and
     started again gives the same weights as one that was not.
@@ -47,21 +47,25 @@ def fit(
         config: optimiser, epochs, average.
         run_dir: created where needed; a checkpoint in it is resumed.
         rng_seed: of this run.
-        validate: metrics of the averaged weights after each epoch.
+        validate: metrics of the averaged weights after each epoch; the epoch with the best "pr_auc" is kept, the
+            earlier of equal ones. None: the last epoch is kept.
         joint: part of ``module`` trained in the last ``config.joint_epochs`` only.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    joint_epochs, joint_lr = (
+        (config.joint_epochs, config.joint_lr) if isinstance(config, JointStageConfig) else (0, 0.0)
+    )
     late = set(joint.parameters()) if joint is not None else set()
     first = [p for p in module.parameters() if p not in late]
     # No decay on vectors: LayerNorm and biases keep their size.
     groups = [
         {"params": [p for p in first if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
         {"params": [p for p in first if p.ndim <= 1], "lr": config.lr, "weight_decay": 0.0},
-        {"params": list(late), "lr": config.joint_lr, "weight_decay": 0.0},
+        {"params": list(late), "lr": joint_lr, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
     per_epoch = math.ceil(n_rows / config.batch_size)
-    begin_joint = (config.epochs - config.joint_epochs) * per_epoch
+    begin_joint = (config.epochs - joint_epochs) * per_epoch
     total = config.epochs * per_epoch
     begins = [begin for begin, group in zip((0, 0, begin_joint), groups, strict=True) if group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -69,12 +73,13 @@ def fit(
         [lambda s, begin=begin: _cosine(s, begin, total) for begin in begins],  # type: ignore[misc]
     )
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    done = _resume(run_dir / f"{stage}.pt", module, optimizer, schedule, average)
+    best: dict = {}
+    done = _resume(run_dir / f"{stage}.pt", module, optimizer, schedule, average, best)
     for epoch in range(done, config.epochs):
         seed = [rng_seed, zlib.crc32(stage.encode()), epoch]
         order = np.random.default_rng(seed).permutation(n_rows)
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-        training_joint = joint is None or epoch >= config.epochs - config.joint_epochs
+        training_joint = joint is None or epoch >= config.epochs - joint_epochs
         module.train()
         if joint is not None:
             joint.train(training_joint).requires_grad_(training_joint)
@@ -94,12 +99,15 @@ def fit(
         record = {"stage": stage, "epoch": epoch + 1, "loss": round(float(np.mean(losses)), 6)}
         record |= {"seconds": round(time.perf_counter() - began, 1)}
         if validate is not None:
-            record |= _with_average(module, average, validate)
+            metrics = _with_average(module, average, validate)
+            if metrics["pr_auc"] > best.get("pr_auc", -1.0):
+                best = {"pr_auc": metrics["pr_auc"], "average": {n: value.clone() for n, value in average.items()}}
+            record |= {name: round(value, 4) for name, value in metrics.items()}
         with (run_dir / "log.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")
         click.echo(json.dumps(record), err=True)
-        _checkpoint(run_dir / f"{stage}.pt", module, optimizer, schedule, average, epoch + 1)
-    module.load_state_dict(average)
+        _checkpoint(run_dir / f"{stage}.pt", module, optimizer, schedule, average, best, epoch + 1)
+    module.load_state_dict(best.get("average", average))
     module.requires_grad_(True).eval()
 
 
@@ -125,22 +133,23 @@ def _with_average(module: nn.Module, average: dict[str, Tensor], validate: Valid
     with torch.no_grad():
         metrics = validate()
     module.load_state_dict(own)
-    return {name: round(float(value), 4) for name, value in metrics.items()}
+    return {name: float(value) for name, value in metrics.items()}
 
 
-def _checkpoint(path: Path, module, optimizer, schedule, average, epochs_done: int) -> None:
+def _checkpoint(path: Path, module, optimizer, schedule, average, best, epochs_done: int) -> None:
     state = {
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "average": average,
+        "best": best,
         "epochs_done": epochs_done,
     }
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def _resume(path: Path, module, optimizer, schedule, average) -> int:
+def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
     """Load a checkpoint of this stage if there is one; returns the epochs it has done."""
     if not path.exists():
         return 0
@@ -153,6 +162,7 @@ def _resume(path: Path, module, optimizer, schedule, average) -> int:
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     average.update(state["average"])
+    best.update(state["best"])
     return state["epochs_done"]
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pairformer.training.config import DistillConfig, LossConfig
+from pairformer.config import DistillConfig, LossConfig
 
 
 def binary_loss(logit: Tensor, label: Tensor, weight: Tensor, config: LossConfig) -> Tensor:

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pairformer.config import TrainConfig
 from pairformer.data import Sites
-from pairformer.evaluation import ranking
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import CHEAP_CHUNK, EXPENSIVE_CHUNK
-from pairformer.training.config import TrainConfig
+from pairformer.models.pair_former import EXPENSIVE_CHUNK
 from pairformer.training.loop import fit
 from pairformer.training.losses import (
     binary_loss,
@@ -24,7 +23,7 @@ from pairformer.training.losses import (
 )
 
 
-def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: TrainConfig, run_dir: Path) -> None:
+def distill(model: PairFormer, sites: Sites, config: TrainConfig, run_dir: Path) -> None:
     """Train ``model.cheap``; the teacher, ``model.expensive``, is frozen and read once."""
     windows = torch.from_numpy(sites.one_hot)
     esa_score, position = torch.from_numpy(sites.esa_score), torch.from_numpy(sites.position)
@@ -53,11 +52,4 @@ def distill(model: PairFormer, sites: Sites, held_out: Sites | None, config: Tra
             + terms.relation_weight * distill_relation(F.normalize(embedding), teacher_embedding[rows])
         )
 
-    def validate() -> dict[str, float]:
-        assert held_out is not None
-        data = (torch.from_numpy(a) for a in (held_out.one_hot, held_out.esa_score, held_out.position))
-        parts = zip(*(a.split(CHEAP_CHUNK) for a in data), strict=True)
-        return ranking(held_out.label, torch.cat([model.cheap(*part)[0] for part in parts]).numpy())
-
-    fit("stage2", student, len(sites), step, config.stage2, run_dir, config.rng_seed,
-        validate if held_out is not None else None)  # fmt: skip
+    fit("stage2", student, len(sites), step, config.stage2, run_dir, config.rng_seed)

@@ -2,83 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from pairformer.config import TrainConfig
 from pairformer.data import Pairs
-from pairformer.evaluation import ranking
+from pairformer.metrics import ranking
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import pack_tokens
+from pairformer.models.pair_former import chunks, pack_tokens
 from pairformer.scan import scan
-from pairformer.training.config import TrainConfig
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights
 
+SCORED = 64  # bags scored at once
+
 
 def train_aggregator(
-    model: PairFormer, pairs: Pairs, held_out: Pairs | None, config: TrainConfig, run_dir: Path
+    model: PairFormer, bags: Bags, validation: Bags | None, config: TrainConfig, run_dir: Path
 ) -> None:
     """Train ``model.aggregator`` on the budgeted forward, at the end with ``model.expensive``.
 
-    The cheap encoder is frozen, so each pair's candidates are scored and selected once; tokens are
-    computed once for the epochs in which the expensive encoder is frozen too. Pairs without a candidate
-    have a constant logit and nothing to teach: they are left out of training, not of validation.
+    Pairs without a candidate have a constant logit and nothing to teach: they are left out of training, not of
+    validation. With ``config.budgets`` each batch draws one of them.
+
+    Args:
+        model: the encoders are trained.
+        bags: training pairs, with ``config.budgets``.
+        validation: pairs to pick the epoch by, by class-balanced PR-AUC; None for the last epoch.
+        config: the training.
+        run_dir: checkpoint and log.
+
+    Raises:
+        ValueError: validation or training has one class only.
     """
-    model.eval()
-    bags = _Bags(model, pairs)
+    for name, part in (("training", bags), ("validation", validation)):
+        if part is not None and len(set(part.label.tolist())) < 2:
+            raise ValueError(f"{name} rows must have both labels, got {len(part.label)} with one")
     kept = np.flatnonzero(bags.candidates.n_candidates)
-    validation = _Bags(model, held_out) if held_out is not None else None
-    label = torch.from_numpy(pairs.label[kept])
+    label = torch.from_numpy(bags.label[kept])
     weight = class_weights(label)
     trained = nn.ModuleDict({"aggregator": model.aggregator, "expensive": model.expensive})
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
 
     def step(rows, epoch):
-        tokens, mask = bags.tokens(kept[rows], frozen=epoch < first_joint)
+        # torch's generator, which the loop seeds by epoch: a resumed run draws the same budgets
+        k_max = config.budgets[int(torch.randint(len(config.budgets), ()))] if config.budgets else None
+        tokens, mask = bags.tokens(kept[rows], frozen=epoch < first_joint, k_max=k_max)
         return binary_loss(model.aggregator(tokens, mask), label[rows], weight[rows], config.loss)
 
-    def validate() -> dict[str, float]:
-        assert held_out is not None
-        assert validation is not None
-        return ranking(held_out.label, validation.logits())
-
     fit("stage3", trained, len(kept), step, config.stage3, run_dir, config.rng_seed,
-        validate if validation is not None else None, joint=model.expensive)  # fmt: skip
+        (lambda: ranking(validation.label, validation.logits(model.aggregator))) if validation else None,
+        joint=model.expensive)  # fmt: skip
 
 
-class _Bags:
-    """Selected candidates of many pairs; their tokens, cached for as long as the encoder is frozen."""
+class Bags:
+    """Selected candidates of many pairs; their tokens, cached for as long as the encoder is frozen.
 
-    def __init__(self, model: PairFormer, pairs: Pairs) -> None:
-        self.model = model
+    The cheap encoder does not change in stage 3, so each pair is scanned, scored and selected once per budget.
+    """
+
+    def __init__(self, model: PairFormer, pairs: Pairs, budgets: Sequence[int] = ()) -> None:
+        model.eval()
+        self.model, self.label = model, pairs.label
         self.candidates = scan(pairs.mirna, pairs.utr, model.config.esa_min, strict=True)
-        selection = model.select(self.candidates, *model.cheap_scan(self.candidates))
-        self.rows, self.offsets = selection.rows, selection.offsets
-        self._frozen: torch.Tensor | None = None
+        signals = model.cheap_scan(self.candidates)
+        self._selected = {k: model.select(self.candidates, *signals, k) for k in (None, *budgets)}
+        self._read = np.unique(np.concatenate([selection.rows for selection in self._selected.values()]))
+        self._tokens: torch.Tensor | None = None
 
-    def tokens(self, bags, frozen: bool):
+    def tokens(self, bags, frozen: bool, k_max: int | None = None):
         """Padded tokens and mask of some bags; ``frozen`` reads the cache, else gradients reach the encoder."""
-        spans = [slice(*self.offsets[bag : bag + 2]) for bag in bags]
-        offsets = np.cumsum([0] + [span.stop - span.start for span in spans])
-        if frozen:
-            return pack_tokens(torch.cat([self._cached()[span] for span in spans]), offsets)
-        return pack_tokens(self._encode(np.concatenate([self.rows[span] for span in spans])), offsets)
+        selection = self._selected[k_max]
+        spans = [selection.rows[slice(*selection.offsets[bag : bag + 2])] for bag in bags]
+        rows, offsets = np.concatenate(spans), np.cumsum([0, *map(len, spans)])
+        if not frozen:
+            return pack_tokens(self._encode(rows), offsets)
+        if self._tokens is None:
+            with torch.no_grad():
+                self._tokens = self._encode(self._read)
+        return pack_tokens(self._tokens[torch.from_numpy(np.searchsorted(self._read, rows))], offsets)
 
-    def logits(self) -> np.ndarray:
-        """(B,) pair logits with the model as it is now."""
-        count = len(self.offsets) - 1
-        parts = [self.tokens(range(b, min(b + 64, count)), frozen=False) for b in range(0, count, 64)]
-        return torch.cat([self.model.aggregator(*part) for part in parts]).numpy()
+    @torch.no_grad()
+    def logits(self, aggregator: nn.Module, frozen: bool = False) -> np.ndarray:
+        """(B,) pair logits, with the encoder as it is now or as it was when the cache was filled."""
+        parts = [range(part.start, part.stop) for part in chunks(len(self.label), SCORED)]
+        return torch.cat([aggregator(*self.tokens(part, frozen)) for part in parts]).numpy()
 
     def _encode(self, rows):
         embedding, logit = self.model.encode_selected(self.candidates, rows)
         return self.model.tokenize(self.candidates, rows, embedding, logit)
-
-    @torch.no_grad()
-    def _cached(self):
-        if self._frozen is None:
-            self._frozen = self._encode(self.rows)
-        return self._frozen

@@ -1,0 +1,122 @@
+"""Config dataclasses as command line options: one option a field, its docstring as the help."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import click
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """Docstring under each field of a dataclass."""
+    docs = field_docs(config.__base__) if is_dataclass(config.__base__) else {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body  # type: ignore[attr-defined]
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return docs
+
+
+class ConfigCommand(click.Command):
+    """A command whose config options stand in sections of their own, one a dataclass."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class _ConfigOption(click.Option):
+    section = ""
+
+
+def config_options(*configs: Any) -> Callable:
+    """Decorator: an option ``--part.field`` for every field of some configs; one not given is absent, not default.
+
+    Options of a nested config are named after its field. Tuples are written with commas.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed([option for config in configs for option in _options(config)]):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def overridden(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    """The config with those fields replaced whose option was given.
+
+    Args:
+        config: a dataclass instance.
+        values: what click passed; options not given are None.
+        prefix: of the names in ``values``.
+
+    Raises:
+        ValueError: a value is out of its field's range.
+    """
+    changed = {}
+    for f in fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        if is_dataclass(value):
+            changed[f.name] = overridden(value, values, name + "__")
+        elif values.get(name) is not None:
+            changed[f.name] = values[name]
+    return replace(config, **changed)
+
+
+def _options(config: Any, prefix: str = "", section: str = "") -> Iterator[Callable]:
+    section = section or (type(config).__doc__ or "").split(".")[0]
+    docs = field_docs(type(config))
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from _options(value, f"{prefix}{f.name}.", f"{prefix}{f.name}: {docs[f.name]}")
+            continue
+        name = prefix + f.name
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        option = click.option(
+            f"--{name.replace('_', '-')}", name.replace(".", "__"), cls=_ConfigOption, type=_kind(value), default=None,
+            help=f"{docs[f.name]} [default: {'none' if shown == '' else shown}]",
+        )  # fmt: skip
+        yield _in_section(option, section)
+
+
+def _in_section(option: Callable, section: str) -> Callable:
+    def decorate(function: Callable) -> Callable:
+        function = option(function)
+        function.__click_params__[-1].section = section  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def _kind(value: Any) -> click.ParamType:
+    if not isinstance(value, tuple):
+        return click.types.convert_type(type(value))
+    item = str if value and isinstance(value[0], str) else int
+    return _Items(item)
+
+
+class _Items(click.ParamType):
+    """Values between commas."""
+
+    def __init__(self, item: type) -> None:
+        self.item, self.name = item, f"{item.__name__},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
+        try:
+            return tuple(self.item(part) for part in value.split(",")) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"must be {self.item.__name__} values between commas, got {value!r}", param, ctx)
