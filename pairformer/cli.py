@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -17,12 +17,28 @@ from numpy.typing import NDArray
 
 import pairformer
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import AggregatorConfig, ModelConfig
-from pairformer.data import DataError, PairRecord, PairTable, Record, data_folder, read_fasta
+from pairformer.config import AggregatorConfig, ModelConfig, TrainConfig
+from pairformer.data import (
+    DATA_VARIABLE,
+    PAIRS,
+    SITES,
+    DataError,
+    PairRecord,
+    PairTable,
+    Record,
+    data_folder,
+    load_pairs,
+    load_sites,
+    read_fasta,
+)
+from pairformer.options import ConfigCommand, config_options, overridden
 from pairformer.predict import ENGINES, Predictions, Scorer, in_batches
 from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
@@ -101,8 +117,9 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 @click.option("--explain", is_flag=True, help="Add to each site the logit's change when it is left out.")
+@click.option("--prior", type=float, default=0.5, show_default=True, help="Share of repressed pairs you expect.")
 @click.option("--strict", is_flag=True, help="Stop with exit code 65 at the first pair that cannot be scored.")
-def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, strict):
+def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, prior, strict):
     """Score MIRNA against UTR: sequences, or FASTA files ('-': standard input, gzip is detected).
 
     Two FASTA files are scored all against all, UTR by UTR. A pair that cannot be scored keeps its row, with
@@ -112,7 +129,7 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
     if explain and not sites:
         raise click.UsageError("--explain adds a column to the site table; name one with --sites FILE")
     records, extra_columns = _pair_records(mirna, utr, pairs)
-    scorer = Scorer(model, k_max, engine, device, threads, explain)
+    scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     site_header = (*SITE_HEADER, "weight") if explain else SITE_HEADER
     with contextlib.ExitStack() as files, _Progress() as progress:
@@ -162,39 +179,129 @@ def scan_command(mirna, utr, output, esa_min, threads):
             progress.add(len(group), len(found.messages))
 
 
-@cli.command(short_help="Train a model on labelled windows and pairs.")
-@click.argument("stage", type=click.Choice(["stage1", "stage2", "stage3", "all", "folds"]))
+@cli.command(cls=ConfigCommand, short_help="Train a model on labelled windows and pairs.")
+@click.argument("stage", type=click.Choice(["stage1", "stage2", "stage3", "all"]))
 @click.option("--data", help="Folder of training data; else the variable PAIRFORMER_DATA.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory; taken up where it stood.")
-@click.option("--size", type=click.Choice(["default", "paper"]), default="default", show_default=True)
-@click.option("--fold", type=int, help="Hold out this fold (genes and miRNA families) and report on it.")
-@click.option("--folds", type=click.Path(exists=True, path_type=Path), help="folds.json to scale probability by.")
-@click.option("--rng-seed", type=int, help="Of initial weights, batches and dropout.")
-@click.option("--epochs", type=click.IntRange(1), nargs=3, metavar="N1 N2 N3", help="Epochs of the three stages.")
-@click.option("--joint-epochs", type=click.IntRange(0), help="Of stage 3's, the last that train the encoder too.")
+@click.option(
+    "--pairs", type=FILE, help="Your pairs: TSV with mirna_seq utr_seq label; gene_symbol utr_id where known."
+)
+@click.option("--sites", type=FILE, help="Your windows of 40 nt: TSV with mirna_seq mrna_seq mrna_id label.")
+@click.option("--encoders", metavar="MODEL", help="Take both encoders of a saved model in place of stages 1 and 2.")
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 0.5),
+    default=0.0,
+    show_default=True,
+    help="Share of the pairs set aside, by family where there are 20, else by gene; picks stage 3's epoch.",
+)
+@click.option("--calibrate", type=FILE, help="report.json of held-out folds whose scale the probability takes.")
+@click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
+@click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-def train(stage, data, out, size, fold, folds, rng_seed, epochs, joint_epochs, threads):
-    """Train a model on labelled windows and pairs: one stage, all three, or all with each fold held out."""
+@config_options(TrainConfig(), ModelConfig())
+def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size, threads, **options):
+    """Train a model on labelled windows and pairs: one stage, or all three."""
     import json
 
-    import torch
-
     from pairformer import training
+    from pairformer.evaluation.protocols import group_folds
+
+    _set_threads(threads)
+    config, model_config = overridden(TrainConfig(), options), overridden(_sized(size), options)
+    folder = data_folder(data) if data or not pairs or not (sites or encoders) else None
+    windows, counts = None, dict[str, int]()
+    if not encoders:
+        windows, counts = load_sites(sites or data_folder(data) / SITES, folder, model_config.esa_min)
+    labelled, aside = load_pairs(pairs or data_folder(data) / PAIRS, folder), None
+    if validation:
+        families = len(np.unique(labelled.family)) >= 20
+        parts = group_folds(labelled.family if families else labelled.gene, labelled.label < 0.5, round(1 / validation))
+        labelled, aside = labelled.take(parts != parts.max()), labelled.take(parts == parts.max())
+    metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
+    report = json.loads(calibrate.read_text()) if calibrate else {}
+    if report:
+        figures = ("pr_auc", "roc_auc", "within_mirna")
+        scores = report["summary"]["scores"].items()
+        means = {name: {m: round(score["metrics"][m]["mean"], 4) for m in figures} for name, score in scores}
+        metadata["held_out"] = {"protocol": report["protocol"], "logit_scale": report["logit_scale"], "means": means}
+    scale = report.get("logit_scale")
+    training.train(stage, windows, labelled, aside, out, model_config, config, encoders, scale, metadata)
+    if stage in ("stage3", "all"):
+        click.echo(f"model written to {out / 'model'}", err=True)
+
+
+@cli.command(cls=ConfigCommand, short_help="Score a model by a protocol, beside what identity alone reaches.")
+@click.option("--protocol", required=True, metavar="NAME", help="One of those below.")
+@click.option("--model", help="Name, or directory of a saved model.")
+@click.option("--train", "trained", is_flag=True, help="Train a model on each fold.")
+@click.option("--data", help="Folder of data; else the variable PAIRFORMER_DATA.")
+@click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
+@click.option("--seeds", default="2020", show_default=True, help="Of training, between commas; one training each.")
+@click.option("--cache", type=FOLDER, help="Trained encoders and pooled scores, named by content; else in --out.")
+@click.option("--allow-overlap", is_flag=True, help="Go on where a claim of the protocol does not hold, and say so.")
+@click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the bootstrap.")
+@click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+@config_options(TrainConfig(), ModelConfig())
+def evaluate(protocol, model, trained, data, out, seeds, cache, allow_overlap, resamples, size, threads, **options):
+    """Score a model by a protocol, beside what identity alone and simple scores reach on the same rows.
+
+    What test and training share is printed first; a protocol that claims they share nothing is refused where they do.
+
+    \b
+    half-split         the paper's split; leaks      rewired          same miRNAs and genes, other pairing
+    deduplicated       each file by itself           fold-change      25 HeLa transfections
+    gene-disjoint      no gene in common             hct116           7 HCT116 transfections
+    family-disjoint    no miRNA family in common     deeptargetpro    its pairs; 90 % are miRAW's (-new: the rest)
+    both-disjoint      neither in common             sites            CLASH windows of 50 nt
+    """
+    from pairformer.evaluation import PROTOCOLS, default_config
+    from pairformer.evaluation import evaluate as run
+
+    if trained == (model is not None):
+        raise click.UsageError("give --train, or --model NAME")
+    if protocol not in PROTOCOLS:
+        raise click.UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {protocol}")
+    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise click.UsageError(f"--seeds must be numbers between commas, got {seeds}")
+    _set_threads(threads)
+    config = overridden(default_config(PROTOCOLS[protocol]), options)
+    run(protocol, data_folder(data), out, model, overridden(_sized(size), options), config,
+        [int(seed) for seed in seeds.split(",")], cache, allow_overlap, resamples)  # fmt: skip
+    click.echo((out / "report.md").read_text())
+
+
+@cli.command(short_help="What two labelled tables share.")
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
+@click.option("--data", help="Folder with utr3_human, for tables with utr_id only; else the variable PAIRFORMER_DATA.")
+@click.option("--disjoint", metavar="RELATIONS", help="Exit 65 where B shares one of these, between commas, with A.")
+def audit(a, b, data, disjoint):
+    """Count rows of table B with a counterpart in table A.
+
+    By pair, mirna (sequence), family (letters 2-8), gene, window (40 nt in common) and near_identical UTR (half of
+    the windows in common). Tables are TSVs with mirna_seq and utr_seq, mrna_seq or utr_id; gene_symbol and label are
+    used where they stand.
+    """
+    from pairformer.evaluation.audit import overlap
+
+    folder = data_folder(data) if data or os.environ.get(DATA_VARIABLE) else None
+    found = overlap(*(load_pairs(path, folder, labelled=False) for path in (a, b)))
+    click.echo("\n".join(found.lines(a.name, b.name)))
+    broken = found.violations(disjoint.split(",")) if disjoint else []
+    if broken:
+        raise DataError(f"{b}: table must share nothing by {disjoint} with {a}, got {'; '.join(broken)}")
+
+
+def _set_threads(threads: int) -> None:
+    import torch
 
     if threads:
         torch.set_num_threads(threads)
-    model_config = ModelConfig(aggregator=AggregatorConfig.paper() if size == "paper" else AggregatorConfig())
-    config = training.TrainConfig().with_epochs(epochs, joint_epochs)
-    if rng_seed is not None:
-        config = replace(config, rng_seed=rng_seed)
-    folder = data_folder(data)
-    if stage == "folds":
-        click.echo(json.dumps(training.train_folds(folder, out, model_config, config), indent=2))
-        return
-    summary = json.loads(folds.read_text()) if folds else None
-    training.train(stage, folder, out, model_config, config, fold, summary)
-    if stage in ("stage3", "all"):
-        click.echo(f"model written to {out / 'model'}", err=True)
+
+
+def _sized(size: str) -> ModelConfig:
+    return ModelConfig(aggregator=AggregatorConfig.paper() if size == "paper" else AggregatorConfig())
 
 
 def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, ...]]:

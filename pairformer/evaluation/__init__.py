@@ -1,0 +1,307 @@
+"""Protocol -> audit -> trained or given model, and what simple scores reach on the same rows -> report."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import pairformer
+from pairformer.config import ModelConfig, TrainConfig
+from pairformer.data import SITES, Pairs, Sites, load_sites
+from pairformer.evaluation import targetnet
+from pairformer.evaluation.audit import overlap
+from pairformer.evaluation.baselines import Scores, identity_scores, pooled_scores, site_logits, untrained_scores
+from pairformer.evaluation.fold_change import effects_table, summarise_effects
+from pairformer.evaluation.protocols import PROTOCOLS, Effects, Fold, Protocol, held_out_sites
+from pairformer.evaluation.report import FoldResult, Score, summarise, write
+from pairformer.metrics import balanced_scale
+from pairformer.models import PairFormer
+from pairformer.models.pair_former import chunks
+from pairformer.scan import scan
+from pairformer.training import Bags, claim, content_hash, train_aggregator, train_encoders
+
+REFERENCE = "pair-former"
+POOLED_AT_ONCE = 256  # pairs whose candidates exist at once
+EFFECTS_ESA_MIN = 8  # pooled scores of fold changes read one candidate in eight: 25 experiments have 1e8
+# In the published code a bag without candidates has probability 0.
+TARGETNET_EMPTY = -20.0
+IDENTITY_LOGITS = ("mirna_and_gene_prior", "with_site_prior", "length_and_n")
+
+
+def evaluate(
+    name: str,
+    folder: Path,
+    out: Path,
+    model: str | Path | None = None,
+    model_config: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    rng_seeds: Sequence[int] = (2020,),
+    cache: Path | None = None,
+    allow_overlap: bool = False,
+    n_resamples: int = 1000,
+) -> dict:
+    """Run a protocol; write ``report.json``, ``report.md``, plots, the folds and each fold's model and scores.
+
+    A fold that was scored is not scored again, so a run that was stopped is taken up where it stood.
+
+    Args:
+        name: one of ``PROTOCOLS``.
+        folder: the data folder.
+        out: directory of the run.
+        model: name or directory of a saved model to score; None: one is trained on each fold.
+        model_config: of the trained model.
+        config: of the training; None: the default with the protocol's epochs.
+        rng_seeds: one training each.
+        cache: directory of encoders and pooled site scores, keyed by content; None: in ``out``. Share it freely.
+        allow_overlap: go on where a protocol's claim does not hold; the report then says so first.
+        n_resamples: of the bootstrap.
+
+    Returns:
+        What ``report.json`` holds.
+
+    Raises:
+        ValueError: the protocol claims that test and training share nothing and they do, ``out`` is of another run.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
+    protocol, cache = PROTOCOLS[name], cache or out / "cache"
+    model_config = model_config or ModelConfig()
+    config = config or default_config(protocol)
+    given = PairFormer.load(model) if model is not None else None
+    if given is not None:
+        rng_seeds = rng_seeds[:1]
+    sites, _ = load_sites(folder / SITES, folder, model_config.esa_min)
+    folds = protocol.folds(folder)
+    run = {
+        "protocol": name,
+        "folds_sha256": [fold.sha256() for fold in folds],
+        "sites_sha256": content_hash(sites),
+        "model": given.metadata["model_sha256"] if given else model_config.to_dict(),
+        "train": None if given else asdict(config),
+    }
+    claim(out, run)
+    _write_folds(folds, out / "folds")
+    findings, faults = _audit(protocol, folds, sites, given)
+    for line in findings:
+        click.echo(line, err=True)
+    if faults and not allow_overlap:
+        raise ValueError(f"protocol {name} must share nothing by {', '.join(protocol.claims)}, got {faults[0]}")
+    results: list[FoldResult] = []
+    for seed in rng_seeds:
+        for number, fold in enumerate(folds):
+            place = out / f"seed{seed}" / f"{number:02d}"
+            label = fold.name if len(rng_seeds) == 1 else f"{fold.name}, seed {seed}"
+            if not (place / "scores.npz").exists():
+                click.echo(f"{name}: {label}: {len(fold.train)} pairs train, {len(fold.test)} test", err=True)
+                began = time.perf_counter()
+                fitted = replace(config, rng_seed=seed)
+                allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
+                scores, covered = _fold_scores(fold, allowed, given, model_config, fitted, place, cache, folder)
+                _save(place / "scores.npz", scores, covered, time.perf_counter() - began)
+            results.append(_load(place / "scores.npz", label, fold))
+    report: dict = {
+        "protocol": name,
+        "statement": protocol.statement,
+        "run": {
+            "command": shlex.join(["pairformer", *sys.argv[1:]]),
+            "model": f"{model} (sha256 {given.metadata['model_sha256'][:12]})" if given else "trained on each fold",
+            "rng_seeds": list(rng_seeds),
+            "versions": f"pairformer {pairformer.__version__}, torch {torch.__version__}",
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "seconds": round(sum(float(np.load(path)["seconds"]) for path in out.glob("seed*/*/scores.npz"))),
+            "folds_sha256": hashlib.sha256("".join(fold.sha256() for fold in folds).encode()).hexdigest(),
+        },
+        "audit": [*findings, *(f"CLAIM BROKEN: {fault}" for fault in faults)],
+    }
+    warning = [f"Not what the protocol claims: {faults[0]}."] if faults else []
+    if protocol.warning or warning:
+        report["warning"] = " ".join([*warning, protocol.warning]).strip()
+    if isinstance(folds[0].test, Effects):
+        return _effects_report(report, results, [fold.test for fold in folds] * len(rng_seeds), out, n_resamples)
+    report["summary"] = summarise(results, REFERENCE, n_resamples)
+    pairs = [(result.label, result.scores[REFERENCE].test) for result in results]
+    report["logit_scale"] = round(balanced_scale(*map(np.concatenate, zip(*pairs, strict=True))), 4)
+    write(report, results, out)
+    return report
+
+
+def default_config(protocol: Protocol) -> TrainConfig:
+    """The default training with the protocol's epochs of stage 3."""
+    config = TrainConfig()
+    return replace(config, stage3=replace(config.stage3, epochs=protocol.epochs))
+
+
+def _audit(
+    protocol: Protocol, folds: list[Fold], sites: Sites, given: PairFormer | None
+) -> tuple[list[str], list[str]]:
+    """What test rows share with training rows, over folds, and which claims do not hold."""
+    findings: list[str] = []
+    faults: list[str] = []
+    shares: dict[str, list[float]] = {}
+    for fold in folds:
+        found = overlap(fold.train.join(fold.validation), fold.test)
+        if len(folds) == 1:
+            findings += found.lines("training", "test")
+        for relation, share in found.shares.items():
+            shares.setdefault(relation, []).append(share)
+        faults += [f"{fold.name}: training pairs: {text}" for text in found.violations(protocol.claims)]
+        strict = [relation for relation in protocol.claims if relation != "pair"]
+        if strict:
+            allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
+            windows = Pairs(allowed.label, allowed.mirna, allowed.gene, allowed.window, allowed.gene)
+            seen = overlap(windows, fold.test).violations(strict)
+            faults += [f"{fold.name}: windows of the encoders: {text}" for text in seen]
+    if len(folds) > 1:
+        findings = [
+            f"{relation}: {min(values):.1%} to {max(values):.1%} of a fold's test rows have a counterpart in training"
+            for relation, values in shares.items()
+        ]
+    if given is not None and protocol.claims:
+        faults.insert(
+            0, "a model that was not trained on its folds; use --train, or --allow-overlap to see it all the same"
+        )
+    return findings, faults
+
+
+def _fold_scores(
+    fold: Fold,
+    sites: Sites,
+    given: PairFormer | None,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    place: Path,
+    cache: Path,
+    folder: Path,
+) -> tuple[dict[str, Score], NDArray[np.bool_]]:
+    """Every score of a fold's test and validation rows, and which test rows have a candidate."""
+    parts = (fold.test, fold.validation)
+    effects = isinstance(fold.test, Effects)
+    scores: dict[str, Score] = {}
+
+    def add(group: str, tables: Sequence[Scores], prefix: str = "", logits: Callable[[str], bool] = lambda name: True):
+        for name in tables[0]:
+            scores[prefix + name] = Score(tables[0][name], tables[1][name], logits(name), group)
+
+    if not effects:
+        add(
+            "identity",
+            [identity_scores(fold.train, part, sites) for part in parts],
+            logits=IDENTITY_LOGITS.__contains__,
+        )
+    add("untrained", [untrained_scores(part) for part in parts], logits=lambda name: False)
+    if (folder / targetnet.WEIGHTS).is_file():
+        network = targetnet.TargetNet.load(folder / targetnet.WEIGHTS)
+        add(
+            "pooled",
+            [_pooled(network, "targetnet", part, cache, effects, TARGETNET_EMPTY) for part in parts],
+            "targetnet_",
+        )
+    torch.manual_seed(config.rng_seed)
+    model = given or PairFormer(model_config)
+    key = given.metadata["model_sha256"] if given else train_encoders(model, sites, config, cache / "encoders")
+    model.eval()
+    expensive = model.expensive
+    add(
+        "pooled",
+        [_pooled(lambda windows: expensive(windows)[1], key, part, cache, effects) for part in parts],
+        "encoder_",
+    )
+    test, validation = (Bags(model, part) for part in parts)
+    if given is None:
+        bags = Bags(model, fold.train, config.budgets)
+        for kind in ("deep_sets", "gated_attention"):
+            torch.manual_seed(config.rng_seed)
+            other = PairFormer(replace(model.config, aggregator=replace(model.config.aggregator, kind=kind)))
+            frozen = replace(config, stage3=replace(config.stage3, joint_epochs=0))
+            train_aggregator(other, bags, validation, frozen, place / kind)
+            add(
+                "MIL", [{kind: part.logits(other.aggregator, frozen=True).astype(float)} for part in (test, validation)]
+            )
+        torch.manual_seed(config.rng_seed)
+        model.aggregator = PairFormer(model.config).aggregator
+        train_aggregator(model, bags, validation, config, place)
+        model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
+    add("model", [{REFERENCE: part.logits(model.aggregator).astype(float)} for part in (test, validation)])
+    return scores, test.candidates.n_candidates > 0
+
+
+def _pooled(score, key: str, pairs: Pairs, cache: Path, effects: bool, empty: float = 0.0) -> Scores:
+    """Site scores of all candidates pooled, by all of them in turn; kept under a name made of scorer and rows."""
+    esa_min = EFFECTS_ESA_MIN if effects else 6
+    names = np.array([f"{mirna} {utr}" for mirna, utr in zip(pairs.mirna, pairs.utr, strict=True)], object)
+    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    rows = pairs.take(first)
+    text = f"{key} {esa_min} {empty} " + "\n".join(names[first])
+    path = cache / "pooled" / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
+    if not path.exists():
+        parts: list[Scores] = []
+        with click.progressbar(
+            chunks(len(rows), POOLED_AT_ONCE), label=f"sites of {len(rows)} pairs", file=sys.stderr
+        ) as bar:
+            for part in bar:
+                candidates = scan(list(rows.mirna[part]), list(rows.utr[part]), esa_min)
+                parts.append(pooled_scores(site_logits(score, candidates), candidates.offsets, empty))
+        _write_arrays(path, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    with np.load(path) as arrays:
+        return {name: arrays[name][inverse] for name in arrays.files}
+
+
+def _save(path: Path, scores: dict[str, Score], covered: NDArray[np.bool_], seconds: float) -> None:
+    arrays: dict = {f"test {name}": score.test for name, score in scores.items()}
+    arrays |= {f"validation {name}": score.validation for name, score in scores.items()}
+    kinds = {name: (score.group, score.is_logit) for name, score in scores.items()}
+    _write_arrays(path, {**arrays, "covered": covered, "seconds": seconds, "kinds": json.dumps(kinds)})
+
+
+def _write_arrays(path: Path, arrays: dict) -> None:
+    """An .npz that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".tmp").open("wb") as out:
+        np.savez_compressed(out, **arrays)
+    path.with_suffix(".tmp").replace(path)
+
+
+def _load(path: Path, name: str, fold: Fold) -> FoldResult:
+    with np.load(path) as arrays:
+        scores = {
+            score: Score(arrays[f"test {score}"], arrays[f"validation {score}"], is_logit, group)
+            for score, (group, is_logit) in json.loads(str(arrays["kinds"])).items()
+        }
+        return FoldResult(name, fold.test.label, fold.test.mirna, arrays["covered"], scores, fold.validation.label)
+
+
+def _write_folds(folds: list[Fold], place: Path) -> None:
+    """The rows of each fold, and index.json with the sha256 of each file's text."""
+    place.mkdir(parents=True, exist_ok=True)
+    index = {}
+    for number, fold in enumerate(folds):
+        path = place / f"{number:02d}.tsv.gz"
+        path.write_bytes(gzip.compress("".join(fold.lines()).encode(), mtime=0))
+        counts = {role: len(getattr(fold, role)) for role in ("train", "validation", "test")}
+        index[path.name] = {"name": fold.name, "text_sha256": fold.sha256(), **counts}
+    (place / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _effects_report(report: dict, results: list[FoldResult], tests: list, out: Path, n_resamples: int) -> dict:
+    """As for labels, with fold changes: by experiment, named by its miRNA."""
+    scores = [{name: score.test for name, score in result.scores.items()} for result in results]
+    report["summary"] = summarise_effects(
+        [test.mirna for test in tests], [test.label for test in tests], [test.raw for test in tests], scores, REFERENCE,
+        n_resamples,
+    )  # fmt: skip
+    groups = {name: score.group for name, score in results[0].scores.items()}
+    write(report, results, out, tables=[effects_table(report["summary"], groups)])
+    return report

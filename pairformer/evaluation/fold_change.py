@@ -1,0 +1,101 @@
+"""Scores against measured repression, one experiment at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+METRICS = ("spearman", "r2", "auroc_top", "spearman_raw")
+TOP_SHARE = 0.05
+
+
+def experiment_metrics(effect: NDArray, raw: NDArray, score: NDArray) -> tuple[float, ...]:
+    """How a score ranks the genes of one experiment.
+
+    Args:
+        effect: (G,) repression centred per gene.
+        raw: (G,) repression as measured.
+        score: (G,) higher means more repressed.
+
+    Returns:
+        Spearman's rho, squared Pearson, ROC-AUC of the ``TOP_SHARE`` most repressed, Spearman's rho with ``raw``.
+        A constant score has 0, 0, 0.5, 0.
+    """
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    if np.ptp(score) == 0:
+        return 0.0, 0.0, 0.5, 0.0
+    top = effect >= np.quantile(effect, 1 - TOP_SHARE)
+    return (
+        float(spearmanr(effect, score).statistic),
+        float(np.corrcoef(effect, score)[0, 1] ** 2),
+        float(roc_auc_score(top, score)),
+        float(spearmanr(raw, score).statistic),
+    )
+
+
+def summarise_effects(
+    experiments: Sequence[Sequence[str]],
+    effects: Sequence[NDArray],
+    raws: Sequence[NDArray],
+    scores: Sequence[dict[str, NDArray]],
+    reference: str,
+    n_resamples: int = 1000,
+    rng_seed: int = 2020,
+) -> dict:
+    """Metrics of each score by experiment, their mean and spread, and the reference's lead with its interval.
+
+    An experiment whose genes lie in several folds has the mean over them: scores of two models do not compare.
+
+    Args:
+        experiments: of each fold, the experiment of each row.
+        effects: of each fold, (M,) centred repression.
+        raws: of each fold, (M,) measured repression.
+        scores: of each fold, name -> (M,).
+        reference: the score whose lead over each other one is given.
+        n_resamples: experiments are drawn with replacement this often.
+        rng_seed: of the resampling.
+
+    Returns:
+        experiments: their names; scores: name -> metric -> {mean, sd, values by experiment, and lead of the
+        reference: difference, low, high (95 %)}.
+    """
+    names = sorted({name for fold in experiments for name in fold})
+    table = {score: np.full((len(effects), len(names), len(METRICS)), np.nan) for score in scores[0]}
+    for f, (fold, effect, raw) in enumerate(zip(experiments, effects, raws, strict=True)):
+        for e, name in enumerate(names):
+            rows = np.flatnonzero(np.asarray(fold) == name)
+            if len(rows):
+                for score, values in scores[f].items():
+                    table[score][f, e] = experiment_metrics(effect[rows], raw[rows], values[rows])
+    means = {score: np.nanmean(values, 0) for score, values in table.items()}  # (E, metrics)
+    drawn = np.random.default_rng(rng_seed).integers(len(names), size=(n_resamples, len(names)))
+    summary: dict = {"experiments": names, "scores": {}}
+    for score, values in means.items():
+        lead = means[reference] - values
+        low, high = np.quantile(lead[drawn].mean(1), (0.025, 0.975), axis=0)
+        summary["scores"][score] = {
+            metric: {
+                "mean": float(values[:, m].mean()), "sd": float(values[:, m].std()), "values": values[:, m].tolist(),
+                "difference": float(lead[:, m].mean()), "low": float(low[m]), "high": float(high[m]),
+            }
+            for m, metric in enumerate(METRICS)
+        }  # fmt: skip
+    return summary
+
+
+def effects_table(summary: dict, groups: dict[str, str]) -> str:
+    """Markdown: one row a score, mean +- sd over experiments, and the reference's lead in Spearman's rho."""
+    lines = [
+        "| kind | score | Spearman, centred | r2 | ROC-AUC of the top 5 % | Spearman, raw | lead of the model |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, metrics in summary["scores"].items():
+        cells = [f"{metrics[metric]['mean']:.3f} ± {metrics[metric]['sd']:.3f}" for metric in METRICS]
+        lead = metrics["spearman"]
+        cells.append(f"{lead['difference']:+.3f} [{lead['low']:+.3f}, {lead['high']:+.3f}]")
+        lines.append("| " + " | ".join([groups[name], name, *cells]) + " |")
+    return "\n".join(lines)

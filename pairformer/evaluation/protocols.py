@@ -1,0 +1,336 @@
+"""Protocols: which rows train, which choose, which test, and what a protocol claims they do not share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer.bags import WINDOW
+from pairformer.data import PAIRS, Pairs, Sites, columns, load_pairs, load_utrs
+from pairformer.evaluation.audit import overlap
+from pairformer.scan import Strings
+
+FOLD_SEED = 2020  # of every split and decoy; the training has its own seed
+VALIDATION = 10  # one part in so many of the training rows
+FUNMIRBENCH, HCT116 = "lfc_funmirbench", "lfc_agarwal2015_hct116/lfc.tsv.gz"
+DEEPTARGETPRO, CLASH = "deeptargetpro_pairs/pairs.tsv", "mirbench_hejret2023/sites.tsv"
+
+
+@dataclass(frozen=True, eq=False)
+class Effects(Pairs):
+    """Pairs whose label is a fold change: repression (-log2 fold change), positive where the gene is repressed."""
+
+    raw: NDArray[np.float32]
+    """(B,) as measured; ``label`` is centred per gene over the experiments of other miRNA families."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Rows of one training and of its test."""
+
+    name: str
+    train: Pairs
+    validation: Pairs
+    """Chooses the epoch and the F1 threshold; set apart from ``train`` by family, else gene, where that is claimed."""
+    test: Pairs
+
+    def sha256(self) -> str:
+        """Of the rows' miRNAs, UTR ids, labels and roles, in order."""
+        return hashlib.sha256("".join(self.lines()).encode()).hexdigest()
+
+    def lines(self) -> list[str]:
+        """The rows as a TSV."""
+        lines = ["role\tmirna_seq\tutr_id\tgene\tlabel\n"]
+        for role in ("train", "validation", "test"):
+            pairs = getattr(self, role)
+            cells = zip(pairs.mirna, pairs.utr_id, pairs.gene, pairs.label, strict=True)
+            lines += [f"{role}\t{mirna}\t{utr_id}\t{gene}\t{label:g}\n" for mirna, utr_id, gene, label in cells]
+        return lines
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How rows are dealt."""
+
+    statement: str
+    """What it is, for the report."""
+    claims: tuple[str, ...]
+    """Relations (see ``audit.overlap``) that no test row has to a row of training."""
+    folds: Callable[[Path], list[Fold]]
+    """Data folder -> folds."""
+    warning: str = ""
+    """What its figures must not be used for."""
+    epochs: int = 6
+    """Of stage 3, at most: the one with the best validation PR-AUC is kept."""
+
+
+def group_folds(groups: Strings, weight: NDArray, n_folds: int) -> NDArray[np.int64]:
+    """Fold of each row; a group is never split.
+
+    Groups are dealt greedily, the largest first: those with weight (such as negatives) to the fold with the
+    least of it, then the others to the fold with the fewest rows.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    weights = np.bincount(index, weights=weight)
+    rows = np.bincount(index)
+    load = np.zeros((n_folds, 2))
+    fold_of = np.empty(len(names), np.int64)
+    for group in sorted(range(len(names)), key=lambda g: (-weights[g], -rows[g], names[g])):
+        fold = int(load[:, 0 if weights[group] else 1].argmin())
+        fold_of[group] = fold
+        load[fold] += weights[group], rows[group]
+    return fold_of[index]
+
+
+def held_out_sites(sites: Sites, test: Pairs, claims: Sequence[str]) -> NDArray[np.bool_]:
+    """(M,) windows that the encoders may see: the protocol's claim on pairs holds for windows too.
+
+    Where "family" is claimed no window of a test family; where "gene" is, none of a test gene; where "gene" or
+    "near_identical" is, none that stands letter by letter in a test UTR.
+    """
+    allowed = np.ones(len(sites), bool)
+    if "family" in claims:
+        allowed &= ~np.isin(sites.family, np.unique(test.family))
+    if "gene" in claims:
+        genes = set(test.gene)
+        allowed &= np.array([genes.isdisjoint(names.split(",")) for names in sites.gene])
+    if {"gene", "near_identical"} & set(claims):
+        windows = {utr[i : i + WINDOW] for utr in set(test.utr) for i in range(len(utr) - WINDOW + 1)}
+        allowed &= np.array([window not in windows for window in sites.window])
+    return allowed
+
+
+def rewire(positives: Pairs, known: Pairs, rng_seed: int = FOLD_SEED) -> Pairs:
+    """Decoys: the same miRNAs with the same genes in another pairing.
+
+    The genes of ``positives`` are permuted; a decoy that is a known pair of any label, or whose family has the gene
+    as a positive, or that stands twice, is swapped with another row until none is left. Each miRNA and each gene
+    stands as often among the decoys as among the positives, so neither tells the classes apart.
+
+    Returns:
+        Pairs with label 0, row i with the miRNA of positive i.
+    """
+    rng = np.random.default_rng(rng_seed)
+    taken = set(zip(known.mirna, known.gene, strict=True))
+    targets = set(zip(positives.family, positives.gene, strict=True))
+    family = positives.family
+    order = rng.permutation(len(positives))
+
+    def wrong() -> NDArray[np.int64]:
+        genes, seen, rows = positives.gene[order], set(), []
+        for row, pair in enumerate(zip(positives.mirna, genes, strict=True)):
+            if pair in taken or pair in seen or (family[row], genes[row]) in targets:
+                rows.append(row)
+            seen.add(pair)
+        return np.array(rows, np.int64)
+
+    rows, rounds = wrong(), 0
+    while len(rows):
+        if rounds == 1000:
+            raise ValueError(f"positives must have a pairing without known pairs, got {len(rows)} rows left over")
+        for row in rows:
+            other = rng.integers(len(order))
+            order[row], order[other] = order[other], order[row]
+        rows, rounds = wrong(), rounds + 1
+    label = np.zeros(len(positives), np.float32)
+    return Pairs(label, positives.mirna, positives.gene[order], positives.utr[order], positives.utr_id[order])
+
+
+def _unique_pairs(folder: Path) -> Pairs:
+    """miRAW by (miRNA sequence, gene): the first row of each."""
+    pairs = load_pairs(folder / PAIRS, folder)
+    keys = np.array([f"{m} {g}" for m, g in zip(pairs.mirna, pairs.gene, strict=True)])
+    return pairs.take(np.sort(np.unique(keys, return_index=True)[1]))
+
+
+def _files(folder: Path) -> tuple[Pairs, NDArray[np.bool_]]:
+    """The pairs of miRAW and which of the ten published files (columns) each stands in."""
+    member = np.array(
+        [np.isin(range(10), np.array(sets.split(","), int)) for sets in columns(folder / PAIRS, "sets")[0]]
+    )
+    return load_pairs(folder / PAIRS, folder), member
+
+
+def _split(name: str, train: Pairs, test: Pairs, claims: Sequence[str] = ()) -> Fold:
+    """A fold with one part in ``VALIDATION`` of the training rows set aside: by family or gene where claimed."""
+    groups = (
+        train.family if "family" in claims else train.gene if "gene" in claims else np.arange(len(train)).astype(str)
+    )
+    # The last part: the first would be the one miRNA that holds a fifth of the negatives.
+    aside = group_folds(groups, train.label < 0.5, VALIDATION) == VALIDATION - 1
+    return Fold(name, train.take(~aside), train.take(aside), test)
+
+
+def _half_split(folder: Path) -> list[Fold]:
+    pairs, member = _files(folder)
+    rows = np.arange(len(pairs))
+    development, test = (
+        np.concatenate([rows[member[:, f]] for f in files]) for files in (range(1, 6), (0, 6, 7, 8, 9))
+    )
+    development = np.random.default_rng(FOLD_SEED).permutation(development)
+    cut = len(development) // VALIDATION
+    return [Fold("half-split", *(pairs.take(r) for r in (development[cut:], development[:cut], test)))]
+
+
+def _deduplicated(folder: Path) -> list[Fold]:
+    pairs, member = _files(folder)
+    folds = []
+    for f in range(10):
+        rng = np.random.default_rng(FOLD_SEED + f)
+        classes = [rng.permutation(np.flatnonzero(member[:, f] & (pairs.label == label))) for label in (1, 0)]
+        test = np.concatenate([rows[: len(rows) // 5] for rows in classes])
+        train = rng.permutation(np.concatenate([rows[len(rows) // 5 :] for rows in classes]))
+        cut = len(train) // VALIDATION
+        folds.append(Fold(f"file {f}", *(pairs.take(rows) for rows in (train[cut:], train[:cut], test))))
+    return folds
+
+
+def _gene_disjoint(folder: Path) -> list[Fold]:
+    pairs, fold = load_pairs(folder / PAIRS, folder), columns(folder / PAIRS, "gene_fold")[0].astype(int)
+    return [_split(f"genes {f}", pairs.take(fold != f), pairs.take(fold == f), ("gene",)) for f in np.unique(fold)]
+
+
+def _family_disjoint(folder: Path) -> list[Fold]:
+    pairs = load_pairs(folder / PAIRS, folder)
+    fold = group_folds(pairs.family, pairs.label < 0.5, 5)
+    return [_split(f"families {f}", pairs.take(fold != f), pairs.take(fold == f), ("family",)) for f in range(5)]
+
+
+def _blocks(pairs: Pairs, n_folds: int) -> list[Fold]:
+    """Every gene fold with every family fold: tests on their meeting, trains on rows in neither.
+
+    Rows whose UTR is nearly identical with one of the test are not trained on either.
+    """
+    gene = group_folds(pairs.gene, pairs.label < 0.5, n_folds)
+    family = group_folds(pairs.family, pairs.label < 0.5, n_folds)
+    blocks = []
+    for g, f in np.ndindex(n_folds, n_folds):
+        test = pairs.take((gene == g) & (family == f))
+        blocks.append(_apart(f"genes {g}, families {f}", pairs.take((gene != g) & (family != f)), test))
+    return blocks
+
+
+def _apart(name: str, train: Pairs, test: Pairs) -> Fold:
+    return _split(name, train.take(~overlap(test, train).near_identical), test, ("family", "gene"))
+
+
+def _rewired(folder: Path) -> list[Fold]:
+    pairs = _unique_pairs(folder)
+    positives = pairs.take(pairs.label > 0.5)
+    return _blocks(positives.join(rewire(positives, pairs)), 3)
+
+
+def _centred(effect: NDArray, family: Strings) -> NDArray[np.float32]:
+    """(E, G) effects minus each gene's mean over the experiments of other families, clipped at +-1.5."""
+    family = np.asarray(family)
+    others = [effect[family != own].mean(0) for own in family]
+    return np.clip(effect - np.array(others), -1.5, 1.5).astype(np.float32)
+
+
+def _fold_change(folder: Path) -> list[Fold]:
+    names, mirna, geo = columns(folder / FUNMIRBENCH / "experiments.tsv", "experiment", "mirna_seq", "geo")
+    names, mirna = names[geo == "GSE124530"], mirna[geo == "GSE124530"]
+    utrs, trained = load_utrs(folder), set(columns(folder / PAIRS, "utr_id")[0])
+    symbol = dict(zip(*columns(folder / FUNMIRBENCH / "gene_utr.tsv", "gene_id", "gene_symbol"), strict=True))
+    experiment, gene, lfc = columns(folder / FUNMIRBENCH / "lfc.tsv.gz", "experiment", "gene_id", "log2fc")
+    keep = np.isin(experiment, names) & np.isin(gene, [g for g in symbol if g in trained and len(utrs[g]) >= 100])
+    return _experiments(folder, mirna, names, experiment[keep], gene[keep], lfc[keep], utrs, symbol, (8, 2))
+
+
+def _hct116(folder: Path) -> list[Fold]:
+    mirna, gene, symbol, lfc = columns(folder / HCT116, "mirna_seq", "utr_id", "gene_symbol", "log2fc")
+    utrs = load_utrs(folder)
+    keep = (lfc != "") & np.isin(gene, [name for name in utrs if len(utrs[name]) >= 100])
+    names = np.unique(mirna)
+    symbols = dict(zip(gene, symbol, strict=True))
+    return _experiments(folder, names, names, mirna[keep], gene[keep], lfc[keep], utrs, symbols, (1, 1))
+
+
+def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_folds) -> list[Fold]:
+    """Family folds x gene folds of a complete (experiment, gene) table; trains on miRAW without either."""
+    genes, g = np.unique(gene, return_inverse=True)
+    e = np.array([list(names).index(name) for name in experiment])
+    total, count = np.zeros((len(names), len(genes))), np.zeros((len(names), len(genes)))
+    np.add.at(total, (e, g), -lfc.astype(float))  # transcripts of one UTR are averaged
+    np.add.at(count, (e, g), 1)
+    whole = (count > 0).all(0)
+    genes, raw = genes[whole], total[:, whole] / count[:, whole]
+    family = np.array([sequence[1:8] for sequence in mirna], object)
+    symbols = np.array([symbol[name] or name for name in genes], object)
+    shape = raw.shape
+    rows = np.indices(shape).reshape(2, -1)
+    effects = Effects(
+        _centred(raw, family).ravel(), mirna[rows[0]], symbols[rows[1]],
+        np.array([utrs[name] for name in genes], object)[rows[1]], genes[rows[1]], raw.ravel().astype(np.float32),
+    )  # fmt: skip
+    family_fold = group_folds(family, np.ones(len(family)), n_folds[0])[rows[0]]
+    gene_fold = group_folds(symbols, np.ones(len(symbols)), n_folds[1])[rows[1]]
+    pairs = load_pairs(folder / PAIRS, folder)
+    folds = []
+    for f, k in np.ndindex(*n_folds):
+        test = effects.take((family_fold == f) & (gene_fold == k))
+        apart = ~np.isin(pairs.family, test.family) & ~np.isin(pairs.gene, test.gene)
+        folds.append(_apart(f"families {f}, genes {k}", pairs.take(apart), test))
+    return folds
+
+
+def _deeptargetpro(folder: Path, new: bool) -> list[Fold]:
+    train, test = load_pairs(folder / PAIRS, folder), load_pairs(folder / DEEPTARGETPRO, folder)
+    if new:
+        shared = set(zip(train.mirna, train.gene, strict=True))
+        test = test.take(np.array([pair not in shared for pair in zip(test.mirna, test.gene, strict=True)]))
+    return [_split("deeptargetpro", train, test)]
+
+
+def _clash(folder: Path) -> list[Fold]:
+    pairs, split = load_pairs(folder / CLASH, folder), columns(folder / CLASH, "split")[0]
+    return [_split("sites", pairs.take(split == "train"), pairs.take(split == "test"))]
+
+
+_LEAKY = "Rows of the test, or what gives them away, stand in training: no figure here is accuracy."
+PROTOCOLS = {
+    "half-split": Protocol(
+        "The paper's split of miRAW: files 1-5 develop, files 0 and 6-9 test, rows repeated as published. Every test "
+        "negative is a training negative.", (), _half_split, _LEAKY, 30),
+    "deduplicated": Protocol(
+        "Each published miRAW file by itself, 80 : 20 by class, seed 2020 + file. The files share their negatives, so "
+        "the ten tests are not independent; encoders saw every labelled window.", ("pair",), _deduplicated,
+        "miRNA and gene identity carry over from training to test: read every figure beside the identity scores."),
+    "gene-disjoint": Protocol(
+        "miRAW in the five folds of column gene_fold: no gene of the test is in training; miRNAs are.",
+        ("gene",), _gene_disjoint,
+        "miRNA identity carries over from training to test: read every figure beside the identity scores."),
+    "family-disjoint": Protocol(
+        "miRAW in five folds of miRNA families (letters 2-8): no family of the test is in training, nor among the "
+        "windows of the encoders; genes are.", ("family",), _family_disjoint),
+    "both-disjoint": Protocol(
+        "miRAW in 5 x 5 blocks of genes and miRNA families: tests on a block, trains on rows with neither; encoders "
+        "are held out too.", ("gene", "family", "near_identical"),
+        lambda folder: _blocks(load_pairs(folder / PAIRS, folder), 5)),
+    "rewired": Protocol(
+        "miRAW positives against the same miRNAs and genes in another pairing, 3 x 3 blocks of genes and families: "
+        "miRNA and gene identity are worth nothing by construction. Decoys are unlabelled, so 1 is out of reach.",
+        ("gene", "family", "near_identical"), _rewired),
+    "fold-change": Protocol(
+        "25 HeLa transfections (GSE124530): repression of each gene, centred by its mean in experiments of other "
+        "families, ranked within each experiment. Trained on miRAW pairs with neither family nor gene, 8 x 2 blocks.",
+        ("gene", "family", "near_identical"), _fold_change),
+    "hct116": Protocol(
+        "Seven transfections in HCT116: repression of each gene, ranked within each experiment. Trained on miRAW "
+        "pairs with neither family nor gene.", ("gene", "family", "near_identical"), _hct116),
+    "deeptargetpro": Protocol(
+        "deepTargetPro's unique pairs, trained on miRAW.", (),
+        lambda folder: _deeptargetpro(folder, new=False), _LEAKY),
+    "deeptargetpro-new": Protocol(
+        "The deepTargetPro pairs whose miRNA and gene are no miRAW pair, trained on miRAW.", ("pair",),
+        lambda folder: _deeptargetpro(folder, new=True),
+        "miRNA identity carries over from training to test: read every figure beside the identity scores."),
+    "sites": Protocol(
+        "CLASH windows of 50 nt with miRNA frequencies matched (miRBench, Hejret 2023): bags of at most 11 candidates, "
+        "trained on its own training part; encoders saw every labelled window of miRAW.", (), _clash, "", 30),
+}  # fmt: skip

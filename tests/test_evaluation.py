@@ -1,0 +1,352 @@
+"""Protocols keep what they claim, baselines by hand, planted leaks are refused, a report is made as typed."""
+
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pairformer import testing
+from pairformer.data import PAIRS, SITES, Pairs, load_pairs, load_sites
+from pairformer.metrics import ranking
+from pairformer.scan import scan
+from pairformer.sites import SEED_TYPES, seed_matches
+
+torch = pytest.importorskip("torch")
+from pairformer import evaluation  # noqa: E402
+from pairformer.evaluation import baselines, protocols  # noqa: E402
+from pairformer.evaluation.audit import overlap  # noqa: E402
+from pairformer.evaluation.fold_change import experiment_metrics, summarise_effects  # noqa: E402
+from pairformer.evaluation.protocols import PROTOCOLS, Fold, Protocol, group_folds, held_out_sites, rewire  # noqa: E402
+from pairformer.evaluation.targetnet import TargetNet  # noqa: E402
+
+CLAIMING = sorted(name for name, protocol in PROTOCOLS.items() if protocol.claims)
+MADE = ("half-split", "deduplicated", "gene-disjoint", "family-disjoint", "both-disjoint", "rewired", "fold-change")
+QUICK = ("--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2, "--stage3.joint-epochs", 1,
+         "--aggregator.width", 16, "--aggregator.layers", 1, "--resamples", 50)  # fmt: skip
+
+
+def pairs(mirna, utr_id, gene, label):
+    columns = (list(mirna), list(gene), ["ACGU" * 20] * len(label), list(utr_id))
+    return Pairs(np.array(label, np.float32), *(np.array(column, object) for column in columns))
+
+
+def test_group_folds_never_split_and_spread_negatives():
+    rng = np.random.default_rng(3)
+    groups = rng.integers(0, 90, 2000).astype(str)
+    negative = rng.random(2000) < 0.1
+    fold = group_folds(groups, negative, 3)
+    assert all(len(set(fold[groups == g])) == 1 for g in set(groups))
+    counts = np.bincount(fold[negative])
+    assert counts.max() - counts.min() <= 3
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_folds_keep_what_their_protocol_claims(folder, name):
+    """No test row has a claimed relation to a training or validation row, nor to a window the encoders see."""
+    protocol = PROTOCOLS[name]
+    sites, _ = load_sites(folder / SITES, folder)
+    folds = protocol.folds(folder)
+    assert [fold.sha256() for fold in folds] == [fold.sha256() for fold in protocol.folds(folder)]
+    assert sum(len(fold.test) for fold in folds) > 40
+    for fold in folds:
+        for rows in (fold.train, fold.validation):
+            assert not overlap(rows, fold.test).violations(protocol.claims)
+            assert {"family": len(rows.family)} == {"family": len(rows)}
+        allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
+        assert len(allowed) == len(sites) or protocol.claims not in ((), ("pair",))
+        if "family" in protocol.claims:
+            assert not set(allowed.family) & set(fold.test.family)
+            assert not set(fold.validation.family) & set(fold.train.family)
+        if "gene" in protocol.claims:
+            assert not {gene for names in allowed.gene for gene in names.split(",")} & set(fold.test.gene)
+            assert not any(window in utr for window in allowed.window for utr in set(fold.test.utr))
+
+
+def test_blocks_test_every_pair_once(folder):
+    every = load_pairs(folder / PAIRS, folder)
+    tests = [fold.test for fold in PROTOCOLS["both-disjoint"].folds(folder)]
+    tested = [key for test in tests for key in zip(test.mirna, test.utr_id, strict=True)]
+    assert len(tested) == len(set(tested)) == len(every)
+
+
+def test_rewired_decoys(rng):
+    """Each miRNA and each gene as often as among the positives; none known, none a family's target, none twice."""
+    mirnas = [testing.random_rna(rng, 22) for _ in range(25)]
+    mirnas += [mirna[:9] + testing.random_rna(rng, 13) for mirna in mirnas[:5]]  # families of two
+    known = {(rng.choice(mirnas), f"G{rng.randrange(40)}"): i % 4 > 0 for i in range(300)}
+    table = pairs([m for m, _ in known], [g for _, g in known], [g for _, g in known], list(known.values()))
+    positives = table.take(table.label > 0.5)
+    decoys = rewire(positives, table)
+    assert decoys.mirna.tolist() == positives.mirna.tolist()
+    assert sorted(decoys.gene) == sorted(positives.gene)
+    drawn = list(zip(decoys.mirna, decoys.gene, strict=True))
+    assert len(set(drawn)) == len(drawn)
+    assert not set(drawn) & set(known)
+    assert not set(zip(decoys.family, decoys.gene, strict=True)) & set(
+        zip(positives.family, positives.gene, strict=True)
+    )
+    assert rewire(positives, table).gene.tolist() == decoys.gene.tolist()
+    assert rewire(positives, table, 1).gene.tolist() != decoys.gene.tolist()
+    both = positives.join(decoys)
+    scores = baselines.identity_scores(both, both)
+    assert ranking(both.label, scores["mirna_prior"])["roc_auc"] == pytest.approx(0.5)
+    assert ranking(both.label, scores["gene_prior"])["roc_auc"] == pytest.approx(0.5)
+
+
+def test_rewiring_that_cannot_be_is_refused():
+    table = pairs("AA", "gg", "gg", [1, 1])
+    with pytest.raises(ValueError, match="positives must have a pairing without known pairs, got 2 rows left over"):
+        rewire(table, table)
+
+
+def test_identity_scores_by_hand():
+    """Priors with 0.5 added to each count; in the regressions a training row's own label is left out of them."""
+    train = pairs("AAB", "121", "ghg", [1, 0, 0])
+    scores = baselines.identity_scores(train, pairs("ACB", "212", "hgx", [1, 0, 1]))
+    assert scores["look_up"].tolist() == [0, 1, 1]
+    assert scores["mirna_prior"] == pytest.approx([0, 0, np.log(0.5 / 1.5)])
+    assert scores["gene_prior"] == pytest.approx([np.log(0.5 / 1.5), 0, 0])
+    own_left_out = baselines._prior(train.mirna, train.label)
+    assert own_left_out == pytest.approx([np.log(0.5 / 1.5), np.log(1.5 / 0.5), 0])
+
+
+def test_seed_sites_by_hand():
+    """One of each type for miRNA 1-8 = UGAGGUAG: 2-8 pairs with CUACCUC, which an A follows."""
+    mirna = "UGAGGUAGUAGGUUGUAUAGUU"
+    texts = {
+        "8mer": ("CUACCUCA", 5, 13),
+        "7mer-m8": ("CUACCUCG", 5, 12),
+        "7mer-A1": ("GUACCUCA", 6, 13),
+        "6mer": ("GUACCUCG", 6, 12),
+        "offset 6mer": ("CUACCUGA", 5, 11),
+    }
+    for kind, (text, start, end) in texts.items():
+        assert list(baselines.seed_sites(mirna, f"GGGGG{text}GGGGG")) == [(start, end, kind)]
+        dna = 2 * text.lower().replace("u", "t")
+        assert [site[2] for site in baselines.seed_sites(mirna.lower(), dna)] == [kind] * 2
+    assert not list(baselines.seed_sites(mirna, "GGUACCUGGG"))
+    assert not list(baselines.seed_sites("UGAGGUA", "CUACCUCA" * 3))  # no letter 8
+    scores = baselines.untrained_scores(pairs([mirna], "1", "g", [1]).take(np.array([0])))
+    assert scores["seed_score"].tolist() == [0]
+    one = replace(pairs([mirna], "1", "g", [1]), utr=np.array(["G" * 30 + "CUACCUCA" + "A" * 30], object))
+    scores = baselines.untrained_scores(one)
+    assert scores["seed_score"] == pytest.approx([0.31])
+    assert scores["seed_score_au"] == pytest.approx([0.31 * 0.5 / 0.55])
+    assert scores["utr_length"].tolist() == [68]
+    assert scores["mirna_au"] == pytest.approx([14 / 22])
+
+
+def test_seed_sites_agree_with_the_scan(rng):
+    """Every match far enough from the ends is one that `sites.seed_matches` names in some window, letter for letter."""
+    count = 0
+    for _ in range(60):
+        mirna = testing.random_rna(rng, 22)
+        core = mirna[2:7].translate(str.maketrans("ACGU", "UGCA"))[::-1]
+        utr = testing.random_rna(rng, 60) + core + testing.random_rna(rng, 60)
+        found = {site for site in baselines.seed_sites(mirna, utr) if site[0] >= 34 and site[1] < 110}
+        candidates = scan(mirna, utr)
+        kind, start, end, _ = seed_matches(candidates, np.arange(len(candidates.start)))
+        seen = {(int(s), int(e), SEED_TYPES[k]) for k, s, e in zip(kind, start, end, strict=True)}
+        assert found <= seen
+        count += len(found)
+    assert count > 20
+
+
+def test_pooled_scores_against_plain_formulas():
+    rng = np.random.default_rng(0)
+    sizes = [0, 1, 3, 0, 40, 8, 9, 0]
+    offsets = np.cumsum([0, *sizes])
+    logit = rng.normal(0, 3, offsets[-1]).astype(np.float32)
+    pooled = baselines.pooled_scores(logit, offsets, empty=-7.0)
+    for bag, (a, b) in enumerate(pairwise(offsets)):
+        z = logit[a:b].astype(float)
+        if not len(z):
+            assert all(values[bag] == -7 for values in pooled.values())
+            continue
+        p = 1 / (1 + np.exp(-z))
+        missed = np.prod(1 - p)
+        weight = np.exp(z) / np.exp(z).sum()
+        plain = {
+            "max": z.max(),
+            "mean": z.mean(),
+            "top_mean": np.sort(z)[::-1][:8].mean(),
+            "softmax": (weight * z).sum(),
+            "log_sum_exp": np.log(np.exp(z).sum()),
+            "noisy_or": np.log((1 - missed) / missed),
+        }
+        assert {name: values[bag] for name, values in pooled.items()} == pytest.approx(plain, rel=1e-6)
+    assert {len(values) for values in baselines.pooled_scores(logit[:0], np.zeros(4, np.int64)).values()} == {3}
+
+
+def test_targetnet_of_other_arrays_is_refused(tmp_path):
+    assert sum(p.numel() for p in TargetNet().parameters()) == 8_737
+    torch.save({"linear.bias": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"TargetNet\.pt must be the published state dict, got .*x\.pt"):
+        TargetNet.load(tmp_path / "x.pt")
+
+
+def test_experiment_metrics_by_hand():
+    effect = np.arange(20.0)
+    assert experiment_metrics(effect, effect[::-1], 2 * effect) == pytest.approx((1, 1, 1, -1))
+    assert experiment_metrics(effect, effect, np.zeros(20)) == (0, 0, 0.5, 0)
+
+
+def test_centred_effects_by_hand():
+    """Each gene's mean over the experiments of other families is taken off, then the range is cut."""
+    effect = np.array([[1.0, 0.0], [0.5, 9.0], [0.0, 1.0]])
+    centred = protocols._centred(effect, np.array(["a", "a", "b"], object))
+    assert centred.tolist() == [[1.0, -1.0], [0.5, 1.5], [-0.75, -1.5]]
+
+
+def test_lead_is_paired_over_experiments():
+    rng = np.random.default_rng(1)
+    names = np.repeat([f"m{i}" for i in range(6)], 50)
+    effect = rng.normal(size=300)
+    good = effect + rng.normal(size=300)
+    scores = {"pair-former": good, "same": good.copy(), "noise": rng.normal(size=300)}
+    summary = summarise_effects([names[:150], names[150:]], [effect[:150], effect[150:]], [effect[:150], effect[150:]],
+                                [{k: v[:150] for k, v in scores.items()}, {k: v[150:] for k, v in scores.items()}],
+                                "pair-former", 200)  # fmt: skip
+    same, noise = (summary["scores"][name]["spearman"] for name in ("same", "noise"))
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    assert noise["low"] > 0.3
+    assert len(noise["values"]) == 6
+
+
+def read(out):
+    return json.loads((out / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+
+
+def test_evaluate_command(folder, tmp_path, command, capsys):
+    """Trained on the paper's split: audit first, every baseline beside the model, look-up perfect, taken up again."""
+    out = tmp_path / "run"
+    words = ("evaluate", "--protocol", "half-split", "--train", "--data", folder, "--out", out, *QUICK)
+    assert command(*words) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"pair: \d+ of \d+ rows of test .* stand in training too", shown.err)
+    assert shown.err.index("pair: ") < shown.err.index("stage1 epoch 1")
+    assert "no figure here is accuracy" in shown.out
+    report = read(out)
+    scores = report["summary"]["scores"]
+    pooled = {f"encoder_{name}" for name in ("max", "mean", "top_mean", "softmax", "log_sum_exp", "noisy_or")}
+    assert set(scores) == pooled | {
+        "look_up", "mirna_prior", "gene_prior", "mirna_and_gene_prior", "with_site_prior", "length_and_n", "seed_score",
+        "seed_score_au", "mirna_au", "utr_length", "deep_sets", "gated_attention", "pair-former"}  # fmt: skip
+    assert scores["look_up"]["metrics"]["roc_auc"]["mean"] == 1
+    assert scores["look_up"]["metrics"]["f1_validation"]["mean"] == 1
+    assert report["logit_scale"] > 0
+    index = json.loads((out / "folds/index.json").read_text())
+    text = gzip.decompress((out / "folds/00.tsv.gz").read_bytes())
+    assert index["00.tsv.gz"]["text_sha256"] == hashlib.sha256(text).hexdigest()
+    assert text.startswith(b"role\tmirna_seq\tutr_id\tgene\tlabel\n")
+
+    before = (out / "seed2020/00/scores.npz").stat().st_mtime_ns
+    assert command(*words) == 0  # taken up: nothing is trained again
+    assert (out / "seed2020/00/scores.npz").stat().st_mtime_ns == before
+    assert "epoch" not in capsys.readouterr().err
+    assert command(*words, "--seeds", "2020,7") == 0
+    assert len(read(out)["summary"]["folds"]) == 2
+    assert command(*words, "--stage3.lr", 1e-3) == 2
+    assert "out must be a new directory or hold the same run" in capsys.readouterr().err
+
+    given = ("evaluate", "--model", out / "seed2020/00/model", "--data", folder)
+    assert command(*given, "--protocol", "half-split", "--out", tmp_path / "given") == 0
+    assert "deep_sets" not in read(tmp_path / "given")["summary"]["scores"]
+    capsys.readouterr()
+    assert command(*given, "--protocol", "both-disjoint", "--out", tmp_path / "refused") == 2
+    assert "protocol both-disjoint must share nothing by gene, family, near_identical, got a model that was not" in (
+        capsys.readouterr().err
+    )
+    assert command(*given, "--protocol", "fold-change", "--out", tmp_path / "seen", "--allow-overlap") == 0
+    report = read(tmp_path / "seen")
+    assert report["warning"].startswith("Not what the protocol claims: a model that was not trained on its folds")
+    assert len(report["summary"]["experiments"]) == 8
+    assert "Not what the protocol claims" in capsys.readouterr().out
+
+
+def with_columns(rows, **columns):
+    """Rows with some columns one value."""
+    return replace(rows, **{name: np.array([value] * len(rows), object) for name, value in columns.items()})
+
+
+LEAKS = {
+    "gene": lambda rows: replace(rows, mirna=np.array(["C" * 22], object)),
+    "family": lambda rows: with_columns(rows, gene="X", utr="ACGUU" * 30),
+    "near_identical": lambda rows: with_columns(rows, gene="X", utr=rows.utr[0] + "ACGU"),
+}
+
+
+@pytest.mark.parametrize("claim", LEAKS)
+def test_a_planted_leak_is_refused(folder, tmp_path, command, capsys, monkeypatch, claim):
+    """One test row's counterpart among five hundred training rows stops a protocol that claims there is none."""
+    honest = PROTOCOLS["both-disjoint"].folds(folder)[0]
+
+    def folds(_):
+        leak = LEAKS[claim](honest.test.take(np.array([3])))
+        return [Fold("planted", honest.train.join(leak), honest.validation, honest.test)]
+
+    monkeypatch.setitem(PROTOCOLS, "planted", Protocol("A leak was put in.", (claim,), folds))
+    words = ("evaluate", "--protocol", "planted", "--train", "--data", folder, "--out", tmp_path / "run", *QUICK)
+    assert command(*words) == 2
+    message = capsys.readouterr().err
+    assert f"protocol planted must share nothing by {claim}, got planted: training pairs: {claim}: " in message
+    assert not (tmp_path / "run/seed2020").exists()
+    monkeypatch.setitem(PROTOCOLS, "planted", Protocol("None was.", (claim,), lambda _: [honest]))
+    found, faults = evaluation._audit(PROTOCOLS["planted"], [honest], load_sites(folder / SITES, folder)[0], None)
+    assert len(found) == 6
+    assert not faults
+
+
+def test_windows_of_a_test_family_are_refused(folder, monkeypatch):
+    """Encoders that saw a window of a test family are found, not only training pairs."""
+    honest = PROTOCOLS["both-disjoint"].folds(folder)[0]
+    monkeypatch.setattr(evaluation, "held_out_sites", lambda sites, *_: np.ones(len(sites), bool))
+    _, faults = evaluation._audit(PROTOCOLS["both-disjoint"], [honest], load_sites(folder / SITES, folder)[0], None)
+    assert any("windows of the encoders: family: " in fault for fault in faults)
+
+
+def test_audit_command(folder, tmp_path, command, capsys):
+    """Two tables of a user: relations are counted; asked to be disjoint, the command fails where they are not."""
+    rows = load_pairs(folder / PAIRS, folder)
+    for name, part in (("a", range(0, 50)), ("b", range(50, 100))):
+        lines = [f"{rows.mirna[i]}\t{rows.utr[i]}\t{rows.gene[i]}\n" for i in part]
+        (tmp_path / f"{name}.tsv").write_text("mirna_seq\tutr_seq\tgene_symbol\n" + "".join(lines))
+    a, b = tmp_path / "a.tsv", tmp_path / "b.tsv"
+    assert command("audit", a, b) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["pair", "mirna", "family", "gene", "window", "near_identical"]
+    assert command("audit", a, b, "--disjoint", "family,gene") == 65
+    assert re.search(rf"{b}: table must share nothing by family,gene with {a}, got family: ", capsys.readouterr().err)
+    assert command("audit", a, a, "--disjoint", "color") == 2
+    assert command("audit", a, folder / PAIRS, "--data", folder) == 0
+
+
+def test_evaluate_usage(folder, tmp_path, command, capsys):
+    common = ("evaluate", "--data", folder, "--out", tmp_path)
+    for words, message in [
+        (("--protocol", "half-split"), "give --train, or --model NAME"),
+        (("--protocol", "half-split", "--train", "--model", "default"), "give --train, or --model NAME"),
+        (("--protocol", "best", "--train"), "--protocol must be one of half-split, deduplicated"),
+        (("--protocol", "half-split", "--train", "--seeds", "one"), "--seeds must be numbers between commas, got one"),
+    ]:
+        assert command(*common, *words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_real_protocols(data):
+    """Row counts of the published protocols."""
+    half = PROTOCOLS["half-split"].folds(data)[0]
+    assert [len(part) for part in (half.train, half.validation, half.test)] == [4932, 548, 5480]
+    assert half.test.label.mean() == 0.5
+    files = PROTOCOLS["deduplicated"].folds(data)
+    assert [(len(f.train) + len(f.validation), len(f.validation), len(f.test), f.test.label.sum()) for f in files] == [
+        (878, 87, 218, 109)
+    ] * 10
+    rewired = PROTOCOLS["rewired"].folds(data)
+    assert sum(len(fold.test) for fold in rewired) == 2 * 5379
+    assert sum(fold.test.label.sum() for fold in rewired) == 5379
