@@ -31,7 +31,7 @@ from pairformer.data import (
     load_sites,
     read_fasta,
 )
-from pairformer.options import ConfigCommand, config_options, overridden
+from pairformer.options import ConfigCommand, Items, config_options, overridden
 from pairformer.predict import ENGINES, Predictions, Scorer, in_batches
 from pairformer.scan import ESA_MIN, scan
 
@@ -204,7 +204,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
     import json
 
     from pairformer import training
-    from pairformer.evaluation.protocols import group_folds
+    from pairformer.evaluation.protocols import set_aside
 
     _set_threads(threads)
     config, model_config = overridden(TrainConfig(), options), overridden(_sized(size), options)
@@ -214,11 +214,14 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
         windows, counts = load_sites(sites or data_folder(data) / SITES, folder, model_config.esa_min)
     labelled, aside = load_pairs(pairs or data_folder(data) / PAIRS, folder), None
     if validation:
-        families = len(np.unique(labelled.family)) >= 20
-        parts = group_folds(labelled.family if families else labelled.gene, labelled.label < 0.5, round(1 / validation))
-        labelled, aside = labelled.take(parts != parts.max()), labelled.take(parts == parts.max())
+        groups = labelled.family if len(set(labelled.family)) >= 20 else labelled.gene
+        labelled, aside = set_aside(labelled, groups, round(1 / validation))
     metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
     report = json.loads(calibrate.read_text()) if calibrate else {}
+    if calibrate and "logit_scale" not in report:
+        raise DataError(
+            f"{calibrate}:1: report must be of labelled pairs, with a logit_scale, got {report['protocol']}"
+        )
     if report:
         figures = ("pr_auc", "roc_auc", "within_mirna")
         scores = report["summary"]["scores"].items()
@@ -231,19 +234,22 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
 
 
 @cli.command(cls=ConfigCommand, short_help="Score a model by a protocol, beside what identity alone reaches.")
-@click.option("--protocol", required=True, metavar="NAME", help="One of those below.")
+@click.option("--protocol", required=True, metavar="NAME", help="One of those above.")
 @click.option("--model", help="Name, or directory of a saved model.")
 @click.option("--train", "trained", is_flag=True, help="Train a model on each fold.")
 @click.option("--data", help="Folder of data; else the variable PAIRFORMER_DATA.")
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
-@click.option("--seeds", default="2020", show_default=True, help="Of training, between commas; one training each.")
+@click.option("--seeds", type=Items(int), default="2020", show_default=True, help="Of training; one training each.")
 @click.option("--cache", type=FOLDER, help="Trained encoders and pooled scores, named by content; else in --out.")
 @click.option("--allow-overlap", is_flag=True, help="Go on where a claim of the protocol does not hold, and say so.")
+@click.option("--k-max", type=Items(int), default=(), help="Budgets to score the model at beside its own.")
 @click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the bootstrap.")
 @click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-@config_options(TrainConfig(), ModelConfig())
-def evaluate(protocol, model, trained, data, out, seeds, cache, allow_overlap, resamples, size, threads, **options):
+@config_options(TrainConfig(), ModelConfig(), without=("rng_seed", "logit_scale"))
+def evaluate(
+    protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, resamples, size, threads, **options
+):
     """Score a model by a protocol, beside what identity alone and simple scores reach on the same rows.
 
     What test and training share is printed first; a protocol that claims they share nothing is refused where they do.
@@ -262,12 +268,10 @@ def evaluate(protocol, model, trained, data, out, seeds, cache, allow_overlap, r
         raise click.UsageError("give --train, or --model NAME")
     if protocol not in PROTOCOLS:
         raise click.UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {protocol}")
-    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
-        raise click.UsageError(f"--seeds must be numbers between commas, got {seeds}")
     _set_threads(threads)
     config = overridden(default_config(PROTOCOLS[protocol]), options)
-    run(protocol, data_folder(data), out, model, overridden(_sized(size), options), config,
-        [int(seed) for seed in seeds.split(",")], cache, allow_overlap, resamples)  # fmt: skip
+    model_config = overridden(_sized(size), options)
+    run(protocol, data_folder(data), out, model, model_config, config, seeds, cache, allow_overlap, resamples, k_max)
     click.echo((out / "report.md").read_text())
 
 

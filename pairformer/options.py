@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -41,14 +41,19 @@ class _ConfigOption(click.Option):
     section = ""
 
 
-def config_options(*configs: Any) -> Callable:
+def config_options(*configs: Any, without: Sequence[str] = ()) -> Callable:
     """Decorator: an option ``--part.field`` for every field of some configs; one not given is absent, not default.
 
     Options of a nested config are named after its field. Tuples are written with commas.
+
+    Args:
+        configs: dataclass instances, whose values are shown as defaults.
+        without: fields that the command sets itself.
     """
 
     def decorate(function: Callable) -> Callable:
-        for option in reversed([option for config in configs for option in _options(config)]):
+        options = {name: option for config in configs for name, option in _options(config) if name not in without}
+        for option in reversed(options.values()):
             function = option(function)
         return function
 
@@ -76,13 +81,13 @@ def overridden(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
     return replace(config, **changed)
 
 
-def _options(config: Any, prefix: str = "", section: str = "") -> Iterator[Callable]:
+def _options(config: Any, prefix: str = "", section: str = "") -> Iterator[tuple[str, Callable]]:
     section = section or (type(config).__doc__ or "").split(".")[0]
     docs = field_docs(type(config))
     for f in fields(config):
         value = getattr(config, f.name)
         if is_dataclass(value):
-            yield from _options(value, f"{prefix}{f.name}.", f"{prefix}{f.name}: {docs[f.name]}")
+            yield from _options(value, f"{prefix}{f.name}.", f"{prefix}{f.name}: {docs[f.name].rstrip('.')}")
             continue
         name = prefix + f.name
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
@@ -90,7 +95,7 @@ def _options(config: Any, prefix: str = "", section: str = "") -> Iterator[Calla
             f"--{name.replace('_', '-')}", name.replace(".", "__"), cls=_ConfigOption, type=_kind(value), default=None,
             help=f"{docs[f.name]} [default: {'none' if shown == '' else shown}]",
         )  # fmt: skip
-        yield _in_section(option, section)
+        yield name, _in_section(option, section)
 
 
 def _in_section(option: Callable, section: str) -> Callable:
@@ -106,10 +111,10 @@ def _kind(value: Any) -> click.ParamType:
     if not isinstance(value, tuple):
         return click.types.convert_type(type(value))
     item = str if value and isinstance(value[0], str) else int
-    return _Items(item)
+    return Items(item)
 
 
-class _Items(click.ParamType):
+class Items(click.ParamType):
     """Values between commas."""
 
     def __init__(self, item: type) -> None:

@@ -255,8 +255,11 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     assert "out must be a new directory or hold the same run" in capsys.readouterr().err
 
     given = ("evaluate", "--model", out / "seed2020/00/model", "--data", folder)
-    assert command(*given, "--protocol", "half-split", "--out", tmp_path / "given") == 0
-    assert "deep_sets" not in read(tmp_path / "given")["summary"]["scores"]
+    assert command(*given, "--protocol", "half-split", "--out", tmp_path / "given", "--k-max", "4,64") == 0
+    again = read(tmp_path / "given")["summary"]["scores"]
+    assert "deep_sets" not in again
+    areas = [again[f"pair-former{at}"]["metrics"]["roc_auc"]["mean"] for at in ("", " at K = 64", " at K = 4")]
+    assert areas[0] == areas[1] != areas[2]
     capsys.readouterr()
     assert command(*given, "--protocol", "both-disjoint", "--out", tmp_path / "refused") == 2
     assert "protocol both-disjoint must share nothing by gene, family, near_identical, got a model that was not" in (
@@ -332,7 +335,7 @@ def test_evaluate_usage(folder, tmp_path, command, capsys):
         (("--protocol", "half-split"), "give --train, or --model NAME"),
         (("--protocol", "half-split", "--train", "--model", "default"), "give --train, or --model NAME"),
         (("--protocol", "best", "--train"), "--protocol must be one of half-split, deduplicated"),
-        (("--protocol", "half-split", "--train", "--seeds", "one"), "--seeds must be numbers between commas, got one"),
+        (("--protocol", "half-split", "--train", "--seeds", "one"), "must be int values between commas, got 'one'"),
     ]:
         assert command(*common, *words) == 2
         assert message in capsys.readouterr().err

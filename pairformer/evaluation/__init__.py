@@ -52,6 +52,7 @@ def evaluate(
     cache: Path | None = None,
     allow_overlap: bool = False,
     n_resamples: int = 1000,
+    k_max: Sequence[int] = (),
 ) -> dict:
     """Run a protocol; write ``report.json``, ``report.md``, plots, the folds and each fold's model and scores.
 
@@ -68,6 +69,7 @@ def evaluate(
         cache: directory of encoders and pooled site scores, keyed by content; None: in ``out``. Share it freely.
         allow_overlap: go on where a protocol's claim does not hold; the report then says so first.
         n_resamples: of the bootstrap.
+        k_max: budgets to score the model at beside its own.
 
     Returns:
         What ``report.json`` holds.
@@ -91,6 +93,7 @@ def evaluate(
         "sites_sha256": content_hash(sites),
         "model": given.metadata["model_sha256"] if given else model_config.to_dict(),
         "train": None if given else asdict(config),
+        "k_max": list(k_max),
     }
     claim(out, run)
     _write_folds(folds, out / "folds")
@@ -109,7 +112,7 @@ def evaluate(
                 began = time.perf_counter()
                 fitted = replace(config, rng_seed=seed)
                 allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
-                scores, covered = _fold_scores(fold, allowed, given, model_config, fitted, place, cache, folder)
+                scores, covered = _fold_scores(fold, allowed, given, model_config, fitted, place, cache, folder, k_max)
                 _save(place / "scores.npz", scores, covered, time.perf_counter() - began)
             results.append(_load(place / "scores.npz", label, fold))
     report: dict = {
@@ -185,6 +188,7 @@ def _fold_scores(
     place: Path,
     cache: Path,
     folder: Path,
+    k_max: Sequence[int],
 ) -> tuple[dict[str, Score], NDArray[np.bool_]]:
     """Every score of a fold's test and validation rows, and which test rows have a candidate."""
     parts = (fold.test, fold.validation)
@@ -219,7 +223,7 @@ def _fold_scores(
         [_pooled(lambda windows: expensive(windows)[1], key, part, cache, effects) for part in parts],
         "encoder_",
     )
-    test, validation = (Bags(model, part) for part in parts)
+    test, validation = (Bags(model, part, k_max) for part in parts)
     if given is None:
         bags = Bags(model, fold.train, config.budgets)
         for kind in ("deep_sets", "gated_attention"):
@@ -234,7 +238,9 @@ def _fold_scores(
         model.aggregator = PairFormer(model.config).aggregator
         train_aggregator(model, bags, validation, config, place)
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
-    add("model", [{REFERENCE: part.logits(model.aggregator).astype(float)} for part in (test, validation)])
+    for k in (None, *k_max):
+        name = REFERENCE if k is None else f"{REFERENCE} at K = {k}"
+        add("model", [{name: part.logits(model.aggregator, k_max=k).astype(float)} for part in (test, validation)])
     return scores, test.candidates.n_candidates > 0
 
 

@@ -87,10 +87,10 @@ class Bags:
         return pack_tokens(self._tokens[torch.from_numpy(np.searchsorted(self._read, rows))], offsets)
 
     @torch.no_grad()
-    def logits(self, aggregator: nn.Module, frozen: bool = False) -> np.ndarray:
+    def logits(self, aggregator: nn.Module, frozen: bool = False, k_max: int | None = None) -> np.ndarray:
         """(B,) pair logits, with the encoder as it is now or as it was when the cache was filled."""
         parts = [range(part.start, part.stop) for part in chunks(len(self.label), SCORED)]
-        return torch.cat([aggregator(*self.tokens(part, frozen)) for part in parts]).numpy()
+        return torch.cat([aggregator(*self.tokens(part, frozen, k_max)) for part in parts]).numpy()
 
     def _encode(self, rows):
         embedding, logit = self.model.encode_selected(self.candidates, rows)
