@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from pairformer.evaluation.report import FoldResult, Score, summarise, write
 from pairformer.metrics import balanced_scale
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import chunks
-from pairformer.scan import scan
+from pairformer.scan import ESA_MIN, scan
 from pairformer.training import Bags, claim, content_hash, train_aggregator, train_encoders
 
 REFERENCE = "pair-former"
@@ -124,7 +124,7 @@ def evaluate(
             "rng_seeds": list(rng_seeds),
             "versions": f"pairformer {pairformer.__version__}, torch {torch.__version__}",
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "seconds": round(sum(float(np.load(path)["seconds"]) for path in out.glob("seed*/*/scores.npz"))),
+            "seconds": round(sum(map(_seconds, out.glob("seed*/*/scores.npz")))),
             "folds_sha256": hashlib.sha256("".join(fold.sha256() for fold in folds).encode()).hexdigest(),
         },
         "audit": [*findings, *(f"CLAIM BROKEN: {fault}" for fault in faults)],
@@ -173,9 +173,7 @@ def _audit(
             for relation, values in shares.items()
         ]
     if given is not None and protocol.claims:
-        faults.insert(
-            0, "a model that was not trained on its folds; use --train, or --allow-overlap to see it all the same"
-        )
+        faults.insert(0, "a model that was not trained on its folds; use --train, or --allow-overlap to see it so")
     return findings, faults
 
 
@@ -195,35 +193,27 @@ def _fold_scores(
     effects = isinstance(fold.test, Effects)
     scores: dict[str, Score] = {}
 
-    def add(group: str, tables: Sequence[Scores], prefix: str = "", logits: Callable[[str], bool] = lambda name: True):
+    def add(group: str, tables: Sequence[Scores], prefix: str = "", logits: Container[str] | None = None) -> None:
+        """Take up scores of the test and of the validation rows; ``logits`` names those that are, None: all."""
         for name in tables[0]:
-            scores[prefix + name] = Score(tables[0][name], tables[1][name], logits(name), group)
+            is_logit = logits is None or name in logits
+            scores[prefix + name] = Score(tables[0][name], tables[1][name], is_logit, group)
+
+    def pooled(score: Callable, key: str, empty: float = 0.0) -> list[Scores]:
+        return [_pooled(score, key, part, cache, EFFECTS_ESA_MIN if effects else ESA_MIN, empty) for part in parts]
 
     if not effects:
-        add(
-            "identity",
-            [identity_scores(fold.train, part, sites) for part in parts],
-            logits=IDENTITY_LOGITS.__contains__,
-        )
-    add("untrained", [untrained_scores(part) for part in parts], logits=lambda name: False)
+        add("identity", [identity_scores(fold.train, part, sites) for part in parts], logits=IDENTITY_LOGITS)
+    add("untrained", [untrained_scores(part) for part in parts], logits=())
     if (folder / targetnet.WEIGHTS).is_file():
         network = targetnet.TargetNet.load(folder / targetnet.WEIGHTS)
-        add(
-            "pooled",
-            [_pooled(network, "targetnet", part, cache, effects, TARGETNET_EMPTY) for part in parts],
-            "targetnet_",
-        )
+        add("pooled", pooled(network, "targetnet", TARGETNET_EMPTY), "targetnet_")
     torch.manual_seed(config.rng_seed)
     model = given or PairFormer(model_config)
     key = given.metadata["model_sha256"] if given else train_encoders(model, sites, config, cache / "encoders")
     model.eval()
-    expensive = model.expensive
-    add(
-        "pooled",
-        [_pooled(lambda windows: expensive(windows)[1], key, part, cache, effects) for part in parts],
-        "encoder_",
-    )
-    test, validation = (Bags(model, part, k_max) for part in parts)
+    add("pooled", pooled(lambda windows: model.expensive(windows)[1], key), "encoder_")
+    test, validation = scored = [Bags(model, part, k_max) for part in parts]
     if given is None:
         bags = Bags(model, fold.train, config.budgets)
         for kind in ("deep_sets", "gated_attention"):
@@ -231,22 +221,19 @@ def _fold_scores(
             other = PairFormer(replace(model.config, aggregator=replace(model.config.aggregator, kind=kind)))
             frozen = replace(config, stage3=replace(config.stage3, joint_epochs=0))
             train_aggregator(other, bags, validation, frozen, place / kind)
-            add(
-                "MIL", [{kind: part.logits(other.aggregator, frozen=True).astype(float)} for part in (test, validation)]
-            )
+            add("MIL", [{kind: part.logits(other.aggregator, frozen=True)} for part in scored])
         torch.manual_seed(config.rng_seed)
         model.aggregator = PairFormer(model.config).aggregator
         train_aggregator(model, bags, validation, config, place)
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
     for k in (None, *k_max):
         name = REFERENCE if k is None else f"{REFERENCE} at K = {k}"
-        add("model", [{name: part.logits(model.aggregator, k_max=k).astype(float)} for part in (test, validation)])
+        add("model", [{name: part.logits(model.aggregator, k_max=k)} for part in scored])
     return scores, test.candidates.n_candidates > 0
 
 
-def _pooled(score, key: str, pairs: Pairs, cache: Path, effects: bool, empty: float = 0.0) -> Scores:
-    """Site scores of all candidates pooled, by all of them in turn; kept under a name made of scorer and rows."""
-    esa_min = EFFECTS_ESA_MIN if effects else 6
+def _pooled(score: Callable, key: str, pairs: Pairs, cache: Path, esa_min: int, empty: float) -> Scores:
+    """Site scores of all candidates, pooled in every way; kept in ``cache`` under a name made of scorer and rows."""
     names = np.array([f"{mirna} {utr}" for mirna, utr in zip(pairs.mirna, pairs.utr, strict=True)], object)
     _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
     rows = pairs.take(first)
@@ -254,11 +241,10 @@ def _pooled(score, key: str, pairs: Pairs, cache: Path, effects: bool, empty: fl
     path = cache / "pooled" / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
     if not path.exists():
         parts: list[Scores] = []
-        with click.progressbar(
-            chunks(len(rows), POOLED_AT_ONCE), label=f"sites of {len(rows)} pairs", file=sys.stderr
-        ) as bar:
+        label = f"sites of {len(rows)} pairs"
+        with click.progressbar(chunks(len(rows), POOLED_AT_ONCE), label=label, file=sys.stderr) as bar:
             for part in bar:
-                candidates = scan(list(rows.mirna[part]), list(rows.utr[part]), esa_min)
+                candidates = scan(rows.mirna[part], rows.utr[part], esa_min)
                 parts.append(pooled_scores(site_logits(score, candidates), candidates.offsets, empty))
         _write_arrays(path, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     with np.load(path) as arrays:
@@ -287,6 +273,11 @@ def _load(path: Path, name: str, fold: Fold) -> FoldResult:
             for score, (group, is_logit) in json.loads(str(arrays["kinds"])).items()
         }
         return FoldResult(name, fold.test.label, fold.test.mirna, arrays["covered"], scores, fold.validation.label)
+
+
+def _seconds(path: Path) -> float:
+    with np.load(path) as arrays:
+        return float(arrays["seconds"])
 
 
 def _write_folds(folds: list[Fold], place: Path) -> None:
