@@ -188,6 +188,20 @@ def test_training_tables(write, tmp_path, rng):
         ("miraw_pairs/pairs.tsv", "\t1\n", "\t2\n", r"pairs\.tsv:2: label must be 0 or 1, got 2"),
         ("miraw_pairs/pairs.tsv", "U1\t", "U9\t", r"pairs\.tsv:2: utr_id must be in .*, got U9"),
         ("miraw_pairs/pairs.tsv", "\tLIN28\t", "\t", r"pairs\.tsv:2: row must have 4 cells, got 3"),
+        ("miraw_pairs/pairs.tsv", "\tlabel\n", "\tutr_id\n", r"pairs\.tsv:1: header must name mirna_seq label, got"),
+        (
+            "miraw_pairs/pairs.tsv",
+            "gene_symbol",
+            "utr_id",
+            r"pairs\.tsv:1: header must name each column once, got utr_id twice",
+        ),
+        (
+            "miraw_pairs/pairs.tsv",
+            "\nACGU",
+            "\nACGN",
+            r"pairs\.tsv:2: mirna_seq must be 1 to 35 letters ACGUT, got 'ACGN'",
+        ),
+        ("miraw_pairs/pairs.tsv", "ACGU\tU1\tLIN28\t1\n", "", r"pairs\.tsv:1: table must have rows below its header"),
     ],
 )
 def test_bad_training_tables_are_named(tmp_path, table, old, new, message):
@@ -202,3 +216,34 @@ def test_bad_training_tables_are_named(tmp_path, table, old, new, message):
     (tmp_path / table).write_text(text.replace(old, new))
     with pytest.raises(DataError, match=message):
         load_pairs(tmp_path / PAIRS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [str, lambda t: t.replace("\n", "\r\n"), gzip.compress], ids=["plain", "CRLF", "gzip"]
+)
+def test_your_own_pairs(write, change):
+    """A table with sequences needs no data folder; T and lower case are read as RNA; names fall back on others."""
+    text = "label\tutr_seq\tmirna_seq\tgene_symbol\n1\tacgtACGU\tugaggt\tLIN28\n0\tCCCC\tUGAGG\t\n"
+    pairs = load_pairs(write(change(text.encode() if change is gzip.compress else text)))
+    assert pairs.label.tolist() == [1, 0]
+    assert pairs.mirna.tolist() == ["UGAGGU", "UGAGG"]
+    assert pairs.utr.tolist() == ["ACGUACGU", "CCCC"]
+    assert pairs.gene.tolist() == ["LIN28", "CCCC"]
+
+
+def test_unlabelled_pairs(write):
+    table = write("mirna_seq\tmrna_seq\tmrna_id\nUGAGGU\tACGU\tM1\n")
+    pairs = load_pairs(table, labelled=False)
+    assert np.isnan(pairs.label).all()
+    assert (pairs.gene.tolist(), pairs.utr_id.tolist()) == (["M1"], ["M1"])
+    with pytest.raises(DataError, match=r"1: header must name mirna_seq label, got mirna_seq mrna_seq mrna_id"):
+        load_pairs(table)
+
+
+def test_your_own_windows(write):
+    """No mark of windows in a pair and no symbols are needed; another length than 40 nt is no site."""
+    site = "ACGUACGUACGUACGUACGUACGUAUACUACCUCAACGUA"
+    text = f"mirna_seq\tmrna_seq\tmrna_id\tlabel\nUGAGGUAGUAGGUUGUAUAGUU\t{site}\tG\t1\nUGAGGUAGUAG\t{site}A\tG\t0\n"
+    sites, counts = load_sites(write(text))
+    assert counts == {"rows": 2, "in_a_pair": 0, "no_candidate": 1, "used": 1}
+    assert sites.window.tolist() == [site]

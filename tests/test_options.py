@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from pairformer.config import AggregatorConfig, ModelConfig, SelectorConfig, TrainConfig
 from pairformer.options import ConfigCommand, config_options, field_docs, overridden
 
-
 CONFIGS = (TrainConfig(), ModelConfig())
 
 

@@ -261,7 +261,7 @@ def test_nested_budgets(folder):
         torch.testing.assert_close(live, tokens)
 
 
-def test_train_command(folder, tmp_path, command):
+def test_train_command(folder, tmp_path, command, capsys):
     """Stage by stage as a user types it, then at once, then on tables of their own with the encoders taken over."""
     from pairformer import predict
 
@@ -300,6 +300,10 @@ def test_train_command(folder, tmp_path, command):
     assert [set(r) >= {"pr_auc", "roc_auc"} for r in log] == [True, True]
     pair = predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 50, model=tmp_path / "mine/model")
     assert pair.probability == pytest.approx(1 / (1 + np.exp(-0.5 * pair.logit)), rel=1e-5)
+    (tmp_path / "bad.tsv").write_text("".join(rows[:3]).replace("\t1\n", "\t2\n").replace("\t0\n", "\t2\n"))
+    capsys.readouterr()
+    assert command("train", "all", "--pairs", tmp_path / "bad.tsv", *mine[4:]) == 65
+    assert f"{tmp_path / 'bad.tsv'}:2: label must be 0 or 1, got 2" in capsys.readouterr().err
     assert command(*mine[:-2], "--aggregator.width", 30, "--out", tmp_path / "odd") == 0
     assert command(*mine[:-2], "--cheap.hidden", 30, "--out", tmp_path / "other") == 2  # not these encoders
     assert command(*mine[:-2], "--aggregator.width", 31, "--out", tmp_path / "odder") == 2  # heads do not divide it
