@@ -206,6 +206,10 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
     from pairformer import training
     from pairformer.evaluation.protocols import set_aside
 
+    if encoders and (sites or stage in ("stage1", "stage2")):
+        raise click.UsageError("--encoders takes the place of stages 1 and 2 and of --sites")
+    if calibrate and options["logit_scale"] is not None:
+        raise click.UsageError("--calibrate and --logit-scale set the same; give one")
     _set_threads(threads)
     config, model_config = overridden(TrainConfig(), options), overridden(_sized(size), options)
     folder = data_folder(data) if data or not pairs or not (sites or encoders) else None
@@ -218,14 +222,13 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
         labelled, aside = set_aside(labelled, groups, round(1 / validation))
     metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
     report = json.loads(calibrate.read_text()) if calibrate else {}
-    if calibrate and "logit_scale" not in report:
-        raise DataError(
-            f"{calibrate}:1: report must be of labelled pairs, with a logit_scale, got {report['protocol']}"
-        )
+    if calibrate and ("logit_scale" not in report or "warning" in report):
+        found = report.get("warning") or report.get("protocol", "another file")
+        raise DataError(f"{calibrate}:1: report must be of models trained on folds held out, got: {found}")
     if report:
         figures = ("pr_auc", "roc_auc", "within_mirna")
         scores = report["summary"]["scores"].items()
-        means = {name: {m: round(score["metrics"][m]["mean"], 4) for m in figures} for name, score in scores}
+        means = {name: {m: score["metrics"][m]["mean"] for m in figures} for name, score in scores}
         metadata["held_out"] = {"protocol": report["protocol"], "logit_scale": report["logit_scale"], "means": means}
     scale = report.get("logit_scale")
     training.train(stage, windows, labelled, aside, out, model_config, config, encoders, scale, metadata)
@@ -266,6 +269,9 @@ def evaluate(
 
     if trained == (model is not None):
         raise click.UsageError("give --train, or --model NAME")
+    own = len(seeds) > 1 or size != "default" or any(value is not None for value in options.values())
+    if model is not None and own:
+        raise click.UsageError("options of model and training, and several --seeds, need --train; --model has its own")
     if protocol not in PROTOCOLS:
         raise click.UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {protocol}")
     _set_threads(threads)

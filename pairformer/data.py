@@ -226,10 +226,13 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
     counts["no_candidate"] = int((~is_site).sum())
     kept = [row for row, site in zip(kept, is_site, strict=True) if site]
     counts["used"] = len(kept)
+    if len({row["label"] for row in kept}) < 2:
+        raise DataError(f"{table}:1: windows of 40 nt with a candidate must have both labels, got {len(kept)} rows")
     gene = [",".join(symbols.get(name) or name for name in row["mrna_id"].split(",")) for row in kept]
+    found = candidates.offsets[:-1][is_site]  # a window of 40 nt is one candidate
     sites = Sites(
         _labels(kept), _rna(kept, "mirna_seq"), np.array(gene, object), _rna(kept, "mrna_seq"),
-        candidates.encode(), candidates.esa_score, candidates.position,
+        candidates.encode(found), candidates.esa_score[found], candidates.position[found],
     )  # fmt: skip
     return sites, counts
 
@@ -268,6 +271,11 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
     return Pairs(label, _rna(rows, "mirna_seq"), np.array(gene, object), utr, np.array(utr_id, object))
 
 
+def as_rna(sequence: str) -> str:
+    """Capitals with U for T, so that equal sequences are equal strings."""
+    return sequence.upper().replace("T", "U")
+
+
 def load_utrs(folder: Path) -> dict[str, str]:
     """utr_id -> sequence of every 3'UTR of ``utr3_human``."""
     return {row["utr_id"]: row["utr_seq"] for row in _table(folder / UTRS, "utr_id", "utr_seq")}
@@ -293,6 +301,8 @@ def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     if repeated:
         raise DataError(f"{path}:1: header must name each column once, got {sorted(repeated)[0]} twice")
     for number, line in lines:
+        if line == "\n":
+            continue
         cells = line.rstrip("\n").split("\t")
         if len(cells) != len(header):
             raise DataError(f"{path}:{number}: row must have {len(header)} cells, got {len(cells)}")
@@ -310,8 +320,7 @@ def _column(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
 
 
 def _rna(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
-    """A column of sequences in capitals with U for T, so that equal sequences are equal strings."""
-    return np.array([row[name].upper().replace("T", "U") for row in rows], object)
+    return np.array([as_rna(row[name]) for row in rows], object)
 
 
 def _labels(rows: list[dict[str, str]]) -> NDArray[np.float32]:

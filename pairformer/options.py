@@ -38,7 +38,9 @@ class ConfigCommand(click.Command):
 
 
 class _ConfigOption(click.Option):
-    section = ""
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
 
 
 def config_options(*configs: Any, without: Sequence[str] = ()) -> Callable:
@@ -91,20 +93,10 @@ def _options(config: Any, prefix: str = "", section: str = "") -> Iterator[tuple
             continue
         name = prefix + f.name
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        option = click.option(
-            f"--{name.replace('_', '-')}", name.replace(".", "__"), cls=_ConfigOption, type=_kind(value), default=None,
-            help=f"{docs[f.name]} [default: {'none' if shown == '' else shown}]",
+        yield name, click.option(
+            f"--{name.replace('_', '-')}", name.replace(".", "__"), cls=_ConfigOption, section=section,
+            type=_kind(value), default=None, help=f"{docs[f.name]} [default: {'none' if shown == '' else shown}]",
         )  # fmt: skip
-        yield name, _in_section(option, section)
-
-
-def _in_section(option: Callable, section: str) -> Callable:
-    def decorate(function: Callable) -> Callable:
-        function = option(function)
-        function.__click_params__[-1].section = section  # type: ignore[attr-defined]
-        return function
-
-    return decorate
 
 
 def _kind(value: Any) -> click.ParamType:

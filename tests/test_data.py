@@ -244,6 +244,12 @@ def test_your_own_windows(write):
     """No mark of windows in a pair and no symbols are needed; another length than 40 nt is no site."""
     site = "ACGUACGUACGUACGUACGUACGUAUACUACCUCAACGUA"
     text = f"mirna_seq\tmrna_seq\tmrna_id\tlabel\nUGAGGUAGUAGGUUGUAUAGUU\t{site}\tG\t1\nUGAGGUAGUAG\t{site}A\tG\t0\n"
+    table = write(text)
+    with pytest.raises(DataError, match=rf"^{table}:1: windows of 40 nt with a candidate must have both labels, got 1 "):
+        load_sites(table)
+    text += f"UGAGGUAGUAG\t{site}\tG\t0\n\n"
     sites, counts = load_sites(write(text))
-    assert counts == {"rows": 2, "in_a_pair": 0, "no_candidate": 1, "used": 1}
-    assert sites.window.tolist() == [site]
+    assert counts == {"rows": 3, "in_a_pair": 0, "no_candidate": 1, "used": 2}
+    assert sites.window.tolist() == [site] * 2
+    assert sites.one_hot.shape == (2, 10, 50)
+    assert sites.label.tolist() == [1, 0]

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,20 +12,19 @@ import numpy as np
 import pytest
 
 from pairformer import testing
-from pairformer.data import PAIRS, SITES, Pairs, load_pairs, load_sites
+from pairformer.data import PAIRS, SITES, UTRS, Pairs, load_pairs, load_sites
 from pairformer.metrics import ranking
 from pairformer.scan import scan
 from pairformer.sites import SEED_TYPES, seed_matches
 
 torch = pytest.importorskip("torch")
-from pairformer import evaluation  # noqa: E402
+from pairformer import evaluation, training  # noqa: E402
 from pairformer.evaluation import baselines, protocols  # noqa: E402
 from pairformer.evaluation.audit import overlap  # noqa: E402
 from pairformer.evaluation.fold_change import experiment_metrics, summarise_effects  # noqa: E402
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, Protocol, group_folds, held_out_sites, rewire  # noqa: E402
 from pairformer.evaluation.targetnet import TargetNet  # noqa: E402
 
-CLAIMING = sorted(name for name, protocol in PROTOCOLS.items() if protocol.claims)
 MADE = ("half-split", "deduplicated", "gene-disjoint", "family-disjoint", "both-disjoint", "rewired", "fold-change")
 QUICK = ("--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2, "--stage3.joint-epochs", 1,
          "--aggregator.width", 16, "--aggregator.layers", 1, "--resamples", 50)  # fmt: skip
@@ -56,9 +56,9 @@ def test_folds_keep_what_their_protocol_claims(folder, name):
     for fold in folds:
         for rows in (fold.train, fold.validation):
             assert not overlap(rows, fold.test).violations(protocol.claims)
-            assert {"family": len(rows.family)} == {"family": len(rows)}
+            assert name == "deduplicated" or set(rows.label) == {0, 1}  # its files have 14 positives here
         allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
-        assert len(allowed) == len(sites) or protocol.claims not in ((), ("pair",))
+        assert (len(allowed) < len(sites)) == bool(set(protocol.claims) - {"pair"})
         if "family" in protocol.claims:
             assert not set(allowed.family) & set(fold.test.family)
             assert not set(fold.validation.family) & set(fold.train.family)
@@ -196,11 +196,14 @@ def test_experiment_metrics_by_hand():
     assert experiment_metrics(effect, effect, np.zeros(20)) == (0, 0, 0.5, 0)
 
 
-def test_centred_effects_by_hand():
+def test_centred_effects(folder):
     """Each gene's mean over the experiments of other families is taken off, then the range is cut."""
     effect = np.array([[1.0, 0.0], [0.5, 9.0], [0.0, 1.0]])
-    centred = protocols._centred(effect, np.array(["a", "a", "b"], object))
-    assert centred.tolist() == [[1.0, -1.0], [0.5, 1.5], [-0.75, -1.5]]
+    elsewhere = protocols._elsewhere(effect, np.array(["a", "a", "b"], object))
+    assert elsewhere.tolist() == [[0.0, 1.0], [0.0, 1.0], [0.75, 4.5]]
+    for fold in PROTOCOLS["fold-change"].folds(folder):
+        test = fold.test
+        assert test.label == pytest.approx(np.clip(test.raw - test.elsewhere, -1.5, 1.5), abs=1e-6)
 
 
 def test_lead_is_paired_over_experiments():
@@ -228,7 +231,7 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     words = ("evaluate", "--protocol", "half-split", "--train", "--data", folder, "--out", out, *QUICK)
     assert command(*words) == 0
     shown = capsys.readouterr()
-    assert re.search(r"pair: \d+ of \d+ rows of test .* stand in training too", shown.err)
+    assert re.search(r"pair: \d+ of \d+ rows of test .* stand in training pairs too", shown.err)
     assert shown.err.index("pair: ") < shown.err.index("stage1 epoch 1")
     assert "no figure here is accuracy" in shown.out
     report = read(out)
@@ -254,7 +257,7 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     assert command(*words, "--stage3.lr", 1e-3) == 2
     assert "out must be a new directory or hold the same run" in capsys.readouterr().err
 
-    given = ("evaluate", "--model", out / "seed2020/00/model", "--data", folder)
+    given = ("evaluate", "--resamples", 50, "--model", out / "seed2020/00/model", "--data", folder)
     assert command(*given, "--protocol", "half-split", "--out", tmp_path / "given", "--k-max", "4,64") == 0
     again = read(tmp_path / "given")["summary"]["scores"]
     assert "deep_sets" not in again
@@ -262,13 +265,14 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     assert areas[0] == areas[1] != areas[2]
     capsys.readouterr()
     assert command(*given, "--protocol", "both-disjoint", "--out", tmp_path / "refused") == 2
-    assert "protocol both-disjoint must share nothing by gene, family, near_identical, got a model that was not" in (
+    assert "protocol both-disjoint must share nothing by gene, family, near_identical, got a model not trained" in (
         capsys.readouterr().err
     )
     assert command(*given, "--protocol", "fold-change", "--out", tmp_path / "seen", "--allow-overlap") == 0
     report = read(tmp_path / "seen")
-    assert report["warning"].startswith("Not what the protocol claims: a model that was not trained on its folds")
+    assert report["warning"].startswith("Not what the protocol claims: a model not trained on its folds")
     assert len(report["summary"]["experiments"]) == 8
+    assert "gene_elsewhere" in report["summary"]["scores"]
     assert "Not what the protocol claims" in capsys.readouterr().out
 
 
@@ -300,8 +304,8 @@ def test_a_planted_leak_is_refused(folder, tmp_path, command, capsys, monkeypatc
     assert f"protocol planted must share nothing by {claim}, got planted: training pairs: {claim}: " in message
     assert not (tmp_path / "run/seed2020").exists()
     monkeypatch.setitem(PROTOCOLS, "planted", Protocol("None was.", (claim,), lambda _: [honest]))
-    found, faults = evaluation._audit(PROTOCOLS["planted"], [honest], load_sites(folder / SITES, folder)[0], None)
-    assert len(found) == 6
+    found, faults = evaluation._audit(PROTOCOLS["planted"], [honest], load_sites(folder / SITES, folder)[0])
+    assert len(found) == 12
     assert not faults
 
 
@@ -309,8 +313,8 @@ def test_windows_of_a_test_family_are_refused(folder, monkeypatch):
     """Encoders that saw a window of a test family are found, not only training pairs."""
     honest = PROTOCOLS["both-disjoint"].folds(folder)[0]
     monkeypatch.setattr(evaluation, "held_out_sites", lambda sites, *_: np.ones(len(sites), bool))
-    _, faults = evaluation._audit(PROTOCOLS["both-disjoint"], [honest], load_sites(folder / SITES, folder)[0], None)
-    assert any("windows of the encoders: family: " in fault for fault in faults)
+    _, faults = evaluation._audit(PROTOCOLS["both-disjoint"], [honest], load_sites(folder / SITES, folder)[0])
+    assert any("the encoders' windows: family: " in fault for fault in faults)
 
 
 def test_audit_command(folder, tmp_path, command, capsys):
@@ -335,10 +339,52 @@ def test_evaluate_usage(folder, tmp_path, command, capsys):
         (("--protocol", "half-split"), "give --train, or --model NAME"),
         (("--protocol", "half-split", "--train", "--model", "default"), "give --train, or --model NAME"),
         (("--protocol", "best", "--train"), "--protocol must be one of half-split, deduplicated"),
+        (("--protocol", "half-split", "--model", "default", "--stage3.lr", "1"), "need --train; --model has its own"),
+        (("--protocol", "half-split", "--model", "default", "--k-max", "0"), "k_max must be 1 or more, got 0"),
         (("--protocol", "half-split", "--train", "--seeds", "one"), "must be int values between commas, got 'one'"),
     ]:
         assert command(*common, *words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_killed_run_is_taken_up(folder, tmp_path, command, monkeypatch):
+    """Stopped in the third training of a fold, then run again: the same scores as a run that was not stopped."""
+    words = ("evaluate", "--protocol", "half-split", "--train", "--data", folder, *QUICK, "--out")
+    assert command(*words, tmp_path / "whole") == 0
+    calls = []
+
+    def stops(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return training.train_aggregator(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "train_aggregator", stops)
+        assert command(*words, tmp_path / "broken") == 130
+    assert command(*words, tmp_path / "broken") == 0
+    whole, broken = (read(tmp_path / name)["summary"]["scores"] for name in ("whole", "broken"))
+    assert whole == broken
+
+
+def test_a_run_of_other_sequences_is_not_taken_up(folder, tmp_path, command, capsys):
+    """The rows' names were the same, so scores of the old sequences were reported for the new ones."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(folder, data)
+    words = ("evaluate", "--protocol", "half-split", "--model", "default", "--data", data, "--out", out)
+    assert command(*words, "--resamples", 1) == 0
+    text = gzip.decompress((data / UTRS).read_bytes()).decode().replace("ACG", "AUG")
+    (data / UTRS).write_bytes(gzip.compress(text.encode()))
+    assert command(*words) == 2
+    assert "out must be a new directory or hold the same run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["deduplicated", "gene-disjoint", "family-disjoint", "hct116", "deeptargetpro-new"])
+def test_real_claims_hold(data, name):
+    sites, _ = load_sites(data / SITES, data)
+    folds = PROTOCOLS[name].folds(data)
+    _, faults = evaluation._audit(PROTOCOLS[name], folds[:2], sites)
+    assert not faults
 
 
 def test_real_protocols(data):

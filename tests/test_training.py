@@ -159,11 +159,10 @@ def test_pairs_without_candidates_do_not_stop_training(folder, tmp_path):
 
 def test_one_class_is_refused(folder, tmp_path):
     pairs = load_pairs(folder / PAIRS, folder)
-    model = PairFormer(SMALL)
-    both, one = training.Bags(model, pairs.take(np.arange(20))), training.Bags(model, pairs.take(pairs.label == 1))
+    both, one = pairs.take(np.arange(20)), pairs.take(pairs.label == 1)
     for rows in ((one, both), (both, one)):
-        with pytest.raises(ValueError, match=r"rows must have both labels, got \d+ with one"):
-            training.train_aggregator(model, *rows, QUICK, tmp_path)
+        with pytest.raises(ValueError, match=r"pairs must have both labels, got \d+ with one"):
+            training.train("all", None, *rows, tmp_path, SMALL, QUICK)
 
 
 def test_caches_of_two_splits_never_meet(folder, tmp_path):
@@ -287,14 +286,22 @@ def test_train_command(folder, tmp_path, command, capsys):
         for m, u, y in zip(pairs.mirna, pairs.utr, pairs.label, strict=True)
     ]
     (tmp_path / "mine.tsv").write_text("".join(rows))
-    report = {"protocol": "made", "logit_scale": 0.5, "summary": {"scores": {}}}
+    scores = {"look_up": {"metrics": {name: {"mean": None} for name in ("pr_auc", "roc_auc", "within_mirna")}}}
+    report = {"protocol": "made", "logit_scale": 0.5, "summary": {"scores": scores}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     mine = ("train", "stage3", "--pairs", tmp_path / "mine.tsv", "--encoders", out / "model", "--stage3.epochs", 2,
             "--validation", 0.2, "--calibrate", tmp_path / "report.json", "--out", tmp_path / "mine")  # fmt: skip
     assert command(*mine) == 0
     model = PairFormer.load(tmp_path / "mine/model")
     assert model.config.logit_scale == 0.5
-    assert model.metadata["held_out"] == {"protocol": "made", "logit_scale": 0.5, "means": {}}
+    means = {"look_up": {"pr_auc": None, "roc_auc": None, "within_mirna": None}}
+    assert model.metadata["held_out"] == {"protocol": "made", "logit_scale": 0.5, "means": means}
+    (tmp_path / "report.json").write_text(json.dumps({**report, "warning": "It leaks."}))
+    assert command(*mine[:-2], "--out", tmp_path / "leaky") == 65
+    assert "report must be of models trained on folds held out, got: It leaks." in capsys.readouterr().err
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert command(*mine, "--logit-scale", 1) == 2
+    assert command("train", "stage1", *mine[2:]) == 2
     assert model.metadata["trained_on"]["pairs"] == pytest.approx(192, abs=15)
     log = [json.loads(line) for line in (tmp_path / "mine/log.jsonl").read_text().splitlines()]
     assert [set(r) >= {"pr_auc", "roc_auc"} for r in log] == [True, True]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.config import ModelConfig, TrainConfig
+from pairformer.config import ModelConfig, TrainConfig, check
 from pairformer.data import SITES, Pairs, Sites, load_sites
 from pairformer.evaluation import targetnet
 from pairformer.evaluation.audit import overlap
@@ -31,7 +31,7 @@ from pairformer.metrics import balanced_scale
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import chunks
 from pairformer.scan import ESA_MIN, scan
-from pairformer.training import Bags, claim, content_hash, train_aggregator, train_encoders
+from pairformer.training import Bags, claim, content_hash, train_aggregator, train_encoders, whole_file
 
 REFERENCE = "pair-former"
 POOLED_AT_ONCE = 256  # pairs whose candidates exist at once
@@ -87,9 +87,14 @@ def evaluate(
         rng_seeds = rng_seeds[:1]
     sites, _ = load_sites(folder / SITES, folder, model_config.esa_min)
     folds = protocol.folds(folder)
+    for k in k_max:
+        check(k >= 1, "k_max", "be 1 or more", k)
+    weights = folder / targetnet.WEIGHTS
     run = {
+        "pairformer": pairformer.__version__,
         "protocol": name,
-        "folds_sha256": [fold.sha256() for fold in folds],
+        "rows_sha256": [[content_hash(part) for part in (f.train, f.validation, f.test)] for f in folds],
+        "targetnet_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
         "sites_sha256": content_hash(sites),
         "model": given.metadata["model_sha256"] if given else model_config.to_dict(),
         "train": None if given else asdict(config),
@@ -97,11 +102,21 @@ def evaluate(
     }
     claim(out, run)
     _write_folds(folds, out / "folds")
-    findings, faults = _audit(protocol, folds, sites, given)
+    findings, faults = _audit(protocol, folds, sites)
+    warning = [protocol.warning] if protocol.warning else []
+    if given is not None:
+        findings.append("what the given model was trained on is not known here: training means that of the baselines")
+        warning.insert(0, "The model was given: whether it saw these rows is for its giver to say.")
+        if protocol.claims:
+            faults.insert(0, "a model not trained on its folds; use --train, or --allow-overlap to see it all the same")
+    if run["targetnet_sha256"] is None:
+        findings.append(f"no TargetNet: {targetnet.WEIGHTS} is not in the data folder")
     for line in findings:
         click.echo(line, err=True)
     if faults and not allow_overlap:
         raise ValueError(f"protocol {name} must share nothing by {', '.join(protocol.claims)}, got {faults[0]}")
+    if faults:
+        warning.insert(0, f"Not what the protocol claims: {faults[0]}.")
     results: list[FoldResult] = []
     for seed in rng_seeds:
         for number, fold in enumerate(folds):
@@ -112,7 +127,7 @@ def evaluate(
                 began = time.perf_counter()
                 fitted = replace(config, rng_seed=seed)
                 allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
-                scores, covered = _fold_scores(fold, allowed, given, model_config, fitted, place, cache, folder, k_max)
+                scores, covered = _fold_scores(fold, allowed, given, model_config, fitted, place, cache, weights, k_max)
                 _save(place / "scores.npz", scores, covered, time.perf_counter() - began)
             results.append(_load(place / "scores.npz", label, fold))
     report: dict = {
@@ -129,14 +144,14 @@ def evaluate(
         },
         "audit": [*findings, *(f"CLAIM BROKEN: {fault}" for fault in faults)],
     }
-    warning = [f"Not what the protocol claims: {faults[0]}."] if faults else []
-    if protocol.warning or warning:
-        report["warning"] = " ".join([*warning, protocol.warning]).strip()
+    if warning:
+        report["warning"] = " ".join(warning)
     if isinstance(folds[0].test, Effects):
         return _effects_report(report, results, [fold.test for fold in folds] * len(rng_seeds), out, n_resamples)
     report["summary"] = summarise(results, REFERENCE, n_resamples)
-    pairs = [(result.label, result.scores[REFERENCE].test) for result in results]
-    report["logit_scale"] = round(balanced_scale(*map(np.concatenate, zip(*pairs, strict=True))), 4)
+    if given is None:
+        pairs = [(result.label, result.scores[REFERENCE].test) for result in results]
+        report["logit_scale"] = round(balanced_scale(*map(np.concatenate, zip(*pairs, strict=True))), 4)
     write(report, results, out)
     return report
 
@@ -147,33 +162,32 @@ def default_config(protocol: Protocol) -> TrainConfig:
     return replace(config, stage3=replace(config.stage3, epochs=protocol.epochs))
 
 
-def _audit(
-    protocol: Protocol, folds: list[Fold], sites: Sites, given: PairFormer | None
-) -> tuple[list[str], list[str]]:
-    """What test rows share with training rows, over folds, and which claims do not hold."""
+def _audit(protocol: Protocol, folds: list[Fold], sites: Sites) -> tuple[list[str], list[str]]:
+    """What test rows share with training pairs and with the encoders' windows, and which claims do not hold.
+
+    A claim on "pair" is of pairs only; the others are of windows too.
+    """
     findings: list[str] = []
     faults: list[str] = []
     shares: dict[str, list[float]] = {}
     for fold in folds:
-        found = overlap(fold.train.join(fold.validation), fold.test)
-        if len(folds) == 1:
-            findings += found.lines("training", "test")
-        for relation, share in found.shares.items():
-            shares.setdefault(relation, []).append(share)
-        faults += [f"{fold.name}: training pairs: {text}" for text in found.violations(protocol.claims)]
+        allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
+        windows = Pairs(allowed.label, allowed.mirna, allowed.gene, allowed.window, allowed.gene)
         strict = [relation for relation in protocol.claims if relation != "pair"]
-        if strict:
-            allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
-            windows = Pairs(allowed.label, allowed.mirna, allowed.gene, allowed.window, allowed.gene)
-            seen = overlap(windows, fold.test).violations(strict)
-            faults += [f"{fold.name}: windows of the encoders: {text}" for text in seen]
+        for what, rows, claims in (
+            ("training pairs", fold.train.join(fold.validation), protocol.claims),
+            ("the encoders' windows", windows, strict),
+        ):
+            found = overlap(rows, fold.test)
+            faults += [f"{fold.name}: {what}: {text}" for text in found.violations(claims)]
+            if len(folds) == 1:
+                findings += found.lines(what, "test")
+            for relation, share in found.shares.items():
+                shares.setdefault(f"{relation}: {{}} of a fold's test rows have a counterpart in {what}", []).append(
+                    share
+                )
     if len(folds) > 1:
-        findings = [
-            f"{relation}: {min(values):.1%} to {max(values):.1%} of a fold's test rows have a counterpart in training"
-            for relation, values in shares.items()
-        ]
-    if given is not None and protocol.claims:
-        faults.insert(0, "a model that was not trained on its folds; use --train, or --allow-overlap to see it so")
+        findings = [text.format(f"{min(part):.1%} to {max(part):.1%}") for text, part in shares.items()]
     return findings, faults
 
 
@@ -185,7 +199,7 @@ def _fold_scores(
     config: TrainConfig,
     place: Path,
     cache: Path,
-    folder: Path,
+    weights: Path,
     k_max: Sequence[int],
 ) -> tuple[dict[str, Score], NDArray[np.bool_]]:
     """Every score of a fold's test and validation rows, and which test rows have a candidate."""
@@ -199,20 +213,21 @@ def _fold_scores(
             is_logit = logits is None or name in logits
             scores[prefix + name] = Score(tables[0][name], tables[1][name], is_logit, group)
 
-    def pooled(score: Callable, key: str, empty: float = 0.0) -> list[Scores]:
-        return [_pooled(score, key, part, cache, EFFECTS_ESA_MIN if effects else ESA_MIN, empty) for part in parts]
+    def pooled(score: Callable, key: str, esa_min: int, empty: float = 0.0) -> list[Scores]:
+        least = max(esa_min, EFFECTS_ESA_MIN) if effects else esa_min
+        return [_pooled(score, key, part, cache, least, empty) for part in parts]
 
     if not effects:
         add("identity", [identity_scores(fold.train, part, sites) for part in parts], logits=IDENTITY_LOGITS)
     add("untrained", [untrained_scores(part) for part in parts], logits=())
-    if (folder / targetnet.WEIGHTS).is_file():
-        network = targetnet.TargetNet.load(folder / targetnet.WEIGHTS)
-        add("pooled", pooled(network, "targetnet", TARGETNET_EMPTY), "targetnet_")
+    if weights.is_file():
+        network, digest = targetnet.TargetNet.load(weights), hashlib.sha256(weights.read_bytes()).hexdigest()
+        add("pooled", pooled(network, digest, ESA_MIN, TARGETNET_EMPTY), "targetnet_")
     torch.manual_seed(config.rng_seed)
     model = given or PairFormer(model_config)
     key = given.metadata["model_sha256"] if given else train_encoders(model, sites, config, cache / "encoders")
     model.eval()
-    add("pooled", pooled(lambda windows: model.expensive(windows)[1], key), "encoder_")
+    add("pooled", pooled(lambda windows: model.expensive(windows)[1], key, model.config.esa_min), "encoder_")
     test, validation = scored = [Bags(model, part, k_max) for part in parts]
     if given is None:
         bags = Bags(model, fold.train, config.budgets)
@@ -228,7 +243,8 @@ def _fold_scores(
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
     for k in (None, *k_max):
         name = REFERENCE if k is None else f"{REFERENCE} at K = {k}"
-        add("model", [{name: part.logits(model.aggregator, k_max=k)} for part in scored])
+        scale = model.config.logit_scale  # of a given model: its probabilities are those it serves
+        add("model", [{name: scale * part.logits(model.aggregator, k_max=k)} for part in scored])
     return scores, test.candidates.n_candidates > 0
 
 
@@ -259,11 +275,8 @@ def _save(path: Path, scores: dict[str, Score], covered: NDArray[np.bool_], seco
 
 
 def _write_arrays(path: Path, arrays: dict) -> None:
-    """An .npz that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".tmp").open("wb") as out:
+    with whole_file(path) as out:
         np.savez_compressed(out, **arrays)
-    path.with_suffix(".tmp").replace(path)
 
 
 def _load(path: Path, name: str, fold: Fold) -> FoldResult:
@@ -294,11 +307,14 @@ def _write_folds(folds: list[Fold], place: Path) -> None:
 
 def _effects_report(report: dict, results: list[FoldResult], tests: list, out: Path, n_resamples: int) -> dict:
     """As for labels, with fold changes: by experiment, named by its miRNA."""
-    scores = [{name: score.test for name, score in result.scores.items()} for result in results]
+    scores = [
+        {"gene_elsewhere": test.elsewhere, **{name: score.test for name, score in result.scores.items()}}
+        for test, result in zip(tests, results, strict=True)
+    ]
     report["summary"] = summarise_effects(
         [test.mirna for test in tests], [test.label for test in tests], [test.raw for test in tests], scores, REFERENCE,
         n_resamples,
     )  # fmt: skip
-    groups = {name: score.group for name, score in results[0].scores.items()}
+    groups = {"gene_elsewhere": "identity", **{name: score.group for name, score in results[0].scores.items()}}
     write(report, results, out, tables=[effects_table(report["summary"], groups)])
     return report

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
-from pairformer.data import Pairs
+from pairformer.data import Pairs, as_rna
 from pairformer.scan import Strings
 
 RELATIONS = ("pair", "mirna", "family", "gene", "window", "near_identical")
@@ -163,13 +163,9 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %"
 
 
-def _rna(sequence: str) -> str:
-    return sequence.upper().replace("T", "U")
-
-
 def _distinct(*columns: Strings) -> tuple[list[str], list[NDArray[np.int64]]]:
     """The distinct sequences of all columns, ascending, and by column the number of each row's."""
-    clean = {raw: _rna(raw) for column in columns for raw in set(column)}
+    clean = {raw: as_rna(raw) for column in columns for raw in set(column)}
     sequences = sorted(set(clean.values()))
     number = {sequence: i for i, sequence in enumerate(sequences)}
     return sequences, [np.array([number[clean[raw]] for raw in column], np.int64) for column in columns]
@@ -177,7 +173,7 @@ def _distinct(*columns: Strings) -> tuple[list[str], list[NDArray[np.int64]]]:
 
 def _keys(pairs: Pairs, utr: NDArray[np.int64], known: NDArray[np.bool_]) -> dict[str, list[set]]:
     """By relation, what each row has that another row may have too."""
-    mirnas = [{mirna} if re.fullmatch("[ACGU]+", mirna) else set() for mirna in map(_rna, pairs.mirna)]
+    mirnas = [{mirna} if re.fullmatch("[ACGU]+", mirna) else set() for mirna in map(as_rna, pairs.mirna)]
     genes = [{name.strip() for name in names.split(",")} - {""} for names in pairs.gene]
     utrs = [{number} if known[number] else set() for number in utr.tolist()]
     return {

@@ -21,12 +21,12 @@ def experiment_metrics(effect: NDArray, raw: NDArray, score: NDArray) -> tuple[f
 
     Returns:
         Spearman's rho, squared Pearson, ROC-AUC of the ``TOP_SHARE`` most repressed, Spearman's rho with ``raw``.
-        A constant score has 0, 0, 0.5, 0.
+        A constant score, or effect, has 0, 0, 0.5, 0.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
 
-    if np.ptp(score) == 0:
+    if np.ptp(score) == 0 or np.ptp(effect) == 0:
         return 0.0, 0.0, 0.5, 0.0
     top = effect >= np.quantile(effect, 1 - TOP_SHARE)
     return (

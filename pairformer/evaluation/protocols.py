@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
 from pairformer.data import PAIRS, Pairs, Sites, columns, load_pairs, load_utrs
-from pairformer.evaluation.audit import near_identical_groups
+from pairformer.evaluation.audit import near_identical_groups, overlap
 from pairformer.scan import Strings
 
 FOLD_SEED = 2020  # of every split and decoy; the training has its own seed
@@ -26,7 +26,9 @@ class Effects(Pairs):
     """Pairs whose label is a fold change: repression (-log2 fold change), positive where the gene is repressed."""
 
     raw: NDArray[np.float32]
-    """(B,) as measured; ``label`` is centred per gene over the experiments of other miRNA families."""
+    """(B,) as measured."""
+    elsewhere: NDArray[np.float32]
+    """(B,) the gene's mean over the experiments of other miRNA families; ``label`` is raw minus this, within +-1.5."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Fold:
     test: Pairs
 
     def sha256(self) -> str:
-        """Of the rows' miRNAs, UTR ids, labels and roles, in order."""
+        """Of the text in :meth:`lines`."""
         return hashlib.sha256("".join(self.lines()).encode()).hexdigest()
 
     def lines(self) -> list[str]:
@@ -169,10 +171,21 @@ def _split(name: str, train: Pairs, test: Pairs, claims: Sequence[str] = ()) -> 
 
 
 def set_aside(pairs: Pairs, groups: Strings | NDArray, parts: int) -> tuple[Pairs, Pairs]:
-    """The pairs without, and those of, one of ``parts`` parts of whole groups."""
+    """The pairs without, and those of, one of ``parts`` parts of whole groups; both have both labels.
+
+    Raises:
+        ValueError: there is no such part.
+    """
     part = group_folds(groups, pairs.label < 0.5, parts)
-    # The last part: the first would be the one miRNA that holds a fifth of miRAW's negatives.
-    return pairs.take(part != part.max()), pairs.take(part == part.max())
+    # From the last part: the first would be the one miRNA that holds a fifth of miRAW's negatives.
+    for aside in range(parts - 1, -1, -1):
+        split = pairs.take(part != aside), pairs.take(part == aside)
+        if all(len(np.unique(rows.label)) == 2 for rows in split):
+            return split
+    raise ValueError(
+        f"validation must have both labels and leave both, got no such part of {parts} among "
+        f"{len(np.unique(np.asarray(groups)))} groups; set none aside"
+    )
 
 
 def _half_split(folder: Path) -> list[Fold]:
@@ -232,11 +245,10 @@ def _rewired(folder: Path) -> list[Fold]:
     return _blocks(positives.join(rewire(positives, pairs)), 3)
 
 
-def _centred(effect: NDArray, family: Strings) -> NDArray[np.float32]:
-    """(E, G) effects minus each gene's mean over the experiments of other families, clipped at +-1.5."""
+def _elsewhere(effect: NDArray, family: Strings) -> NDArray[np.float64]:
+    """(E, G): each gene's mean effect over the experiments of other families."""
     family = np.asarray(family)
-    others = [effect[family != own].mean(0) for own in family]
-    return np.clip(effect - np.array(others), -1.5, 1.5).astype(np.float32)
+    return np.array([effect[family != own].mean(0) for own in family])
 
 
 def _fold_change(folder: Path) -> list[Fold]:
@@ -273,10 +285,10 @@ def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_fo
     symbols = np.array([symbol[name] or name for name in genes], object)
     shape = raw.shape
     rows = np.indices(shape).reshape(2, -1)
-    effects = Effects(
-        _centred(raw, family).ravel(), mirna[rows[0]], symbols[rows[1]],
-        np.array([utrs[name] for name in genes], object)[rows[1]], genes[rows[1]], raw.ravel().astype(np.float32),
-    )  # fmt: skip
+    elsewhere = _elsewhere(raw, family)
+    values = [part.ravel().astype(np.float32) for part in (np.clip(raw - elsewhere, -1.5, 1.5), raw, elsewhere)]
+    utr = np.array([utrs[name] for name in genes], object)
+    effects = Effects(values[0], mirna[rows[0]], symbols[rows[1]], utr[rows[1]], genes[rows[1]], *values[1:])
     family_fold = group_folds(family, np.ones(len(family)), n_folds[0])[rows[0]]
     gene_fold = group_folds(symbols, np.ones(len(symbols)), n_folds[1])[rows[1]]
     pairs = load_pairs(folder / PAIRS, folder)
@@ -293,8 +305,7 @@ def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_fo
 def _deeptargetpro(folder: Path, new: bool) -> list[Fold]:
     train, test = load_pairs(folder / PAIRS, folder), load_pairs(folder / DEEPTARGETPRO, folder)
     if new:
-        shared = set(zip(train.mirna, train.gene, strict=True))
-        test = test.take(np.array([pair not in shared for pair in zip(test.mirna, test.gene, strict=True)]))
+        test = test.take(~overlap(train, test).pair)
     return [_split("deeptargetpro", train, test)]
 
 
@@ -329,16 +340,18 @@ PROTOCOLS = {
         ("gene", "family", "near_identical"), _rewired),
     "fold-change": Protocol(
         "25 HeLa transfections (GSE124530): repression of each gene, centred by its mean in experiments of other "
-        "families, ranked within each experiment. Trained on miRAW pairs with neither family nor gene, 8 x 2 blocks.",
+        "families, ranked within each experiment. Trained on miRAW pairs with neither family nor gene, 8 x 2 blocks. "
+        "Pooled scores read candidates with an ESA score of 8 or more.",
         ("gene", "family", "near_identical"), _fold_change),
     "hct116": Protocol(
         "Seven transfections in HCT116: repression of each gene, ranked within each experiment. Trained on miRAW "
-        "pairs with neither family nor gene.", ("gene", "family", "near_identical"), _hct116),
+        "pairs with neither family nor gene. Pooled scores read candidates with an ESA score of 8 or more.",
+        ("gene", "family", "near_identical"), _hct116),
     "deeptargetpro": Protocol(
         "deepTargetPro's unique pairs, trained on miRAW.", (),
         lambda folder: _deeptargetpro(folder, new=False), _LEAKY),
     "deeptargetpro-new": Protocol(
-        "The deepTargetPro pairs whose miRNA and gene are no miRAW pair, trained on miRAW.", ("pair",),
+        "The deepTargetPro pairs whose miRNA with that gene or UTR is no miRAW pair, trained on miRAW.", ("pair",),
         lambda folder: _deeptargetpro(folder, new=True),
         "miRNA identity carries over from training to test: read every figure beside the identity scores."),
     "sites": Protocol(

@@ -112,7 +112,7 @@ def summarise(results: list[FoldResult], reference: str, n_resamples: int = 1000
             "name": result.name,
             "rows": len(result.label),
             "negatives": int((result.label < 0.5).sum()),
-            "comparisons": metrics.within_mirna(result.mirna, result.label, result.label)[1],
+            "comparisons": _comparisons(result),
         }
         for result in results
     ]
@@ -147,8 +147,12 @@ def write(report: dict, results: list[FoldResult], out: Path, *, tables: list[st
     if "warning" in report:
         parts.append(f"**{report['warning']}**")
     parts += [*tables, "## Audit", _bullets(report["audit"]), "## Run"]
-    parts.append(_bullets(f"{key}: {_one_line(value)}" for key, value in report["run"].items()))
+    parts.append(_bullets(f"{key}: {value}" for key, value in report["run"].items()))
     (out / "report.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _comparisons(result: FoldResult) -> int:
+    return metrics.within_mirna(result.mirna, result.label, result.label)[1]
 
 
 def _has_both(label: NDArray) -> bool:
@@ -172,6 +176,12 @@ def _scores(results: list[FoldResult], used: list[FoldResult], reference: str, n
     )
     resampled = dict(zip(used[0].scores, samples.transpose(1, 2, 0), strict=True))  # name -> (2, R)
     values = {name: _over_folds([_fold_metrics(result, name) for result in results]) for name in resampled}
+    comparisons = [_comparisons(result) for result in results]
+    for figures in values.values():  # each comparison counts once, however many its fold has
+        within = np.array(figures["within_mirna"]["folds"])
+        known = ~np.isnan(within)
+        weight = np.array(comparisons)[known]
+        figures["within_mirna"]["mean"] = float(np.average(within[known], weights=weight)) if known.any() else math.nan
     scores: dict[str, dict] = {}
     for name in resampled:
         for metric, areas in zip(RANKING, resampled[name], strict=True):
@@ -370,12 +380,6 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines) or "–"
-
-
-def _one_line(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_one_line(item)}" for name, item in value.items())
-    return "–" if value is None else str(value)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

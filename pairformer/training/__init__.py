@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pairformer.config import ModelConfig, TrainConfig
 from pairformer.data import Labelled, Pairs, Sites
 from pairformer.models import PairFormer
+from pairformer.training.loop import whole_file
 from pairformer.training.stage1_encoder import train_encoder
 from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import Bags, train_aggregator
 
-__all__ = ["Bags", "claim", "content_hash", "load_encoders", "train", "train_aggregator", "train_encoders"]
+__all__ = [
+    "Bags", "claim", "content_hash", "encoders_key", "load_encoders", "train", "train_aggregator", "train_encoders",
+    "whole_file",
+]  # fmt: skip
 ENCODER_STAGES: dict[str, Callable[[PairFormer, Sites, TrainConfig, Path], None]] = {
     "stage1": train_encoder,
     "stage2": distill,
@@ -52,9 +56,12 @@ def train(
         metadata: recorded with the weights.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings or rows.
+        ValueError: ``out`` holds a run with other settings or rows, or pairs have one label only.
         FileNotFoundError: an earlier stage is missing.
     """
+    for name, part in (("pairs", pairs), ("validation pairs", validation)):
+        if part is not None and len(np.unique(part.label)) < 2:
+            raise ValueError(f"{name} must have both labels, got {len(part)} with one")
     source = PairFormer.load(encoders) if encoders is not None else None
     rows = {name: content_hash(part) for name, part in
             (("sites", sites), ("pairs", pairs), ("validation", validation)) if part is not None}  # fmt: skip
@@ -137,9 +144,8 @@ def claim(out: Path, run: dict) -> None:
     text = json.dumps(run, indent=2)
     if path.exists() and path.read_text() != text:
         raise ValueError(f"out must be a new directory or hold the same run, got {out} with other settings in run.json")
-    out.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(text)
-    os.replace(path.with_suffix(".tmp"), path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _finished(checkpoint: Path, epochs: int) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
+import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import click
 import numpy as np
@@ -145,8 +148,23 @@ def _checkpoint(path: Path, module, optimizer, schedule, average, best, epochs_d
         "best": best,
         "epochs_done": epochs_done,
     }
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    with whole_file(path) as out:
+        torch.save(state, out)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that is at ``path`` whole or not at all, whatever stops or writes beside this process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as out:
+        try:
+            yield out
+            out.flush()
+            os.chmod(out.name, 0o644)
+            os.replace(out.name, path)
+        except BaseException:
+            os.unlink(out.name)
+            raise
 
 
 def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
@@ -154,10 +172,12 @@ def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    log = path.with_name("log.jsonl")
     # A run stopped between its log line and its checkpoint does that epoch again.
-    lines = [line for line in log.read_text().splitlines(True) if not _is_after(json.loads(line), path.stem, state)]
-    log.write_text("".join(lines))
+    log = path.with_name("log.jsonl")
+    text = log.read_text() if log.exists() else ""
+    kept = "".join(line for line in text.splitlines(True) if not _is_after(line, path.stem, state["epochs_done"]))
+    if kept != text:
+        log.write_text(kept)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
@@ -166,5 +186,9 @@ def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
     return state["epochs_done"]
 
 
-def _is_after(record: dict, stage: str, state: dict) -> bool:
-    return record["stage"] == stage and record["epoch"] > state["epochs_done"]
+def _is_after(line: str, stage: str, epochs_done: int) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:  # a line that was being written
+        return True
+    return record["stage"] == stage and record["epoch"] > epochs_done

@@ -35,18 +35,13 @@ def train_aggregator(
         validation: pairs to pick the epoch by, by class-balanced PR-AUC; None for the last epoch.
         config: the training.
         run_dir: checkpoint and log.
-
-    Raises:
-        ValueError: validation or training has one class only.
     """
-    for name, part in (("training", bags), ("validation", validation)):
-        if part is not None and len(set(part.label.tolist())) < 2:
-            raise ValueError(f"{name} rows must have both labels, got {len(part.label)} with one")
     kept = np.flatnonzero(bags.candidates.n_candidates)
     label = torch.from_numpy(bags.label[kept])
     weight = class_weights(label)
     trained = nn.ModuleDict({"aggregator": model.aggregator, "expensive": model.expensive})
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
+    frozen = not config.stage3.joint_epochs  # throughout: then the validation tokens stay too
 
     def step(rows, epoch):
         # torch's generator, which the loop seeds by epoch: a resumed run draws the same budgets
@@ -55,7 +50,7 @@ def train_aggregator(
         return binary_loss(model.aggregator(tokens, mask), label[rows], weight[rows], config.loss)
 
     fit("stage3", trained, len(kept), step, config.stage3, run_dir, config.rng_seed,
-        (lambda: ranking(validation.label, validation.logits(model.aggregator))) if validation else None,
+        (lambda: ranking(validation.label, validation.logits(model.aggregator, frozen))) if validation else None,
         joint=model.expensive)  # fmt: skip
 
 
