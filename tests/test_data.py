@@ -245,7 +245,9 @@ def test_your_own_windows(write):
     site = "ACGUACGUACGUACGUACGUACGUAUACUACCUCAACGUA"
     text = f"mirna_seq\tmrna_seq\tmrna_id\tlabel\nUGAGGUAGUAGGUUGUAUAGUU\t{site}\tG\t1\nUGAGGUAGUAG\t{site}A\tG\t0\n"
     table = write(text)
-    with pytest.raises(DataError, match=rf"^{table}:1: windows of 40 nt with a candidate must have both labels, got 1 "):
+    with pytest.raises(
+        DataError, match=rf"^{table}:1: windows of 40 nt with a candidate must have both labels, got 1 "
+    ):
         load_sites(table)
     text += f"UGAGGUAGUAG\t{site}\tG\t0\n\n"
     sites, counts = load_sites(write(text))

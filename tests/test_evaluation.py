@@ -23,7 +23,7 @@ from pairformer.evaluation import baselines, protocols  # noqa: E402
 from pairformer.evaluation.audit import overlap  # noqa: E402
 from pairformer.evaluation.fold_change import experiment_metrics, summarise_effects  # noqa: E402
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, Protocol, group_folds, held_out_sites, rewire  # noqa: E402
-from pairformer.evaluation.targetnet import TargetNet  # noqa: E402
+from pairformer.evaluation.targetnet import WEIGHTS, TargetNet  # noqa: E402
 
 MADE = ("half-split", "deduplicated", "gene-disjoint", "family-disjoint", "both-disjoint", "rewired", "fold-change")
 QUICK = ("--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2, "--stage3.joint-epochs", 1,
@@ -385,6 +385,19 @@ def test_real_claims_hold(data, name):
     folds = PROTOCOLS[name].folds(data)
     _, faults = evaluation._audit(PROTOCOLS[name], folds[:2], sites)
     assert not faults
+
+
+def test_real_targetnet(data):
+    """Of the 1,024 pairs with the fewest candidates, what the run with the published figures called right."""
+    every = load_pairs(data / PAIRS, data)
+    few = every.take(scan(every.mirna, every.utr).n_candidates <= 250)
+    candidates = scan(few.mirna, few.utr)
+    logit = baselines.site_logits(TargetNet.load(data / WEIGHTS), candidates)
+    called = baselines.pooled_scores(logit, candidates.offsets, evaluation.TARGETNET_EMPTY)["max"] > 0
+    positive = few.label == 1
+    assert (len(few), len(logit)) == (1024, 119_615)
+    assert (called & positive).sum() == 734
+    assert (~called & ~positive).sum() == 56
 
 
 def test_real_protocols(data):
