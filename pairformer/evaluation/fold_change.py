@@ -15,7 +15,7 @@ def experiment_metrics(effect: NDArray, raw: NDArray, score: NDArray) -> tuple[f
     """How a score ranks the genes of one experiment.
 
     Args:
-        effect: (G,) repression centred per gene.
+        effect: (G,) repression, centred per gene or as measured.
         raw: (G,) repression as measured.
         score: (G,) higher means more repressed.
 
@@ -52,7 +52,7 @@ def summarise_effects(
 
     Args:
         experiments: of each fold, the experiment of each row.
-        effects: of each fold, (M,) centred repression.
+        effects: of each fold, (M,) repression, centred or as measured.
         raws: of each fold, (M,) measured repression.
         scores: of each fold, name -> (M,).
         reference: the score whose lead over each other one is given.
@@ -90,7 +90,7 @@ def summarise_effects(
 def effects_table(summary: dict, groups: dict[str, str]) -> str:
     """Markdown: one row a score, mean +- sd over experiments, and the reference's lead in Spearman's rho."""
     lines = [
-        "| kind | score | Spearman, centred | r2 | ROC-AUC of the top 5 % | Spearman, raw | lead of the model |",
+        "| kind | score | Spearman | r2 | ROC-AUC of the top 5 % | Spearman, as measured | lead of the model |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, metrics in summary["scores"].items():

@@ -23,12 +23,12 @@ DEEPTARGETPRO, CLASH = "deeptargetpro_pairs/pairs.tsv", "mirbench_hejret2023/sit
 
 @dataclass(frozen=True, eq=False)
 class Effects(Pairs):
-    """Pairs whose label is a fold change: repression (-log2 fold change), positive where the gene is repressed."""
+    """Pairs whose label is repression (-log2 fold change): as measured, or centred, raw - elsewhere within +-1.5."""
 
     raw: NDArray[np.float32]
     """(B,) as measured."""
     elsewhere: NDArray[np.float32]
-    """(B,) the gene's mean over the experiments of other miRNA families; ``label`` is raw minus this, within +-1.5."""
+    """(B,) the gene's mean over the experiments of other miRNA families."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +259,9 @@ def _fold_change(folder: Path) -> list[Fold]:
     experiment, gene, lfc = columns(folder / FUNMIRBENCH / "lfc.tsv.gz", "experiment", "gene_id", "log2fc")
     known = {name for name in symbol if name in trained and len(utrs[name]) >= 100}
     keep = _among(experiment, names) & _among(gene, known)
-    return _experiments(folder, mirna, names, experiment[keep], gene[keep], lfc[keep], utrs, symbol, (8, 2))
+    return _experiments(
+        folder, mirna, names, experiment[keep], gene[keep], lfc[keep], utrs, symbol, (8, 2), centred=True
+    )
 
 
 def _hct116(folder: Path) -> list[Fold]:
@@ -268,10 +270,10 @@ def _hct116(folder: Path) -> list[Fold]:
     keep = (lfc != "") & _among(gene, (name for name in utrs if len(utrs[name]) >= 100))
     names = np.unique(mirna)
     symbols = dict(zip(gene, symbol, strict=True))
-    return _experiments(folder, names, names, mirna[keep], gene[keep], lfc[keep], utrs, symbols, (1, 1))
+    return _experiments(folder, names, names, mirna[keep], gene[keep], lfc[keep], utrs, symbols, (1, 1), centred=False)
 
 
-def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_folds) -> list[Fold]:
+def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_folds, centred) -> list[Fold]:
     """Family folds x gene folds of a complete (experiment, gene) table; trains on miRAW without either."""
     genes, g = np.unique(gene, return_inverse=True)
     number = {name: i for i, name in enumerate(names)}
@@ -286,7 +288,8 @@ def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_fo
     shape = raw.shape
     rows = np.indices(shape).reshape(2, -1)
     elsewhere = _elsewhere(raw, family)
-    values = [part.ravel().astype(np.float32) for part in (np.clip(raw - elsewhere, -1.5, 1.5), raw, elsewhere)]
+    label = np.clip(raw - elsewhere, -1.5, 1.5) if centred else raw
+    values = [part.ravel().astype(np.float32) for part in (label, raw, elsewhere)]
     utr = np.array([utrs[name] for name in genes], object)
     effects = Effects(values[0], mirna[rows[0]], symbols[rows[1]], utr[rows[1]], genes[rows[1]], *values[1:])
     family_fold = group_folds(family, np.ones(len(family)), n_folds[0])[rows[0]]
@@ -344,7 +347,8 @@ PROTOCOLS = {
         "Pooled scores read candidates with an ESA score of 8 or more.",
         ("gene", "family", "near_identical"), _fold_change),
     "hct116": Protocol(
-        "Seven transfections in HCT116: repression of each gene, ranked within each experiment. Trained on miRAW "
+        "Seven transfections in HCT116: repression of each gene as measured (what a gene does in the others says "
+        "nothing of it here), ranked within each experiment. Trained on miRAW "
         "pairs with neither family nor gene. Pooled scores read candidates with an ESA score of 8 or more.",
         ("gene", "family", "near_identical"), _hct116),
     "deeptargetpro": Protocol(
