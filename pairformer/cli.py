@@ -222,9 +222,11 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
         labelled, aside = set_aside(labelled, groups, round(1 / validation))
     metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
     report = json.loads(calibrate.read_text()) if calibrate else {}
-    if calibrate and ("logit_scale" not in report or "warning" in report):
-        found = report.get("warning") or report.get("protocol", "another file")
-        raise DataError(f"{calibrate}:1: report must be of models trained on folds held out, got: {found}")
+    if calibrate and not (report.get("held_out") and "logit_scale" in report):
+        found = report.get("protocol", "another file")
+        raise DataError(
+            f"{calibrate}:1: report must be of labelled pairs whose genes and families were held out, got {found}"
+        )
     if report:
         figures = ("pr_auc", "roc_auc", "within_mirna")
         scores = report["summary"]["scores"].items()

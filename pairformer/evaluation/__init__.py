@@ -109,6 +109,8 @@ def evaluate(
         warning.insert(0, "The model was given: whether it saw these rows is for its giver to say.")
         if protocol.claims:
             faults.insert(0, "a model not trained on its folds; use --train, or --allow-overlap to see it all the same")
+    if run["targetnet_sha256"] and protocol.claims:
+        warning.append("TargetNet's published weights saw windows of miRAW: its rows are not held out.")
     if run["targetnet_sha256"] is None:
         findings.append(f"no TargetNet: {targetnet.WEIGHTS} is not in the data folder")
     for line in findings:
@@ -133,6 +135,7 @@ def evaluate(
     report: dict = {
         "protocol": name,
         "statement": protocol.statement,
+        "held_out": given is None and not faults and {"gene", "family"} <= set(protocol.claims),
         "run": {
             "command": shlex.join(["pairformer", *sys.argv[1:]]),
             "model": f"{model} (sha256 {given.metadata['model_sha256'][:12]})" if given else "trained on each fold",
