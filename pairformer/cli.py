@@ -221,6 +221,8 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
         groups = labelled.family if len(set(labelled.family)) >= 20 else labelled.gene
         labelled, aside = set_aside(labelled, groups, round(1 / validation))
     metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
+    if not pairs and not sites:
+        metadata["weights_licence"] = "MIT; the miRAW training data state no licence of their own"
     report = json.loads(calibrate.read_text()) if calibrate else {}
     if calibrate and not (report.get("held_out") and "logit_scale" in report):
         found = report.get("protocol", "another file")
@@ -230,7 +232,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
     if report:
         figures = ("pr_auc", "roc_auc", "within_mirna")
         scores = report["summary"]["scores"].items()
-        means = {name: {m: score["metrics"][m]["mean"] for m in figures} for name, score in scores}
+        means = {name: {m: _rounded(score["metrics"][m]["mean"]) for m in figures} for name, score in scores}
         metadata["held_out"] = {"protocol": report["protocol"], "logit_scale": report["logit_scale"], "means": means}
     scale = report.get("logit_scale")
     training.train(stage, windows, labelled, aside, out, model_config, config, encoders, scale, metadata)
@@ -414,6 +416,10 @@ def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iter
 
 def _write(out: TextIO, cells: Iterable[object]) -> None:
     out.write("\t".join(map(str, cells)) + "\n")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def _number(value: float) -> str:

@@ -252,8 +252,10 @@ def test_default_weights():
     assert model.config.empty_logit == 0
     record = model.metadata
     assert record["trained_on"] == {"pairs": 5928, "positive_pairs": 5380, "sites": 55937}
-    assert {"look_up", "mirna_prior", "gene_prior", "seed_type"} < set(record["held_out_folds"]["metrics"])
-    assert model.config.logit_scale == record["held_out_folds"]["logit_scale"]
+    held_out = record["held_out"]
+    assert {"look_up", "mirna_prior", "gene_prior", "seed_score"} < set(held_out["means"])
+    assert model.config.logit_scale == held_out["logit_scale"]
     card = (ROOT / "MODEL_CARD.md").read_text()
+    assert f"sigmoid({held_out['logit_scale']:.3f} * logit)" in card
     for metric in ("pr_auc", "roc_auc", "within_mirna"):
-        assert f"**{record['held_out_folds']['metrics']['pair-former'][metric]['mean']:.3f}**" in card
+        assert f"**{held_out['means']['pair-former'][metric]:.3f}**" in card
