@@ -12,7 +12,8 @@ HEAD = """# Scores by protocol
 Written by `python bench/evaluation.py RUNS COMMIT`. ± is the population sd over folds and seeds, brackets are
 95 % of 1,000 resamples of whole miRNAs. What each protocol and score is, and how to read them: ../EVALUATION.md.
 
-Commit {commit}; 2 cores of an AMD EPYC (AVX-512) without a GPU, two runs at a time on one thread each."""
+Commits {commit}.
+2 cores of an AMD EPYC (AVX-512) without a GPU, two runs at a time on one thread each."""
 COLUMNS = {
     "pr_auc": "PR-AUC",
     "roc_auc": "ROC-AUC",
