@@ -302,7 +302,8 @@ def audit(a, b, data, disjoint):
 
     folder = data_folder(data) if data or os.environ.get(DATA_VARIABLE) else None
     found = overlap(*(load_pairs(path, folder, labelled=False) for path in (a, b)))
-    click.echo("\n".join(found.lines(a.name, b.name)))
+    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    click.echo("\n".join(found.lines(*names)))
     broken = found.violations(disjoint.split(",")) if disjoint else []
     if broken:
         raise DataError(f"{b}: table must share nothing by {disjoint} with {a}, got {'; '.join(broken)}")
