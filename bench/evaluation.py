@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from pairformer.evaluation.report import GROUPS
+
 HEAD = """# Scores by protocol
 
 Written by `python bench/evaluation.py RUNS COMMIT`. ± is the population sd over folds and seeds, brackets are
@@ -26,7 +28,6 @@ COLUMNS = {
     "brier": "Brier",
     "calibration_error": "calibration error",
 }
-ORDER = ("identity", "untrained", "pooled", "MIL", "model")
 
 
 def cell(metrics, name):
@@ -43,7 +44,7 @@ def labelled(report):
     yield "| kind | score | " + " | ".join(COLUMNS.values()) + " |"
     yield "|---" * (len(COLUMNS) + 2) + "|"
     for name, score in sorted(
-        scores.items(), key=lambda s: (ORDER.index(s[1]["group"]), -s[1]["metrics"]["pr_auc"]["mean"])
+        scores.items(), key=lambda s: (GROUPS.index(s[1]["group"]), -s[1]["metrics"]["pr_auc"]["mean"])
     ):
         cells = (cell(score["metrics"], column) for column in COLUMNS)
         yield f"| {score['group']} | {name} | " + " | ".join(cells) + " |"

@@ -101,7 +101,7 @@ def evaluate(
         "k_max": list(k_max),
     }
     claim(out, run)
-    _write_folds(folds, out / "folds")
+    digests = _write_folds(folds, out / "folds")
     findings, faults = _audit(protocol, folds, sites)
     warning = [protocol.warning] if protocol.warning else []
     if given is not None:
@@ -143,7 +143,7 @@ def evaluate(
             "versions": f"pairformer {pairformer.__version__}, torch {torch.__version__}",
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
             "seconds": round(sum(map(_seconds, out.glob("seed*/*/scores.npz")))),
-            "folds_sha256": hashlib.sha256("".join(fold.sha256() for fold in folds).encode()).hexdigest(),
+            "folds_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
         },
         "audit": [*findings, *(f"CLAIM BROKEN: {fault}" for fault in faults)],
     }
@@ -221,7 +221,10 @@ def _fold_scores(
         return [_pooled(score, key, part, cache, least, empty) for part in parts]
 
     if not effects:
-        add("identity", [identity_scores(fold.train, part, sites) for part in parts], logits=IDENTITY_LOGITS)
+        # One call for both parts: they are asked of the same priors and regressions.
+        both, cut = identity_scores(fold.train, fold.test.join(fold.validation), sites), len(fold.test)
+        halves = [{name: score[part] for name, score in both.items()} for part in (slice(cut), slice(cut, None))]
+        add("identity", halves, logits=IDENTITY_LOGITS)
     add("untrained", [untrained_scores(part) for part in parts], logits=())
     if weights.is_file():
         network, digest = targetnet.TargetNet.load(weights), hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -296,16 +299,18 @@ def _seconds(path: Path) -> float:
         return float(arrays["seconds"])
 
 
-def _write_folds(folds: list[Fold], place: Path) -> None:
-    """The rows of each fold, and index.json with the sha256 of each file's text."""
+def _write_folds(folds: list[Fold], place: Path) -> list[str]:
+    """The rows of each fold, and index.json with the sha256 of each file's text, which are returned."""
     place.mkdir(parents=True, exist_ok=True)
-    index = {}
+    index: dict[str, dict] = {}
     for number, fold in enumerate(folds):
         path = place / f"{number:02d}.tsv.gz"
-        path.write_bytes(gzip.compress("".join(fold.lines()).encode(), mtime=0))
+        text = "".join(fold.lines()).encode()
+        path.write_bytes(gzip.compress(text, mtime=0))
         counts = {role: len(getattr(fold, role)) for role in ("train", "validation", "test")}
-        index[path.name] = {"name": fold.name, "text_sha256": fold.sha256(), **counts}
+        index[path.name] = {"name": fold.name, "text_sha256": hashlib.sha256(text).hexdigest(), **counts}
     (place / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return [entry["text_sha256"] for entry in index.values()]
 
 
 def _effects_report(report: dict, results: list[FoldResult], tests: list, out: Path, n_resamples: int) -> dict:

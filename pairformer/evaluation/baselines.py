@@ -129,7 +129,7 @@ def pooled_scores(logit: NDArray[np.float32], offsets: NDArray[np.int64], empty:
     bag = np.repeat(np.arange(len(full)), sizes)
     highest = np.maximum.reduceat(z, starts) if len(full) else np.empty(0)
     exponential = np.exp(z - highest[bag])
-    total = np.add.reduceat(exponential, starts) if len(full) else np.empty(0)
+    total = _sums(exponential, starts)
     pooled = {
         "max": highest,
         "mean": _sums(z, starts) / sizes,

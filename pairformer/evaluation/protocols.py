@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +39,6 @@ class Fold:
     validation: Pairs
     """Chooses the epoch and the F1 threshold; set apart from ``train`` by family, else gene, where that is claimed."""
     test: Pairs
-
-    def sha256(self) -> str:
-        """Of the text in :meth:`lines`."""
-        return hashlib.sha256("".join(self.lines()).encode()).hexdigest()
 
     def lines(self) -> list[str]:
         """The rows as a TSV."""

@@ -72,7 +72,7 @@ class FoldResult:
 
     def __post_init__(self) -> None:
         rows = len(self.label)
-        validation = 0 if self.validation_label is None else len(self.validation_label)
+        validation = len(self.validation_label)
         columns = {"mirna": self.mirna, "covered": self.covered}
         for name, column in (columns | {name: score.test for name, score in self.scores.items()}).items():
             if len(column) != rows:
@@ -107,24 +107,25 @@ def summarise(results: list[FoldResult], reference: str, n_resamples: int = 1000
     names = set(used[0].scores)
     if any(set(result.scores) != names for result in results) or reference not in names:
         raise ValueError(f"scores must be the same in every fold and have {reference!r}, got {sorted(names)}")
+    comparisons = [metrics.within_mirna(result.mirna, result.label, result.label)[1] for result in results]
     folds = [
         {
             "name": result.name,
             "rows": len(result.label),
             "negatives": int((result.label < 0.5).sum()),
-            "comparisons": _comparisons(result),
+            "comparisons": count,
         }
-        for result in results
+        for result, count in zip(results, comparisons, strict=True)
     ]
     return {
         "reference": reference,
         "n_resamples": n_resamples,
         "rng_seed": rng_seed,
         "coverage": float(np.concatenate([result.covered for result in results]).mean()),
-        "comparisons": sum(fold["comparisons"] for fold in folds),
+        "comparisons": sum(comparisons),
         "folds_without_both_classes": len(results) - len(used),
         "folds": folds,
-        "scores": _scores(results, used, reference, n_resamples, rng_seed),
+        "scores": _scores(results, used, comparisons, reference, n_resamples, rng_seed),
         "calibration": _calibration(used, reference) if used[0].scores[reference].is_logit else None,
     }
 
@@ -151,10 +152,6 @@ def write(report: dict, results: list[FoldResult], out: Path, *, tables: list[st
     (out / "report.md").write_text("\n\n".join(parts) + "\n")
 
 
-def _comparisons(result: FoldResult) -> int:
-    return metrics.within_mirna(result.mirna, result.label, result.label)[1]
-
-
 def _has_both(label: NDArray) -> bool:
     return 0 < (label > 0.5).sum() < len(label)
 
@@ -165,7 +162,14 @@ def _validation(result: FoldResult, name: str) -> tuple[NDArray, NDArray[np.floa
     return (label, result.scores[name].validation) if _has_both(label) else None
 
 
-def _scores(results: list[FoldResult], used: list[FoldResult], reference: str, n_resamples: int, seed: int) -> dict:
+def _scores(
+    results: list[FoldResult],
+    used: list[FoldResult],
+    comparisons: list[int],
+    reference: str,
+    n_resamples: int,
+    seed: int,
+) -> dict:
     """The part ``scores`` of the summary."""
     samples = metrics.bootstrap(
         [result.label for result in used],
@@ -176,7 +180,6 @@ def _scores(results: list[FoldResult], used: list[FoldResult], reference: str, n
     )
     resampled = dict(zip(used[0].scores, samples.transpose(1, 2, 0), strict=True))  # name -> (2, R)
     values = {name: _over_folds([_fold_metrics(result, name) for result in results]) for name in resampled}
-    comparisons = [_comparisons(result) for result in results]
     for figures in values.values():  # each comparison counts once, however many its fold has
         within = np.array(figures["within_mirna"]["folds"])
         known = ~np.isnan(within)

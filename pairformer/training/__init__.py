@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ def train(
     bags = Bags(model, pairs, config.budgets)
     train_aggregator(model, bags, Bags(model, validation) if validation is not None else None, config, out)
     if logit_scale is not None:
-        model.config = type(model_config).from_dict({**model_config.to_dict(), "logit_scale": logit_scale})
+        model.config = replace(model.config, logit_scale=logit_scale)
     trained_on = {"pairs": len(pairs), "positive_pairs": int(pairs.label.sum())}
     if sites is not None:
         trained_on["sites"] = len(sites)
