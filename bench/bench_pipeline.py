@@ -21,7 +21,7 @@ import pytest
 import pairformer
 from pairformer import STSelector, reference, testing
 from pairformer.config import AggregatorConfig, ModelConfig
-from pairformer.predict import ENGINES
+from pairformer.engines import ENGINES
 
 torch = pytest.importorskip("torch")
 from pairformer.models import PairFormer  # noqa: E402

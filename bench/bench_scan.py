@@ -78,14 +78,14 @@ def checked_scan(shape, esa_min, variant="auto", threads=1):
 
 
 @pytest.mark.benchmark(group="scan, scores (ESA >= 10), one thread")
-@pytest.mark.parametrize("variant", _core.scan_variants())
+@pytest.mark.parametrize("variant", _core.variants())
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_scores(timed, shape, variant):
     timed(*checked_scan(shape, 10, variant))
 
 
 @pytest.mark.benchmark(group="scan, alignments (ESA >= 6), one thread")
-@pytest.mark.parametrize("variant", _core.scan_variants())
+@pytest.mark.parametrize("variant", _core.variants())
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_alignments(timed, shape, variant):
     timed(*checked_scan(shape, 6, variant))

@@ -40,7 +40,7 @@ def torch_threads():
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine_info["load_average"] = round(os.getloadavg()[0], 2)
-    machine_info["scan_variants"] = _core.scan_variants()
+    machine_info["variants"] = _core.variants()
     machine_info["versions"] = {"python": sys.version.split()[0]} | {
         name: importlib.metadata.version(name)
         for name in ("pairformer", "numpy", "torch", "biopython")

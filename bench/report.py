@@ -58,7 +58,7 @@ def page(run: dict, note: str):
     yield f"- Date {run['datetime'][:10]}, commit {commit['id'][:12]}{' with local changes' if commit['dirty'] else ''}"
     cpu = f"{machine['cores']} cores of {machine['cpu']['brand_raw']}"
     yield f"- Machine: {cpu}, load average {machine['load_average']} at the end"
-    yield f"- Scan variants {', '.join(machine['scan_variants'])}; {versions}"
+    yield f"- Variants {', '.join(machine['variants'])}; {versions}"
     yield from [f"- {note}"] if note else []
     yield from ["", "## Bars", "", *(f"- {line}" for line in bars(run["benchmarks"]))]
     for group, rows in groupby(sorted(run["benchmarks"], key=lambda b: b["group"]), key=lambda b: b["group"]):

@@ -1,45 +1,16 @@
 // The Python face of the extension: checks arrays, releases the GIL, calls plain C++.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <bitset>
 #include <optional>
 #include <stdexcept>
-#include <string>
 
+#include "arguments.hpp"
 #include "encode.hpp"
-#include "ragged.hpp"
-#include "scan.hpp"
 #include "selector.hpp"
 #include "simhash.hpp"
+#include "variants.hpp"
 
-namespace py = pybind11;
-using namespace pybind11::literals;
 using namespace pairformer;
 
 namespace {
-
-// The data of an array of exactly this type, C-contiguous, of `ndim` dimensions (shape is for the message).
-template <class T>
-const T* checked(const py::array& array, const std::string& name, int ndim, const char* shape) {
-  if (!py::isinstance<py::array_t<T>>(array)) {
-    throw py::type_error(name + " must be " + std::string(py::str(py::dtype::of<T>())) + ", got " +
-                         std::string(py::str(array.dtype())));
-  }
-  if (array.ndim() != ndim) {
-    throw py::value_error(name + " must have shape " + shape + ", got " +
-                          std::string(py::str(array.attr("shape"))));
-  }
-  constexpr int kPlain =
-      py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  if ((array.flags() & kPlain) != kPlain) {
-    throw py::value_error(name + " must be C-contiguous, got strides " +
-                          std::string(py::str(array.attr("strides"))) + "; pass numpy.ascontiguousarray(" +
-                          name + ")");
-  }
-  return static_cast<const T*>(array.data());
-}
 
 void check_rows(const py::array& array, const char* name, int64_t n) {
   if (array.shape(0) != n) {
@@ -47,112 +18,6 @@ void check_rows(const py::array& array, const char* name, int64_t n) {
                           " rows (as cheap_logit), got " + std::to_string(array.shape(0)));
   }
 }
-
-// Offsets start at 0, never fall and end at the number of rows they cover.
-const int64_t* checked_offsets(const py::array& array, int64_t n) {
-  const int64_t* offsets = checked<int64_t>(array, "offsets", 1, "(B + 1,)");
-  const int64_t size = array.shape(0);
-  if (size == 0 || offsets[0] != 0) {
-    throw py::value_error("offsets must start at 0, got " +
-                          (size == 0 ? "no entry" : std::to_string(offsets[0])));
-  }
-  for (int64_t b = 1; b < size; ++b) {
-    if (offsets[b] < offsets[b - 1]) {
-      throw py::value_error("offsets must not fall, got " + std::to_string(offsets[b]) + " after " +
-                            std::to_string(offsets[b - 1]) + " at entry " + std::to_string(b));
-    }
-  }
-  if (offsets[size - 1] != n) {
-    throw py::value_error("offsets must end at " + std::to_string(n) + " (rows of cheap_logit), got " +
-                          std::to_string(offsets[size - 1]));
-  }
-  return offsets;
-}
-
-// 0 means all that this process may use; more than those would only get in each other's way.
-int checked_threads(int64_t threads) {
-  if (threads < 0) throw py::value_error("threads must be 0 (all) or more, got " + std::to_string(threads));
-  const int available = available_threads();
-  return threads == 0 ? available : static_cast<int>(std::min<int64_t>(threads, available));
-}
-
-// Strings as codes, one after the other. ASCII is read in place; a letter outside it becomes '?', so that a
-// letter is one byte whatever it is.
-struct CodedStrings {
-  py::array_t<uint8_t> code;
-  py::array_t<int64_t> offsets;
-
-  CodedStrings(const py::list& strings, int threads) : offsets(static_cast<py::ssize_t>(strings.size()) + 1) {
-    std::vector<py::object> held;
-    std::vector<Text> texts;
-    int64_t* end = offsets.mutable_data();
-    *end = 0;
-    for (const py::handle string : strings) {
-      if (!PyUnicode_Check(string.ptr())) throw py::type_error("sequences must be strings");
-      const auto* letters = static_cast<const uint8_t*>(PyUnicode_DATA(string.ptr()));
-      if (!PyUnicode_IS_ASCII(string.ptr())) {
-        PyObject* bytes = PyUnicode_AsEncodedString(string.ptr(), "ascii", "replace");
-        if (!bytes) throw py::error_already_set();
-        held.push_back(py::reinterpret_steal<py::object>(bytes));
-        letters = reinterpret_cast<const uint8_t*>(PyBytes_AS_STRING(bytes));
-      }
-      texts.push_back({letters, static_cast<int64_t>(PyUnicode_GET_LENGTH(string.ptr()))});
-      if (texts.back().length > INT32_MAX)
-        throw py::value_error("sequences must have at most 2147483647 letters");
-      end[1] = end[0] + texts.back().length;
-      ++end;
-    }
-    code = py::array_t<uint8_t>(*end);
-    uint8_t* const data = code.mutable_data();
-    {
-      const py::gil_scoped_release unlocked;
-      encode_texts(texts, data, threads);
-    }
-    code.attr("setflags")("write"_a = false);
-    offsets.attr("setflags")("write"_a = false);
-  }
-
-  Ragged<uint8_t> view() const { return {code.data(), offsets.data(), offsets.size() - 1}; }
-};
-
-// A PairBatch and the arrays it looks into.
-struct HeldBatch {
-  CodedStrings mirna, utr;
-  py::array bag_mirna, bag_utr;
-  PairBatch view;
-
-  HeldBatch(const py::list& mirnas, const py::list& utrs, py::array bag_mirna_, py::array bag_utr_,
-            int64_t threads)
-      : mirna(mirnas, checked_threads(threads)),
-        utr(utrs, checked_threads(threads)),
-        bag_mirna(bag_mirna_.attr("copy")()),
-        bag_utr(bag_utr_.attr("copy")()) {
-    view.mirna = mirna.view();
-    view.utr = utr.view();
-    view.bags = bag_mirna.size();
-    view.bag_mirna = members(bag_mirna, "bag_mirna", view.mirna.bags);
-    view.bag_utr = members(bag_utr, "bag_utr", view.utr.bags);
-    for (int64_t i = 0; i < view.mirna.bags; ++i)
-      if (view.mirna.size(i) > kMaxMirna)
-        throw py::value_error("mirna must have at most 35 letters, got " +
-                              std::to_string(view.mirna.size(i)));
-    for (int64_t i = 0; i < mirna.code.size(); ++i)
-      if (view.mirna.data[i] >= kNoBase) throw py::value_error("mirna must have letters ACGU (or T) only");
-  }
-
-  const int32_t* members(py::array& numbers, const std::string& name, int64_t count) const {
-    const int32_t* data = checked<int32_t>(numbers, name, 1, "(B,)");
-    if (numbers.size() != view.bags)
-      throw py::value_error(name + " must have one entry per bag (" + std::to_string(view.bags) + "), got " +
-                            std::to_string(numbers.size()));
-    for (int64_t i = 0; i < view.bags; ++i)
-      if (data[i] < 0 || data[i] >= count)
-        throw py::value_error(name + " must be in [0, " + std::to_string(count) + "), got " +
-                              std::to_string(data[i]));
-    numbers.attr("setflags")("write"_a = false);
-    return data;
-  }
-};
 
 py::tuple scan(const HeldBatch& held, int esa_min, int64_t threads_asked, const std::string& variant) {
   const int threads = checked_threads(threads_asked);
@@ -191,25 +56,10 @@ std::vector<EncodeRow> checked_rows(const PairBatch& batch, const py::array& bag
     throw py::value_error("bag, start and alignment must have one entry per row, got " +
                           std::to_string(bag.size()) + ", " + std::to_string(start.size()) + " and " +
                           std::to_string(alignment.size()));
-  constexpr Alignment kSide = (1u << kSeedPart) - 1;
-  const auto paired = [](Alignment bits) { return std::bitset<32>(bits).count(); };
   std::vector<EncodeRow> rows(static_cast<size_t>(bag.size()));
   for (size_t i = 0; i < rows.size(); ++i) {
     rows[i] = {bags[i], starts[i], alignments[i]};
-    const auto& row = rows[i];
-    if (row.bag < 0 || row.bag >= batch.bags)
-      throw py::value_error("bag must be in [0, " + std::to_string(batch.bags) + "), got " +
-                            std::to_string(row.bag));
-    const int32_t utr = batch.bag_utr[row.bag];
-    const uint8_t* window = batch.utr.begin(utr) + row.start;
-    if (row.start < 0 || row.start + int64_t{kWindow} > batch.utr.size(utr) ||
-        std::any_of(window, window + kWindow, [](uint8_t code) { return code >= kNoBase; }))
-      throw py::value_error("start must name a window of 40 letters ACGU, got " + std::to_string(row.start));
-    const int64_t n = std::min<int64_t>(kSeedPart, batch.mirna.size(batch.bag_mirna[row.bag]));
-    if (row.alignment >> (2 * kSeedPart) || (row.alignment & kSide) >> n ||
-        paired(row.alignment & kSide) != paired(row.alignment >> kSeedPart))
-      throw py::value_error("alignment must pair as many miRNA as window letters, got " +
-                            std::to_string(row.alignment));
+    check_row(batch, rows[i]);
   }
   return rows;
 }
@@ -226,21 +76,28 @@ py::array_t<uint8_t> encode(const HeldBatch& held, const py::array& bag, const p
   constexpr int64_t kRowsPerTask = 4096;
   const py::gil_scoped_release unlocked;
   parallel_for((count + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
+    RowSymbols symbols(batch);
+    uint8_t symbol[kColumns];
     const int64_t end = std::min(count, (task + 1) * kRowsPerTask);
-    for (int64_t i = task * kRowsPerTask; i < end; ++i)
-      encode_row(batch, rows[i], data + i * kChannels * kColumns);
+    for (int64_t i = task * kRowsPerTask; i < end; ++i) {
+      symbols(rows[i], symbol);
+      one_hot_columns(symbol, data + i * kChannels * kColumns);
+    }
   });
   return one_hot;
 }
 
 py::array aligned(const HeldBatch& held, const py::array& bag, const py::array& start,
                   const py::array& alignment) {
-  const PairBatch& batch = held.view;
-  const auto rows = checked_rows(batch, bag, start, alignment);
+  const auto rows = checked_rows(held.view, bag, start, alignment);
   py::array text(py::dtype("S20"), {static_cast<py::ssize_t>(rows.size()), py::ssize_t{2}});
   char* const data = static_cast<char*>(text.mutable_data());
-  for (size_t i = 0; i < rows.size(); ++i)
-    aligned_row(batch, rows[i], data + 2 * i * kMaxAligned, data + (2 * i + 1) * kMaxAligned);
+  RowSymbols symbols(held.view);
+  uint8_t symbol[kColumns];
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const int length = symbols(rows[i], symbol);
+    aligned_text(symbol, length, data + 2 * i * kMaxAligned, data + (2 * i + 1) * kMaxAligned);
+  }
   return text;
 }
 
@@ -340,8 +197,11 @@ py::array_t<int64_t> dims_of(uint32_t rng_seed, int64_t width) {
 
 }  // namespace
 
+void bind_model(py::module_& m);  // bind_model.cpp
+
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "Native scan, encoding and selection. Arrays must have the exact dtype and be C-contiguous.";
+  m.doc() =
+      "Native scan, encoding, selection and model. Arrays must have the exact dtype and be C-contiguous.";
 
   py::class_<HeldBatch>(m, "PairBatch",
                         "Strings as codes, and the pairs made of them; all arrays are read-only.")
@@ -354,8 +214,15 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("bag_mirna", &HeldBatch::bag_mirna)
       .def_readonly("bag_utr", &HeldBatch::bag_utr);
   m.def("available_threads", &available_threads, "Processors this process may use.");
+  m.def(
+      "variants",
+      [] {
+        std::vector<std::string> names;
+        for (const Kernels* known : variants()) names.emplace_back(known->name);
+        return names;
+      },
+      "Instruction sets this processor can run, best first.");
 
-  m.def("scan_variants", &scan_variants, "Scan variants this processor runs, best first.");
   m.def("scan", &scan, "Candidates: (offsets, start, esa_score, position, alignment, n_dropped).", "batch"_a,
         "esa_min"_a, "threads"_a, "variant"_a);
   m.def("encode", &encode, "One-hot windows (M, 10, 50) uint8.", "batch"_a, "bag"_a, "start"_a, "alignment"_a,
@@ -369,4 +236,5 @@ PYBIND11_MODULE(_core, m) {
         "rng_seed"_a, "threads"_a = 0);
   m.def("simhash_dims", &dims_of, "The dimensions behind the key bits, bit 0 first.", "rng_seed"_a,
         "width"_a);
+  bind_model(m);
 }

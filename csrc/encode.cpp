@@ -1,74 +1,100 @@
 #include "encode.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace pairformer {
 namespace {
 
-constexpr uint8_t kGap = 4;
-
-struct Columns {
-  int length = 0;
-  uint8_t mirna[kMaxAligned];
-  uint8_t window[kMaxAligned];
-};
-
-// Between two paired columns the aligner puts the miRNA's unpaired letters first, then the window's.
-Columns align(const uint8_t* mirna, int n, const uint8_t* window_end, Alignment alignment) {
-  Columns columns;
-  auto put = [&](uint8_t top, uint8_t bottom) {
-    columns.mirna[columns.length] = top;
-    columns.window[columns.length++] = bottom;
-  };
-  int i = 0, j = 0;
-  while (i < n || j < kSeedPart) {
-    while (i < n && !(alignment >> i & 1)) put(mirna[i++], kGap);
-    while (j < kSeedPart && !(alignment >> (kSeedPart + j) & 1)) put(kGap, *(window_end - j++));
-    if (i < n && j < kSeedPart) put(mirna[i++], *(window_end - j++));
-  }
-  return columns;
-}
-
-Columns align(const PairBatch& batch, const EncodeRow& row) {
-  const int32_t mirna = batch.bag_mirna[row.bag];
-  const int n = static_cast<int>(std::min<int64_t>(kSeedPart, batch.mirna.size(mirna)));
-  const uint8_t* window = batch.utr.begin(batch.bag_utr[row.bag]) + row.start;
-  return align(batch.mirna.begin(mirna), n, window + kSeedBegin + kSeedPart - 1, row.alignment);
-}
+constexpr int kSeedColumn = 5;  // the first aligned column; before it stand the window's last letters
 
 }  // namespace
 
-void encode_row(const PairBatch& batch, const EncodeRow& row, uint8_t* one_hot) {
-  const Columns columns = align(batch, row);
-  const int32_t id = batch.bag_mirna[row.bag];
-  const uint8_t* mirna = batch.mirna.begin(id);
-  const int mirna_length = static_cast<int>(batch.mirna.size(id));
-  const uint8_t* reversed =
-      batch.utr.begin(batch.bag_utr[row.bag]) + row.start + kWindow - 1;  // read backwards
-  uint8_t* window_channels = one_hot + (kGap + 1) * kColumns;
-  std::memset(one_hot, 0, kChannels * kColumns);
-  for (int q = 0; q < 5; ++q) window_channels[reversed[-q] * kColumns + q] = 1;
-  for (int k = 0; k < columns.length; ++k) {
-    one_hot[columns.mirna[k] * kColumns + 5 + k] = 1;
-    window_channels[columns.window[k] * kColumns + 5 + k] = 1;
+MirnaColumns::MirnaColumns(const uint8_t* mirna, int64_t length)
+    : seed_(static_cast<int>(std::min<int64_t>(kSeedPart, length))) {
+  for (int i = 0; i < kMaxAligned; ++i) aligned_[i] = i < seed_ ? mirna[i] * kLetters : 0;
+  for (int i = 0; i < kTail; ++i)
+    tail_[i] = (kSeedPart + i < length ? mirna[kSeedPart + i] : kEmpty) * kLetters;
+}
+
+int MirnaColumns::symbols(const uint8_t* window, Alignment alignment, uint8_t* symbol) const {
+  const uint8_t* last = window + kWindow - 1;  // columns read the window backwards
+  for (int q = 0; q < kSeedColumn; ++q) symbol[q] = kEmpty * kLetters + last[-q];
+  // Between two paired columns the aligner puts the miRNA's unpaired letters first, then the window's.
+  Alignment open_mirna = ~alignment & ((1u << seed_) - 1);
+  Alignment open_window = ~(alignment >> kSeedPart) & ((1u << kSeedPart) - 1);
+  const uint8_t* bottom = last - kSeedColumn;
+  const uint8_t* top = aligned_;
+  uint8_t* column = symbol + kSeedColumn;
+  for (int k = 0; k < kMaxAligned; ++k) {  // past the aligned columns what is written does not last
+    const uint32_t alone_top = open_mirna & 1, alone_bottom = open_window & ~alone_top & 1;
+    const uint32_t take_top = alone_bottom ^ 1, take_bottom = alone_top ^ 1;
+    // Not conditionals: alignments are unpredictable, and a missed branch costs more than the loop.
+    column[k] = static_cast<uint8_t>((kGap * kLetters ^ ((*top ^ kGap * kLetters) & -take_top)) |
+                                     (kGap ^ ((*bottom ^ kGap) & -take_bottom)));
+    top += take_top;
+    bottom -= take_bottom;
+    open_mirna >>= take_top;
+    open_window >>= take_bottom;
   }
-  for (int q = kSeedPart; q < mirna_length; ++q) {
-    const int column = q + columns.length - 5;
-    if (column < kColumns) one_hot[mirna[q] * kColumns + column] = 1;
+  const int length = seed_ + kSeedPart - paired_letters(alignment);
+  uint8_t* rest = column + length;
+  for (int i = 0; i < kTail; ++i) rest[i] = static_cast<uint8_t>(tail_[i] | window[kTail - 1 - i]);
+  for (uint8_t* empty = rest + kTail; empty < symbol + kColumns; ++empty) *empty = kEmptySymbol;
+  return length;
+}
+
+void check_row(const PairBatch& batch, const EncodeRow& row) {
+  const auto fail = [](const char* rule, int64_t value) {
+    throw std::invalid_argument(rule + std::to_string(value));
+  };
+  if (row.bag < 0 || row.bag >= batch.bags)
+    fail(("bag must be in [0, " + std::to_string(batch.bags) + "), got ").c_str(), row.bag);
+  const int32_t utr = batch.bag_utr[row.bag];
+  const bool inside = row.start >= 0 && row.start + int64_t{kWindow} <= batch.utr.size(utr);
+  uint8_t codes = kNoBase;
+  if (inside) {
+    const uint8_t* window = batch.utr.begin(utr) + row.start;
+    codes = 0;
+    for (int i = 0; i < kWindow; ++i) codes |= window[i];
   }
-  for (int q = 15; q < kWindow; ++q) {
-    const int column = q + columns.length - 10;
-    if (column < kColumns) window_channels[reversed[-q] * kColumns + column] = 1;
+  if (codes & kNoBase) fail("start must name a window of 40 letters ACGU, got ", row.start);
+  const int64_t n = std::min<int64_t>(kSeedPart, batch.mirna.size(batch.bag_mirna[row.bag]));
+  const Alignment mirna = row.alignment & ((1u << kSeedPart) - 1);
+  if (row.alignment >> (2 * kSeedPart) || mirna >> n ||
+      paired_letters(mirna) != paired_letters(row.alignment >> kSeedPart))
+    fail("alignment must pair as many miRNA as window letters, got ", row.alignment);
+}
+
+RowSymbols::RowSymbols(const PairBatch& batch) : batch_(batch) {}
+
+int RowSymbols::operator()(const EncodeRow& row, uint8_t* symbol) {
+  if (row.bag != bag_) {
+    const int32_t mirna = batch_.bag_mirna[row.bag];
+    mirna_ = MirnaColumns(batch_.mirna.begin(mirna), batch_.mirna.size(mirna));
+    utr_ = batch_.utr.begin(batch_.bag_utr[row.bag]);
+    bag_ = row.bag;
+  }
+  return mirna_.symbols(utr_ + row.start, row.alignment, symbol);
+}
+
+void one_hot_columns(const uint8_t* symbol, uint8_t* one_hot) {
+  for (int letter = 0; letter <= kGap; ++letter) {
+    uint8_t* top = one_hot + letter * kColumns;
+    uint8_t* bottom = top + (kGap + 1) * kColumns;
+    for (int k = 0; k < kColumns; ++k) top[k] = symbol[k] / kLetters == letter;
+    for (int k = 0; k < kColumns; ++k) bottom[k] = symbol[k] % kLetters == letter;
   }
 }
 
-void aligned_row(const PairBatch& batch, const EncodeRow& row, char* mirna, char* window) {
-  const Columns columns = align(batch, row);
+void aligned_text(const uint8_t* symbol, int length, char* mirna, char* window) {
   std::memset(mirna, 0, kMaxAligned);
   std::memset(window, 0, kMaxAligned);
-  for (int k = 0; k < columns.length; ++k) {
-    mirna[k] = "ACGU-"[columns.mirna[k]];
-    window[k] = "ACGU-"[columns.window[k]];
+  for (int k = 0; k < length; ++k) {
+    mirna[k] = "ACGU-"[symbol[kSeedColumn + k] / kLetters];
+    window[k] = "ACGU-"[symbol[kSeedColumn + k] % kLetters];
   }
 }
 

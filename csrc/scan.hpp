@@ -2,23 +2,19 @@
 //
 // The ESA score is the length of a longest common subsequence, under the pairing relation
 // {A-U, C-G, G-U}, of the first n = min(10, length) miRNA letters and letters 6-15 of the reversed
-// window. It is computed bit-parallel: bit i of V tells that row i + 1 of the score matrix did not
-// grow, and one window letter costs x = V & M, V = (V + x) | (V - x), with M the miRNA letters it pairs
-// with. The carries of V + x are the horizontal growth of the matrix, which is all the traceback needs,
-// so 16-bit lanes score and align as many windows at once as a register holds.
+// window.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "kernels.hpp"
 #include "ragged.hpp"
 
 namespace pairformer {
 
 constexpr int kWindow = 40;     // nt of one window
-constexpr int kSeedPart = 10;   // letters of the extended seed, and of the window's seed part
-constexpr int kSeedBegin = 25;  // the window's seed part, forward: start + 25 .. start + 34
 constexpr int kMaxMirna = 35;   // longest miRNA whose encoding fits 50 columns
 constexpr uint8_t kNoBase = 4;  // code of a letter outside ACGU
 
@@ -39,9 +35,13 @@ struct PairBatch {
   int64_t bags;
 };
 
-// One candidate's alignment in 20 bits: bit i, miRNA letter i is paired; bit 10 + j, letter j of the
-// window's seed part, counted from its 3' end, is paired. The k-th paired letters pair with each other.
-using Alignment = uint32_t;
+// Pairs of an alignment: set bits of its miRNA half.
+inline int paired_letters(Alignment alignment) {
+  uint32_t x = alignment & 0x3FF;
+  x -= x >> 1 & 0x155;
+  x = (x & 0x333) + (x >> 2 & 0x333);
+  return static_cast<int>((x + (x >> 4) + (x >> 8)) & 0xF);
+}
 
 // Rows of all bags, bag by bag, ascending start.
 struct CandidateRows {
@@ -50,9 +50,6 @@ struct CandidateRows {
   float* position;  // (start + 19.5) / (utr length - 1)
   Alignment* alignment;
 };
-
-// Names of the variants this processor can run, best first; "baseline" is always the last.
-std::vector<std::string> scan_variants();
 
 // Two passes over the same tasks: count() says how many rows each bag has, fill() writes them.
 class Scanner {
@@ -73,20 +70,10 @@ class Scanner {
     int64_t rows;
     uint32_t hit_blocks;  // bit i: block i has a row; only those are aligned
   };
-  using CountBlock = int (*)(const uint8_t* code, int windows, const uint16_t* pairs, int n, int esa_min);
-  using AlignBlock = void (*)(const uint8_t* code, int windows, const uint16_t* pairs, int n, uint8_t* score,
-                              Alignment* alignment);
-  struct Kernels {
-    const char* name;
-    CountBlock count;
-    AlignBlock align;
-  };
-  static std::vector<Kernels> kernels();
-  friend std::vector<std::string> scan_variants();
 
   PairBatch batch_;
   int esa_min_;
-  Kernels kernels_;
+  const Kernels& kernels_;
   std::vector<Task> tasks_;
 };
 

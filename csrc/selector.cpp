@@ -1,10 +1,14 @@
 #include "selector.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "parallel.hpp"
 #include "quotas.hpp"
 #include "ranked.hpp"
 #include "simhash.hpp"

@@ -4,7 +4,7 @@
 #include <numeric>
 #include <random>
 
-#include "ragged.hpp"
+#include "parallel.hpp"
 
 namespace pairformer {
 

@@ -31,8 +31,9 @@ from pairformer.data import (
     load_sites,
     read_fasta,
 )
+from pairformer.engines import ENGINES
 from pairformer.options import ConfigCommand, Items, config_options, overridden
-from pairformer.predict import ENGINES, Predictions, Scorer, in_batches
+from pairformer.predict import Predictions, Scorer, in_batches
 from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130

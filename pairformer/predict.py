@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
+from pairformer.engines import load_engine
 from pairformer.metrics import at_prior, sigmoid
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
 from pairformer.selector import STSelector
@@ -22,10 +22,7 @@ from pairformer.sites import draw, site_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pairformer.models import PairFormer
-
 Pair = TypeVar("Pair")
-ENGINES = ("torch",)
 BATCH_WINDOWS = 1 << 19  # windows scored together: bounds memory whatever the number of pairs
 BATCH_PAIRS = 2048
 
@@ -169,8 +166,9 @@ def predict(
             equally long; a single string is broadcast.
         model: "default" or a directory written by ``PairFormer.save``.
         k_max: candidates the expensive encoder may read per pair, at least 1; None for the model's own.
-        engine: "auto" or "torch". One asked for by name never falls back to another.
-        device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
+        engine: "native" (C++ on the CPU), "torch", or "auto": native unless ``device`` names another than the CPU.
+            One asked for by name never falls back to another.
+        device: "auto", "cpu"; for torch also "cuda", ..., and "auto" is then a CUDA device if there is one.
         threads: 0 for all this process may use.
         explain: fill ``sites["weight"]``: the logit's change when that one token is left out.
         prior: share of repressed pairs among those asked about, in (0, 1): log(prior / (1 - prior)) is added to
@@ -215,26 +213,19 @@ class Scorer:
         explain: bool = False,
         prior: float = 0.5,
     ) -> None:
-        if engine not in ("auto", *ENGINES):
-            raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {engine}")
         if k_max is not None:
             k_max = operator.index(STSelector(k_max=k_max).config.k_max)
-        if importlib.util.find_spec("torch") is None:
-            raise ImportError(
-                "engine torch needs PyTorch; install pairformer with its extra torch, as in pip install '.[torch]'"
-            )
-        self.engine = "torch"
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
         self.k_max, self.threads, self.explain = k_max, _usable_threads(threads), explain
-        self.model = _load(*_directory_and_age(model), device)
+        self.engine = load_engine(engine, model, device)
 
     @property
     def settings(self) -> dict[str, object]:
         """What a result depends on, for file headers."""
-        config = self.model.config
+        config = self.engine.config
         return {
-            "model_sha256": self.model.metadata["model_sha256"][:16],
-            "engine": self.engine,
+            "model_sha256": self.engine.metadata["model_sha256"][:16],
+            "engine": self.engine.name,
             "k_max": self.k_max or config.selector.k_max,
             "esa_min": config.esa_min,
             "prior": self.prior,
@@ -246,45 +237,27 @@ class Scorer:
         pairs = zip(mirnas, utrs, strict=True)
         for group in list(in_batches(pairs, lambda pair: pair[1])) or [[]]:  # no pair: one empty batch
             mirna, utr = [m for m, _ in group], [u for _, u in group]
-            candidates = scan(mirna, utr, self.model.config.esa_min, threads=self.threads)
+            candidates = scan(mirna, utr, self.engine.config.esa_min, threads=self.threads)
             batches.append(self._score(candidates))
             message += [candidates.messages.get(bag) for bag in range(len(candidates))]
             utr_length.append(candidates.utr_length)
         logit = np.concatenate([batch.logit for batch in batches])
-        probability = sigmoid(self.model.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
+        probability = sigmoid(self.engine.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
         return Predictions(
             probability.astype(np.float32), logit, np.concatenate([batch.n_candidates for batch in batches]),
-            np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine,
+            np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine.name,
             batches,
         )  # fmt: skip
 
     def _score(self, candidates: Candidates) -> _Batch:
-        import torch
-
-        before = torch.get_num_threads()
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        try:
-            result = self.model(candidates, self.k_max, self.threads)
-            weight = self._weights(result) if self.explain else None
-        finally:
-            torch.set_num_threads(before)
-        logit = result.pair_logit.float().cpu().numpy()
+        scored = self.engine.score(candidates, self.k_max, self.threads, self.explain)
+        logit, selection = scored.pair_logit, scored.selection
         logit[list(candidates.messages)] = np.nan
-        selection = result.selection
         return _Batch(
             logit, candidates.take(selection.rows, selection.offsets), selection.offsets,
-            result.cheap_logit[selection.rows], result.logit.float().cpu().numpy(), selection.reason, weight,
+            scored.cheap_logit[selection.rows], scored.logit, selection.reason, scored.weight,
             candidates.n_candidates, candidates.status,
         )  # fmt: skip
-
-    def _weights(self, result) -> NDArray[np.float32]:
-        sizes = np.diff(result.selection.offsets)
-        parts = [
-            result.pair_logit[bag] - self.model.masked_logits(result.tokens[bag], int(size))
-            for bag, size in enumerate(sizes)
-        ]
-        return np.concatenate([np.empty(0, np.float32), *(part.float().cpu().numpy() for part in parts)])
 
 
 def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object]) -> Iterator[list[Pair]]:
@@ -310,27 +283,3 @@ def _usable_threads(threads: int) -> int:
     if threads < 0:
         raise ValueError(f"threads must be 0 (all) or more, got {threads}")
     return min(operator.index(threads), _core.available_threads())
-
-
-def _directory_and_age(model: str | Path) -> tuple[Path, float]:
-    """Where a model lies and when it was last written, so that a rewritten model is read again."""
-    from pairformer.models.pair_former import model_directory
-
-    directory = model_directory(model).resolve()
-    return directory, max(path.stat().st_mtime for path in directory.iterdir())
-
-
-@functools.lru_cache(maxsize=4)
-def _load(directory: Path, newest: float, device: str) -> PairFormer:
-    import torch
-
-    from pairformer.models import PairFormer
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for an unknown or a missing device
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be auto, cpu or one PyTorch finds here, got {device}; {reason}") from error
-    return PairFormer.load(directory).to(device)

@@ -38,7 +38,7 @@ def scan(
         threads: 0 for all this process may use, at most those. The result does not depend on it.
         strict: raise for an invalid pair also in a list; else its bag is empty, its status "invalid"
             and its reason in ``messages``.
-        variant: one of ``pairformer._core.scan_variants()``; all give the same rows.
+        variant: one of ``pairformer._core.variants()``; all give the same rows.
 
     Returns:
         Candidates of B pairs. A UTR under 40 nt or without a candidate is an empty bag.

@@ -16,10 +16,11 @@ PACKAGE = ROOT / "pairformer"
 ORDER = [
     ["_core", "config", "options"],
     ["bags"],
-    ["scan", "selector"],
+    ["saved", "scan", "selector"],
     ["data", "sites"],
     ["metrics", "models"],
-    ["predict", "training"],
+    ["engines", "training"],
+    ["predict"],
     ["evaluation"],
     ["cli"],
 ]
@@ -55,7 +56,7 @@ sel = pairformer.STSelector(k_max=8, variant="S1").select(logit, None, c.positio
 assert n > 8 and sel.rows.shape == (8,) and c.encode(sel.rows).shape == (8, 10, 50)
 assert callable(pairformer.scan)
 try:
-    pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 40)
+    pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 40, engine="torch")
 except ImportError as error:
     print(error)
 """

@@ -127,7 +127,7 @@ def test_single_and_lists(model):
     utr = "A" * 30 + "CUACCUCA" + "A" * 30
     one = pairformer.predict(LET7, utr, model=model)
     assert isinstance(one, pairformer.Prediction)
-    assert (one.log2_fold_change, one.interval, one.percentile, one.engine) == (None, None, None, "torch")
+    assert (one.log2_fold_change, one.interval, one.percentile, one.engine) == (None, None, None, "native")
     assert 0 < one.probability < 1
     assert one.probability == pytest.approx(1 / (1 + np.exp(-0.5 * one.logit)))  # logit_scale of the model
     assert one.draw(0).startswith("UTR   5' ")
@@ -174,7 +174,7 @@ def test_bad_mirna(model, mirna, message):
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"engine": "fast"}, ValueError, "engine must be auto or one of torch, got fast"),
+        ({"engine": "fast"}, ValueError, "engine must be auto or one of native, torch, got fast"),
         ({"k_max": 0}, ValueError, r"k_max must be in \[1, 2147483647\], got 0"),
         ({"k_max": 2**40}, ValueError, r"k_max must be in \[1, 2147483647\]"),
         ({"k_max": 2.0}, TypeError, r"k_max must be an int, got 2\.0"),
@@ -307,7 +307,7 @@ def test_all_against_all(command, files):
     first, header, *_ = out.splitlines()
     sha = PairFormer.load(first.split("model=")[1].split()[0]).metadata["model_sha256"]
     assert first.startswith(f"# pairformer {pairformer.__version__} model=")
-    assert first.endswith(f" model_sha256={sha[:16]} engine=torch k_max=16 esa_min=6 prior=0.5")
+    assert first.endswith(f" model_sha256={sha[:16]} engine=native k_max=16 esa_min=6 prior=0.5")
     assert tuple(header.split("\t")) == PAIR_HEADER
     assert " ".join(PAIR_HEADER) == "mirna_id utr_id utr_length n_candidates probability logit status"
     rows = cells(out)[1:]
@@ -450,7 +450,7 @@ def test_foreign_bytes_in_names(command, files):
         (["-", "-"], 2, "only one of MIRNA and UTR can be '-'"),
         ([LET7, "ACGU", "--k-max", "0"], 2, "--k-max"),
         ([LET7, "ACGU", "--threads", "-1"], 2, "--threads"),
-        ([LET7, "ACGU", "--engine", "fast"], 2, "'fast' is not one of 'auto', 'torch'"),
+        ([LET7, "ACGU", "--engine", "fast"], 2, "'fast' is not one of 'auto', 'native', 'torch'"),
         ([LET7, "ACGU", "--device", "abacus"], 2, "device must be auto, cpu or one PyTorch finds here, got abacus"),
         ([LET7, "ACGU", "-o", "none/out.tsv"], 2, "output must be a writable file, got none/out.tsv; No such file"),
         ([LET7, "ACGU", "--sites", "-"], 2, "each output must have a place of its own, got '-' twice"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pairformer.bags import Candidates, padded_rows
@@ -19,9 +17,9 @@ from pairformer.config import ModelConfig
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
 from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.set_transformer import SetTransformer
+from pairformer.saved import read_model
 from pairformer.selector import Selection, STSelector
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
 AGGREGATORS = {"set_transformer": SetTransformer, "deep_sets": DeepSets, "gated_attention": GatedAttention}
 CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activations stay in the cache
 
@@ -176,36 +174,18 @@ class PairFormer(nn.Module):
             FileNotFoundError: the directory has no model.
             ValueError: a file is damaged, or weights and config disagree.
         """
-        directory = model_directory(name_or_path)
-        try:
-            values = json.loads((directory / "config.json").read_text())
-            model = cls(ModelConfig.from_dict(values.pop("config")))
-            weights = load_file(directory / "model.safetensors")
-        except (SafetensorError, json.JSONDecodeError, LookupError, TypeError) as error:
-            raise ValueError(f"model must be as PairFormer.save wrote it, got {directory}; {error}") from error
+        config, metadata, arrays = read_model(name_or_path)
+        model = cls(config)
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in weights.items()}
+        found = {name: array.shape for name, array in arrays.items()}
         if expected != found:
             wrong = sorted(set(expected.items()) ^ set(found.items()))
-            raise ValueError(f"model.safetensors must hold the arrays of config.json, got {wrong[0]}; in {directory}")
-        model.load_state_dict({name: value.float() for name, value in weights.items()})
-        model.metadata = values | {"model_sha256": model_hash(directory)}
+            raise ValueError(
+                f"model.safetensors must hold the arrays of config.json, got {wrong[0]}; in {name_or_path}"
+            )
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        model.metadata = metadata
         return model.eval()
-
-
-def model_directory(name_or_path: str | Path) -> Path:
-    """Directory of a model by name ("default") or path; FileNotFoundError where there is none."""
-    directory = WEIGHTS if str(name_or_path) == "default" else Path(name_or_path)
-    for name in ("config.json", "model.safetensors"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"model must be 'default' or a directory with {name}, got {name_or_path}")
-    return directory
-
-
-def model_hash(directory: Path) -> str:
-    """sha256 of config.json and model.safetensors together."""
-    parts = [(directory / name).read_bytes() for name in ("config.json", "model.safetensors")]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def pack_tokens(tokens: Tensor, offsets: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

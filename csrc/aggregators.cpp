@@ -1,0 +1,247 @@
+#include "aggregators.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace pairformer {
+namespace {
+
+void run(const Kernels& kernels, Gemm product, bool relu = false, bool add = false) {
+  product.relu = relu;
+  product.add = add;
+  kernels.gemm(product);
+}
+
+// Two layers with a GELU between, a map of single rows.
+struct FeedForward {
+  Affine first, second;
+
+  FeedForward(const Weights& weights, const std::string& name, const ModelShape& shape)
+      : first(Affine::linear(weights, name + ".0", shape.width, shape.hidden)),
+        second(Affine::linear(weights, name + ".3", shape.hidden, shape.width)) {}
+
+  void operator()(const Kernels& kernels, const float* x, int64_t rows, float* out, bool add) const {
+    Scratch scratch;
+    float* hidden = scratch.take(rows * first.ld());
+    run(kernels, first.of(x, second.ld(), rows, hidden, first.ld()));
+    kernels.gelu(hidden, rows * first.ld());
+    run(kernels, second.of(hidden, first.ld(), rows, out, second.ld()), false, add);
+  }
+};
+
+// H = LN(X + Att(X, Y)); X = LN(H + FF(H)). Set Transformer eq. 6.
+class Mab {
+ public:
+  Mab(const Weights& weights, const std::string& name, const ModelShape& shape)
+      : heads_(shape.heads),
+        head_width_(shape.width / shape.heads),
+        query_(Affine::linear(weights, name + ".query", shape.width, shape.width)),
+        key_(Affine::linear(weights, name + ".key", shape.width, shape.width)),
+        value_(Affine::linear(weights, name + ".value", shape.width, shape.width)),
+        out_(Affine::linear(weights, name + ".out", shape.width, shape.width)),
+        norm1_(weights, name + ".norm1", shape.width),
+        norm2_(weights, name + ".norm2", shape.width),
+        feed_forward_(weights, name + ".feed_forward", shape) {}
+
+  // x (queries, ld) is overwritten; y (keys, ld), keys >= 1, may be x.
+  void operator()(const Kernels& kernels, float* x, int64_t queries, const float* y, int64_t keys) const {
+    Scratch scratch;
+    // A head's product writes whole lanes, past the last head's columns too.
+    const int64_t ld = query_.ld(), wide = ld + kLane, columns = padded(keys);
+    float* query = scratch.take(queries * ld);
+    float* key = scratch.take(keys * ld);
+    float* value = scratch.take(keys * ld);
+    run(kernels, query_.of(x, ld, queries, query, ld));
+    run(kernels, key_.of(y, ld, keys, key, ld));
+    run(kernels, value_.of(y, ld, keys, value, ld));
+    float* score = scratch.take(queries * columns);
+    float* attended = scratch.take(queries * wide);
+    float* panels = scratch.take(std::max(head_width_ * columns, keys * padded(head_width_)));
+    const float scale = 1 / std::sqrt(static_cast<float>(head_width_));
+    const int rows = static_cast<int>(queries), n = static_cast<int>(keys),
+              width = static_cast<int>(head_width_);
+    for (int64_t h = 0; h < heads_; ++h) {
+      const int64_t at = h * head_width_;
+      kernels.pack(key + at, 1, ld, width, n, panels);
+      kernels.gemm({query + at, ld, panels, nullptr, score, columns, rows, static_cast<int>(columns), width});
+      kernels.softmax(score, rows, n, columns, scale);
+      kernels.pack(value + at, ld, 1, n, width, panels);
+      kernels.gemm({score, columns, panels, nullptr, attended + at, wide, rows,
+                    static_cast<int>(padded(head_width_)), n});
+    }
+    run(kernels, out_.of(attended, wide, queries, x, ld), false, true);
+    norm1_(kernels, x, queries, ld);
+    feed_forward_(kernels, x, queries, x, true);
+    norm2_(kernels, x, queries, ld);
+  }
+
+ private:
+  int64_t heads_, head_width_;
+  Affine query_, key_, value_, out_;
+  LayerNorm norm1_, norm2_;
+  FeedForward feed_forward_;
+};
+
+// Learned rows of a set, in whole lanes.
+struct Points {
+  int64_t count, ld;
+  Floats rows;
+
+  Points(const Weights& weights, const std::string& name, int64_t count_, int64_t width)
+      : count(count_), ld(padded(width)), rows(count * ld, 0.0f) {
+    const float* source = weights.at(name, {count, width});
+    for (int64_t i = 0; i < count; ++i) std::copy_n(source + i * width, width, rows + i * ld);
+  }
+  float* copy(Scratch& scratch) const {
+    float* mine = scratch.take(count * ld);
+    std::copy_n(static_cast<const float*>(rows), count * ld, mine);
+    return mine;
+  }
+};
+
+// SAB: MAB(X, X). ISAB: MAB(X, MAB(I, X)).
+struct Layer {
+  Mab attend;
+  std::unique_ptr<Mab> gather;
+  std::unique_ptr<Points> points;
+
+  Layer(const Weights& weights, const std::string& name, const ModelShape& shape)
+      : attend(weights, name + (shape.inducing_points ? ".spread" : ".attend"), shape) {
+    if (!shape.inducing_points) return;
+    gather = std::make_unique<Mab>(weights, name + ".gather", shape);
+    points = std::make_unique<Points>(weights, name + ".points", shape.inducing_points, shape.width);
+  }
+
+  void operator()(const Kernels& kernels, float* x, int64_t n) const {
+    if (!points) return attend(kernels, x, n, x, n);
+    Scratch scratch;
+    float* summary = points->copy(scratch);
+    (*gather)(kernels, summary, points->count, x, n);
+    attend(kernels, x, n, summary, points->count);
+  }
+};
+
+class SetTransformer : public Aggregator {
+ public:
+  SetTransformer(const Weights& weights, const ModelShape& shape)
+      : Aggregator(weights, shape, shape.width, false),
+        seeds_(weights, "aggregator.pool.seeds", shape.pool_seeds, shape.width),
+        feed_forward_(weights, "aggregator.pool.feed_forward", shape),
+        pool_(weights, "aggregator.pool.attend", shape) {
+    for (int64_t i = 0; i < shape.layers; ++i)
+      layers_.emplace_back(weights, "aggregator.layers." + std::to_string(i), shape);
+  }
+
+  float logit(const Kernels& kernels, const float* projected, int64_t n) const override {
+    Scratch scratch;
+    float* x = scratch.take(n * ld());
+    std::copy_n(projected, n * ld(), x);
+    for (const Layer& layer : layers_) layer(kernels, x, n);
+    float* each = scratch.take(n * ld());
+    feed_forward_(kernels, x, n, each, false);
+    float* seeds = seeds_.copy(scratch);
+    pool_(kernels, seeds, seeds_.count, each, n);
+    float* bag = scratch.take(ld());
+    kernels.sum_rows(seeds, static_cast<int>(seeds_.count), ld(), ld(), nullptr, bag);
+    for (int64_t i = 0; i < ld(); ++i) bag[i] /= static_cast<float>(seeds_.count);
+    return head(kernels, bag);
+  }
+
+ private:
+  std::vector<Layer> layers_;
+  Points seeds_;
+  FeedForward feed_forward_;
+  Mab pool_;
+};
+
+// logit = rho(sum of phi(t)). Zaheer et al., theorem 2.
+class DeepSets : public Aggregator {
+ public:
+  DeepSets(const Weights& weights, const ModelShape& shape)
+      : Aggregator(weights, shape, shape.hidden, true),
+        phi_(Affine::linear(weights, "aggregator.phi.2", shape.hidden, shape.width)) {}
+
+  float logit(const Kernels& kernels, const float* projected, int64_t n) const override {
+    Scratch scratch;
+    float* each = scratch.take(n * phi_.ld());
+    run(kernels, phi_.of(projected, ld(), n, each, phi_.ld()));
+    float* bag = scratch.take(phi_.ld());
+    kernels.sum_rows(each, static_cast<int>(n), phi_.ld(), phi_.ld(), nullptr, bag);
+    return head(kernels, bag);
+  }
+
+ private:
+  Affine phi_;
+};
+
+// logit = head(sum of a x), a = softmax(w (tanh(V x) * sigmoid(U x))). Ilse et al., eq. 9.
+class GatedAttention : public Aggregator {
+ public:
+  GatedAttention(const Weights& weights, const ModelShape& shape)
+      : Aggregator(weights, shape, shape.width, true),
+        value_(Affine::linear(weights, "aggregator.value", shape.width, shape.hidden)),
+        gate_(Affine::linear(weights, "aggregator.gate", shape.width, shape.hidden)),
+        weight_(Affine::linear(weights, "aggregator.weight", shape.hidden, 1, false)) {}
+
+  float logit(const Kernels& kernels, const float* projected, int64_t n) const override {
+    Scratch scratch;
+    const int64_t size = n * value_.ld();
+    float* value = scratch.take(size);
+    float* gate = scratch.take(size);
+    run(kernels, value_.of(projected, ld(), n, value, value_.ld()));
+    run(kernels, gate_.of(projected, ld(), n, gate, value_.ld()));
+    kernels.tanh(value, size);
+    kernels.sigmoid(gate, size);
+    for (int64_t i = 0; i < size; ++i) value[i] *= gate[i];
+    float* score = scratch.take(n * weight_.ld());
+    run(kernels, weight_.of(value, value_.ld(), n, score, weight_.ld()));
+    float* attention = scratch.take(padded(n));
+    for (int64_t i = 0; i < n; ++i) attention[i] = score[i * weight_.ld()];
+    kernels.softmax(attention, 1, static_cast<int>(n), padded(n), 1.0f);
+    float* bag = scratch.take(ld());
+    kernels.sum_rows(projected, static_cast<int>(n), ld(), ld(), attention, bag);
+    return head(kernels, bag);
+  }
+
+ private:
+  Affine value_, gate_, weight_;
+};
+
+}  // namespace
+
+std::unique_ptr<Aggregator> Aggregator::make(const Weights& weights, const ModelShape& shape) {
+  if (shape.kind == "set_transformer") return std::make_unique<SetTransformer>(weights, shape);
+  if (shape.kind == "deep_sets") return std::make_unique<DeepSets>(weights, shape);
+  if (shape.kind == "gated_attention") return std::make_unique<GatedAttention>(weights, shape);
+  throw std::invalid_argument("kind must be set_transformer, deep_sets or gated_attention, got " +
+                              shape.kind);
+}
+
+Aggregator::Aggregator(const Weights& weights, const ModelShape& shape, int64_t projected, bool rectified)
+    : width_(shape.width),
+      project_(Affine::linear(weights, "aggregator.project", shape.token_width, projected)),
+      rectified_(rectified),
+      norm_(weights, "aggregator.head.0", shape.width),
+      hidden_(Affine::linear(weights, "aggregator.head.1", shape.width, shape.width)),
+      last_(padded(shape.width), 0.0f),
+      last_bias_(*weights.at("aggregator.head.4.bias", {1})) {
+  std::copy_n(weights.at("aggregator.head.4.weight", {1, shape.width}), shape.width,
+              static_cast<float*>(last_));
+}
+
+void Aggregator::project(const Kernels& kernels, const float* tokens, int64_t n, int64_t ld,
+                         float* out) const {
+  run(kernels, project_.of(tokens, ld, n, out, project_.ld()), rectified_);
+}
+
+float Aggregator::head(const Kernels& kernels, float* bag) const {
+  Scratch scratch;
+  const int64_t ld = padded(width_);
+  norm_(kernels, bag, 1, ld);
+  float* hidden = scratch.take(ld);
+  run(kernels, hidden_.of(bag, ld, 1, hidden, ld), true);
+  return kernels.dot(hidden, last_, ld) + last_bias_;
+}
+
+}  // namespace pairformer

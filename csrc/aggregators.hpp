@@ -1,0 +1,38 @@
+// Tokens of a bag -> one logit on the CPU: the Set Transformer of models/set_transformer.py and the two
+// aggregators of models/pooling.py. A bag has its own number of tokens; nothing is padded.
+#pragma once
+
+#include <memory>
+
+#include "layers.hpp"
+
+namespace pairformer {
+
+class Aggregator {
+ public:
+  // Of the kind that shape names; throws std::invalid_argument for another.
+  static std::unique_ptr<Aggregator> make(const Weights& weights, const ModelShape& shape);
+  virtual ~Aggregator() = default;
+
+  // The map of single tokens that comes first: (n, ld) tokens -> out (n, ld()).
+  void project(const Kernels& kernels, const float* tokens, int64_t n, int64_t ld, float* out) const;
+  int64_t ld() const { return project_.ld(); }
+  // Logit of n >= 1 projected tokens (n, ld()), which are left as they are.
+  virtual float logit(const Kernels& kernels, const float* projected, int64_t n) const = 0;
+
+ protected:
+  Aggregator(const Weights& weights, const ModelShape& shape, int64_t projected, bool rectified);
+  // The layers after pooling, of one row (ld of `width`), which is overwritten.
+  float head(const Kernels& kernels, float* bag) const;
+
+ private:
+  int64_t width_;
+  Affine project_;
+  bool rectified_;
+  LayerNorm norm_;
+  Affine hidden_;
+  Floats last_;
+  float last_bias_;
+};
+
+}  // namespace pairformer

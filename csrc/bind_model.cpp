@@ -1,0 +1,177 @@
+// The model's face towards Python.
+#include <optional>
+
+#include "arguments.hpp"
+#include "model.hpp"
+
+using namespace pairformer;
+
+namespace {
+
+Weights weights_of(const py::dict& arrays) {
+  std::map<std::string, Weights::Array> found;
+  for (const auto& [key, value] : arrays) {
+    const auto name = key.cast<std::string>();
+    const auto array = value.cast<py::array>();
+    const float* data = checked<float>(array, name, static_cast<int>(array.ndim()), "any");
+    found[name] = {data, {array.shape(), array.shape() + array.ndim()}};
+  }
+  return Weights(std::move(found));
+}
+
+ModelShape shape_of(const py::object& config) {
+  const auto integer = [&](const char* part, const char* name) {
+    return config.attr(part).attr(name).cast<int64_t>();
+  };
+  const auto cheap = config.attr("cheap").attr("channels").cast<std::vector<int64_t>>();
+  return {config.attr("expensive").attr("channels").cast<std::vector<int64_t>>(),
+          integer("expensive", "stem_kernel"),
+          integer("expensive", "block_kernel"),
+          integer("expensive", "se_reduction"),
+          integer("expensive", "pooled_length"),
+          cheap.at(0),
+          cheap.at(1),
+          integer("cheap", "width"),
+          integer("cheap", "hidden"),
+          config.attr("aggregator").attr("kind").cast<std::string>(),
+          integer("aggregator", "width"),
+          integer("aggregator", "layers"),
+          integer("aggregator", "heads"),
+          integer("aggregator", "hidden"),
+          integer("aggregator", "pool_seeds"),
+          integer("aggregator", "inducing_points"),
+          config.attr("token_width").cast<int64_t>(),
+          config.attr("selector").attr("rng_seed").cast<uint32_t>()};
+}
+
+std::vector<TokenPart> token_of(const py::object& config) {
+  static const std::map<std::string, TokenPart> known = {{"embedding", TokenPart::embedding},
+                                                         {"logit", TokenPart::logit},
+                                                         {"esa", TokenPart::esa},
+                                                         {"position", TokenPart::position}};
+  std::vector<TokenPart> parts;
+  for (const auto& name : config.attr("token").cast<std::vector<std::string>>())
+    parts.push_back(known.at(name));
+  return parts;
+}
+
+Model model_of(const py::object& config, const py::dict& arrays, const std::string& variant) {
+  return {weights_of(arrays), shape_of(config), token_of(config), config.attr("empty_logit").cast<float>(),
+          variant};
+}
+
+// The arrays of a pairformer.Candidates, checked; they must outlive what is returned.
+struct HeldCandidates {
+  py::array offsets, start, esa_score, position, alignment;
+  const HeldBatch& batch;
+  Candidates view;
+
+  explicit HeldCandidates(const py::object& candidates)
+      : offsets(candidates.attr("offsets")),
+        start(candidates.attr("start")),
+        esa_score(candidates.attr("esa_score")),
+        position(candidates.attr("position")),
+        alignment(candidates.attr("alignment")),
+        batch(candidates.attr("batch").cast<const HeldBatch&>()),
+        view{batch.view,
+             checked_offsets(offsets, start.size()),
+             checked<int32_t>(start, "start", 1, "(N,)"),
+             checked<uint8_t>(esa_score, "esa_score", 1, "(N,)"),
+             checked<float>(position, "position", 1, "(N,)"),
+             checked<uint32_t>(alignment, "alignment", 1, "(N,)")} {
+    if (offsets.size() != batch.view.bags + 1)
+      throw py::value_error("offsets must have one entry more than there are bags (" +
+                            std::to_string(batch.view.bags) + "), got " + std::to_string(offsets.size()));
+    for (const auto& [name, size] : {std::pair{"esa_score", esa_score.size()},
+                                     {"position", position.size()},
+                                     {"alignment", alignment.size()}})
+      if (size != start.size())
+        throw py::value_error(std::string(name) + " must have " + std::to_string(start.size()) +
+                              " rows (as start), got " + std::to_string(size));
+  }
+
+  const int64_t* rows(const py::array& numbers) const {
+    const int64_t* data = checked<int64_t>(numbers, "rows", 1, "(M,)");
+    for (int64_t i = 0; i < numbers.size(); ++i)
+      if (data[i] < 0 || data[i] >= start.size())
+        throw py::value_error("rows must be in 0.." + std::to_string(start.size() - 1) + ", got " +
+                              std::to_string(data[i]));
+    return data;
+  }
+};
+
+py::tuple cheap_scan(const Model& model, const py::object& candidates, bool with_embedding,
+                     int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
+  const HeldCandidates held(candidates);
+  const int64_t n = held.start.size();
+  py::array_t<float> logit(n);
+  py::array_t<uint32_t> key(n);
+  std::optional<py::array_t<float>> embedding;
+  if (with_embedding) embedding.emplace(std::vector<int64_t>{n, model.cheap_width()});
+  float* logit_data = logit.mutable_data();
+  uint32_t* key_data = key.mutable_data();
+  float* embedding_data = embedding ? embedding->mutable_data() : nullptr;
+  {
+    const py::gil_scoped_release unlocked;
+    model.cheap_scan(held.view, threads, logit_data, key_data, embedding_data);
+  }
+  return py::make_tuple(logit, key, embedding);
+}
+
+py::tuple encode(const Model& model, const py::object& candidates, const py::array& rows,
+                 int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
+  const HeldCandidates held(candidates);
+  const int64_t* chosen = held.rows(rows);
+  const int64_t n = rows.size();
+  py::array_t<float> embedding({n, model.expensive_width()}), logit(n);
+  float* embedding_data = embedding.mutable_data();
+  float* logit_data = logit.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    model.encode(held.view, chosen, n, threads, embedding_data, logit_data);
+  }
+  return py::make_tuple(embedding, logit);
+}
+
+py::tuple aggregate(const Model& model, const py::object& candidates, const py::array& rows,
+                    const py::array& row_offsets, bool explain, int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
+  const HeldCandidates held(candidates);
+  const int64_t bags = held.view.batch.bags, n = rows.size();
+  const ChosenRows chosen{held.rows(rows), checked_offsets(row_offsets, n)};
+  if (row_offsets.size() != bags + 1)
+    throw py::value_error("row offsets must have one entry more than there are bags (" +
+                          std::to_string(bags) + "), got " + std::to_string(row_offsets.size()));
+  for (int64_t bag = 0; bag < bags; ++bag)
+    for (int64_t i = chosen.offsets[bag]; i < chosen.offsets[bag + 1]; ++i)
+      if (chosen.rows[i] < held.view.offsets[bag] || chosen.rows[i] >= held.view.offsets[bag + 1])
+        throw py::value_error("rows of bag " + std::to_string(bag) + " must be its own, got " +
+                              std::to_string(chosen.rows[i]));
+  py::array_t<float> site_logit(n), pair_logit(bags);
+  std::optional<py::array_t<float>> weight;
+  if (explain) weight.emplace(n);
+  float* site_data = site_logit.mutable_data();
+  float* pair_data = pair_logit.mutable_data();
+  float* weight_data = weight ? weight->mutable_data() : nullptr;
+  {
+    const py::gil_scoped_release unlocked;
+    model.aggregate(held.view, chosen, threads, site_data, pair_data, weight_data);
+  }
+  return py::make_tuple(site_logit, pair_logit, weight);
+}
+
+}  // namespace
+
+void bind_model(py::module_& m) {
+  py::class_<Model>(m, "Model", "The models of a ModelConfig on the CPU, from float32 arrays by name.")
+      .def(py::init(&model_of), "config"_a, "arrays"_a, "variant"_a = "auto")
+      .def_property_readonly("variant", &Model::variant)
+      .def("cheap_scan", &cheap_scan, "Cheap logit (N,), selector key (N,), embedding (N, D) or None.",
+           "candidates"_a, "embedding"_a = false, "threads"_a = 0)
+      .def("encode", &encode, "Expensive embedding (M, E) and logit (M,) of rows.", "candidates"_a, "rows"_a,
+           "threads"_a = 0)
+      .def("aggregate", &aggregate, "Site logit (M,), pair logit (B,), weight (M,) or None, of chosen rows.",
+           "candidates"_a, "rows"_a, "row_offsets"_a, "explain"_a = false, "threads"_a = 0);
+}

@@ -1,0 +1,71 @@
+// PAIR-Former on the CPU: the steps of models/pair_former.py over bags of candidates, in one pool of threads.
+// No result depends on the number of threads or on the bags computed together.
+#pragma once
+
+#include <array>
+
+#include "aggregators.hpp"
+#include "encoders.hpp"
+#include "ragged.hpp"
+
+namespace pairformer {
+
+// Candidates of all bags; rows are 13 bytes, and an aligned window is made where it is read.
+struct Candidates {
+  const PairBatch& batch;
+  const int64_t* offsets;  // (bags + 1)
+  const int32_t* start;
+  const uint8_t* esa_score;
+  const float* position;
+  const Alignment* alignment;
+
+  EncodeRow row(int64_t bag, int64_t i) const { return {bag, start[i], alignment[i]}; }
+  int64_t bag_of(int64_t row) const;
+};
+
+// Rows chosen of each bag, ascending: bag b has rows offsets[b] .. offsets[b + 1] - 1 of `rows`.
+struct ChosenRows {
+  const int64_t* rows;
+  const int64_t* offsets;
+};
+
+enum class TokenPart { embedding, logit, esa, position };
+
+class Model {
+ public:
+  // Throws std::invalid_argument for an array that is missing or of another shape, or an unknown variant.
+  Model(const Weights& weights, const ModelShape& shape, std::vector<TokenPart> token, float empty_logit,
+        const std::string& variant);
+
+  // Cheap logit and selector key of every candidate; embedding (rows, width) unless null.
+  void cheap_scan(const Candidates& candidates, int threads, float* logit, uint32_t* key,
+                  float* embedding) const;
+
+  // Expensive embedding (n, expensive width) and logit of n rows.
+  void encode(const Candidates& candidates, const int64_t* rows, int64_t n, int threads, float* embedding,
+              float* logit) const;
+
+  // Site logit of every chosen row and pair logit of every bag; weight, unless null: the pair logit minus
+  // that without the row's token.
+  void aggregate(const Candidates& candidates, const ChosenRows& chosen, int threads, float* site_logit,
+                 float* pair_logit, float* weight) const;
+
+  const char* variant() const { return kernels_.name; }
+  int64_t cheap_width() const { return cheap_width_; }
+  int64_t expensive_width() const { return expensive_.width(); }
+
+ private:
+  class RowEncoder;
+  void write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
+                   float* token) const;
+
+  const Kernels& kernels_;
+  CheapEncoder cheap_;
+  ExpensiveEncoder expensive_;
+  std::unique_ptr<Aggregator> aggregator_;
+  std::vector<TokenPart> token_;
+  int64_t cheap_width_, token_width_;
+  float empty_logit_;
+};
+
+}  // namespace pairformer

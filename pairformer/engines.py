@@ -1,0 +1,176 @@
+"""What computes the path from candidates to logits: the native code of this package, or PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer import _core
+from pairformer.bags import Candidates
+from pairformer.config import ModelConfig
+from pairformer.saved import model_directory, read_model
+from pairformer.selector import Selection, STSelector
+
+if TYPE_CHECKING:
+    from pairformer.models import PairFormer
+
+ENGINES = ("native", "torch")
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What an engine computed for B bags, N candidates, M of them selected."""
+
+    pair_logit: NDArray[np.float32]
+    """(B,); ``config.empty_logit`` of a bag without candidates."""
+    selection: Selection
+    """Rows read by the expensive encoder."""
+    cheap_logit: NDArray[np.float32]
+    """(N,)."""
+    logit: NDArray[np.float32]
+    """(M,) expensive logit z of the selected rows."""
+    weight: NDArray[np.float32] | None
+    """(M,) the pair logit minus that without the row's token; None unless asked for."""
+
+
+class Engine(Protocol):
+    """A loaded model that scores bags of candidates. Source: PAIR-Former Algorithm 2."""
+
+    name: str
+    config: ModelConfig
+    metadata: dict
+
+    def score(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
+        """Score bags with at most ``k_max`` selected candidates each; None for the model's own budget."""
+        ...
+
+
+class NativeEngine:
+    """The whole path in C++ on the CPU; needs NumPy and safetensors only.
+
+    Args:
+        config: of the model.
+        arrays: float32 arrays by name, as ``PairFormer.state_dict()`` names them.
+        metadata: what else is known of the model.
+        variant: one of ``pairformer._core.variants()``; they agree to float32 rounding.
+
+    Raises:
+        ValueError: an array is missing or of another shape.
+    """
+
+    name = "native"
+
+    def __init__(
+        self, config: ModelConfig, arrays: dict[str, NDArray[np.float32]], metadata: dict, variant: str = "auto"
+    ) -> None:
+        self.config, self.metadata = config, metadata
+        self.model = _core.Model(config, arrays, variant)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = "default", variant: str = "auto") -> NativeEngine:
+        """Read a saved model; errors as :func:`pairformer.saved.read_model` and of the class."""
+        config, metadata, arrays = read_model(name_or_path)
+        return cls(config, arrays, metadata, variant)
+
+    def score(
+        self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
+    ) -> Scored:
+        cheap_logit, keys, _ = self.model.cheap_scan(candidates, threads=threads)
+        selector = STSelector.from_config(self.config.selector, k_max=k_max)
+        selection = selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads)
+        logit, pair_logit, weight = self.model.aggregate(
+            candidates, selection.rows, selection.offsets, explain, threads
+        )
+        return Scored(pair_logit, selection, cheap_logit, logit, weight)
+
+
+class TorchEngine:
+    """C++ scan and selection, PyTorch models, on any device."""
+
+    name = "torch"
+
+    def __init__(self, model: PairFormer) -> None:
+        self.model, self.config, self.metadata = model, model.config, model.metadata
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = "default", device: str = "auto") -> TorchEngine:
+        """Read a saved model onto a device ("auto": a CUDA device if there is one).
+
+        Raises:
+            ImportError: PyTorch is missing.
+            ValueError: the device is not there.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise ImportError(
+                "engine torch needs PyTorch; install pairformer with its extra torch, as in pip install '.[torch]'"
+            )
+        import torch
+
+        from pairformer.models import PairFormer
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, AssertionError) as error:  # what PyTorch raises for an unknown or a missing device
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device must be auto, cpu or one PyTorch finds here, got {device}; {reason}") from error
+        return cls(PairFormer.load(name_or_path).to(device))
+
+    def score(
+        self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
+    ) -> Scored:
+        import torch
+
+        before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            result = self.model(candidates, k_max, threads)
+            weight = self._weights(result) if explain else None
+        finally:
+            torch.set_num_threads(before)
+        pair_logit, logit = (values.float().cpu().numpy() for values in (result.pair_logit, result.logit))
+        return Scored(pair_logit, result.selection, result.cheap_logit, logit, weight)
+
+    def _weights(self, result) -> NDArray[np.float32]:
+        parts = [
+            result.pair_logit[bag] - self.model.masked_logits(result.tokens[bag], int(size))
+            for bag, size in enumerate(np.diff(result.selection.offsets))
+        ]
+        return np.concatenate([np.empty(0, np.float32), *(part.float().cpu().numpy() for part in parts)])
+
+
+def load_engine(name: str, model: str | Path, device: str) -> Engine:
+    """An engine by name with a model on a device; one that was loaded before is kept until its files change.
+
+    Args:
+        name: "native", "torch", or "auto": native for ``device`` "auto" or "cpu", torch for any other.
+        model: "default" or a directory written by ``PairFormer.save``.
+        device: "auto", "cpu", or for torch any that PyTorch finds.
+
+    Raises:
+        ValueError: unknown engine, a device the engine does not have, or a damaged model.
+        FileNotFoundError: no such model.
+        ImportError: the engine's library is missing.
+    """
+    on_cpu = device in ("auto", "cpu")
+    if name not in ("auto", *ENGINES):
+        raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name}")
+    if name == "native" and not on_cpu:
+        raise ValueError(f"device must be auto or cpu for engine native, got {device}; pass engine='torch'")
+    directory = model_directory(model).resolve()
+    newest = max(path.stat().st_mtime for path in directory.iterdir())
+    return _loaded("native" if name == "auto" and on_cpu else "torch" if name == "auto" else name,
+                   directory, newest, device)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(name: str, directory: Path, newest: float, device: str) -> Engine:
+    return NativeEngine.load(directory) if name == "native" else TorchEngine.load(directory, device)

@@ -1,0 +1,52 @@
+"""Saved models: ``model.safetensors`` and ``config.json`` in one directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer.config import ModelConfig
+
+WEIGHTS = Path(__file__).parent / "weights"
+FILES = ("config.json", "model.safetensors")
+
+
+def model_directory(name_or_path: str | Path) -> Path:
+    """Directory of a model by name ("default") or path; FileNotFoundError where there is none."""
+    directory = WEIGHTS if str(name_or_path) == "default" else Path(name_or_path)
+    for name in FILES:
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"model must be 'default' or a directory with {name}, got {name_or_path}")
+    return directory
+
+
+def read_model(name_or_path: str | Path) -> tuple[ModelConfig, dict, dict[str, NDArray[np.float32]]]:
+    """Read a saved model.
+
+    Args:
+        name_or_path: "default" for the weights shipped with the package, or a directory.
+
+    Returns:
+        config; what else config.json says, and ``model_sha256`` of both files; arrays by name, as float32.
+
+    Raises:
+        FileNotFoundError: the directory has no model.
+        ValueError: a file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    directory = model_directory(name_or_path)
+    config_bytes, model_bytes = ((directory / name).read_bytes() for name in FILES)
+    try:
+        metadata = json.loads(config_bytes)
+        config = ModelConfig.from_dict(metadata.pop("config"))
+        arrays = {name: np.asarray(array, np.float32) for name, array in load(model_bytes).items()}
+    except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
+        raise ValueError(f"model must be as PairFormer.save wrote it, got {directory}; {error}") from error
+    metadata["model_sha256"] = hashlib.sha256(config_bytes + model_bytes).hexdigest()
+    return config, metadata, arrays

@@ -1,0 +1,315 @@
+"""The native engine computes what the PyTorch models compute, whatever the instruction set, threads and batch."""
+
+import dataclasses
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import pairformer
+from pairformer import _core, testing
+from pairformer.config import AggregatorConfig, CheapConfig, ExpensiveConfig, ModelConfig, SelectorConfig
+from pairformer.engines import NativeEngine, TorchEngine
+
+torch = pytest.importorskip("torch")
+from pairformer.models import PairFormer  # noqa: E402
+
+SMALL = ExpensiveConfig(channels=(3, 5, 5), stem_kernel=3, block_kernel=2, se_reduction=2, pooled_length=7)
+CONFIGS = {
+    "default": ModelConfig(),
+    "paper": ModelConfig(aggregator=AggregatorConfig.paper()),
+    "narrow": ModelConfig(
+        SMALL,
+        CheapConfig((3, 5), 7, 9),
+        SelectorConfig(k_max=9),
+        AggregatorConfig(width=6, layers=1, heads=3, hidden=5),
+    ),
+    "wide": ModelConfig(
+        ExpensiveConfig((24, 40), stem_kernel=8, block_kernel=5, pooled_length=50),
+        CheapConfig((40, 70), 40, 33),
+        SelectorConfig(k_max=70),
+        AggregatorConfig(width=40, layers=2, heads=2, hidden=50, pool_seeds=3),
+    ),
+    "induced": ModelConfig(
+        SMALL, aggregator=AggregatorConfig(width=20, layers=2, heads=4, hidden=17, inducing_points=5)
+    ),
+    "no_layers": ModelConfig(SMALL, aggregator=AggregatorConfig(layers=0), empty_logit=-0.25),
+    "deep_sets": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="deep_sets", width=12, hidden=21)),
+    "gated": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="gated_attention", width=12, hidden=21)),
+    "position_first": ModelConfig(SMALL, token=("position", "logit", "embedding")),
+    "no_embedding": ModelConfig(SMALL, token=("esa",), esa_min=7),
+}
+LENGTHS = (900, 30, 2300, 41, 40, 600, 0, 77)
+
+
+def make(config):
+    """A model with large random weights and biases, so that no part of it is zero."""
+    torch.manual_seed(7)
+    model = PairFormer(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim == 1:
+                value.add_(0.3 * torch.randn_like(value))
+            assert value.abs().max() > 0, name
+    return model
+
+
+def native(model, variant="auto"):
+    arrays = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    return NativeEngine(model.config, arrays, {}, variant)
+
+
+def close(found, expected, share=3e-6):
+    """Equal up to a share of the largest value, or of 1 where all are smaller."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=share * max(1, np.abs(expected).max()))
+
+
+@pytest.fixture
+def candidates(rng):
+    mirnas = [testing.random_rna(rng, length) for length in (22, 22, 35, 7, 10, 21, 22, 1)]
+    return pairformer.scan(mirnas, [testing.random_rna(rng, length) for length in LENGTHS])
+
+
+@pytest.fixture(scope="module")
+def default():
+    return NativeEngine.load(), TorchEngine.load(device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("variant", _core.variants())
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_step_agrees_with_torch(rng, name, variant):
+    config = CONFIGS[name]
+    model = make(config)
+    engine = native(model, variant)
+    assert engine.model.variant == variant
+    utrs = [testing.random_rna(rng, length) for length in LENGTHS]
+    candidates = pairformer.scan(testing.random_rna(rng, 22), utrs, config.esa_min)
+    with torch.no_grad():
+        cheap_logit, key = model.cheap_scan(candidates)
+        windows = torch.from_numpy(candidates.encode())
+        esa, position = torch.from_numpy(candidates.esa_score), torch.from_numpy(candidates.position)
+        cheap_embedding = model.cheap(windows, esa, position)[1].numpy()
+    found = engine.model.cheap_scan(candidates, embedding=True)
+    close(found[0], cheap_logit)
+    close(found[2], cheap_embedding)
+    # A key's bit is the sign of a number that may round to either side of 0.
+    doubtful = (np.abs(cheap_embedding) < 1e-5).any(1)
+    np.testing.assert_array_equal(found[1][~doubtful], key[~doubtful])
+    assert doubtful.mean() < 0.01
+    np.testing.assert_array_equal(engine.model.cheap_scan(candidates)[1], found[1])
+    assert engine.model.cheap_scan(candidates)[2] is None
+
+    rows = np.array([5, 0, 700, 701, 5], np.int64)
+    with torch.no_grad():
+        expected = [value.numpy() for value in model.encode_selected(candidates, rows)]
+    for one, other in zip(engine.model.encode(candidates, rows), expected, strict=True):
+        close(one, other)
+
+    result = model(candidates)
+    selection = result.selection
+    site, pair, weight = engine.model.aggregate(candidates, selection.rows, selection.offsets, explain=True)
+    expected = TorchEngine(model).score(candidates, explain=True)
+    close(site, expected.logit)
+    close(pair, expected.pair_logit, 2e-5)
+    close(weight, expected.weight, 4e-5)
+    assert np.ptp(pair) > 0.01
+    assert pair[LENGTHS.index(30)] == config.empty_logit
+
+
+def test_predictions_agree_with_torch(rng, model):
+    pairs = testing.heavy_tailed_pairs(rng, 12, mean=500)
+    both = [pairformer.predict(*pairs, model=model, engine=engine, explain=True) for engine in ("native", "torch")]
+    np.testing.assert_allclose(both[0].logit, both[1].logit, rtol=0, atol=1e-4)
+    for one, other in zip(*both, strict=True):
+        assert one.sites.dtype == other.sites.dtype
+        np.testing.assert_array_equal(one.sites[["start", "reason"]], other.sites[["start", "reason"]])
+        np.testing.assert_allclose(one.sites["weight"], other.sites["weight"], rtol=0, atol=1e-4)
+    assert both[0].engine == "native"
+    assert pairformer.predict(*pairs, model=model, device="cpu").engine == "native"
+
+
+@pytest.mark.data
+def test_real_pairs_select_the_same_rows(data, default):
+    """The same rows in 99 % of bags and more; others only where two compared numbers lie within 1e-5."""
+    from pairformer.data import PAIRS, load_pairs
+
+    pairs = load_pairs(data / PAIRS, data)
+    every = slice(0, None, 12)
+    candidates = pairformer.scan(list(pairs.mirna[every]), list(pairs.utr[every]))
+    one, other = (engine.score(candidates) for engine in default)
+    np.testing.assert_allclose(one.cheap_logit, other.cheap_logit, rtol=0, atol=1e-5)
+    same = np.array([
+        np.array_equal(one.selection.rows[slice(*ends)], other.selection.rows[slice(*ends)])
+        for ends in zip(one.selection.offsets, one.selection.offsets[1:], strict=False)
+    ])  # fmt: skip
+    assert len(same) > 450
+    assert same.mean() >= 0.99
+    np.testing.assert_allclose(one.pair_logit[same], other.pair_logit[same], rtol=0, atol=1e-4)
+    for bag in np.flatnonzero(~same):
+        span = slice(*candidates.offsets[bag : bag + 2])
+        order = np.sort(one.cheap_logit[span])
+        assert np.diff(order).min() < 1e-5
+
+
+@pytest.mark.parametrize("variant", _core.variants())
+def test_threads_and_batch_change_nothing(candidates, variant):
+    engine = native(make(CONFIGS["narrow"]), variant)
+    every = engine.score(candidates, threads=1, explain=True)
+    for threads in (2, 3, 0):
+        found = engine.score(candidates, threads=threads, explain=True)
+        for field in ("pair_logit", "cheap_logit", "logit", "weight"):
+            np.testing.assert_array_equal(getattr(found, field), getattr(every, field))
+    for bag in range(len(candidates)):
+        ends = slice(*candidates.offsets[bag : bag + 2])
+        offsets = np.zeros(len(candidates) + 1, np.int64)
+        offsets[bag + 1 :] = ends.stop - ends.start
+        alone = candidates.take(np.arange(ends.start, ends.stop), offsets)
+        np.testing.assert_array_equal(engine.score(alone).pair_logit[bag], every.pair_logit[bag])
+        np.testing.assert_array_equal(engine.score(alone).cheap_logit, every.cheap_logit[ends])
+
+
+def test_order_of_rows_changes_only_rounding(candidates):
+    engine = native(make(CONFIGS["default"]))
+    offsets = candidates.offsets
+    rows = np.arange(offsets[2], offsets[3])[:50]
+    chosen = np.zeros(len(candidates) + 1, np.int64)
+    chosen[3:] = 50
+    one = engine.model.aggregate(candidates, rows, chosen)
+    other = engine.model.aggregate(candidates, np.random.default_rng(0).permutation(rows), chosen)
+    assert one[1][2] == pytest.approx(other[1][2], abs=2e-6)
+
+
+def test_no_candidates():
+    engine = native(make(CONFIGS["no_layers"]))
+    for utrs in ([], ["ACGU"], ["", "A" * 50]):
+        candidates = pairformer.scan(["UGAGGUAGUAGG"] * len(utrs), utrs, 10)
+        scored = engine.score(candidates, explain=True)
+        np.testing.assert_array_equal(scored.pair_logit, np.full(len(utrs), -0.25, np.float32))
+        assert len(scored.cheap_logit) == len(scored.weight) == len(scored.selection.rows) == 0
+        assert [array.shape for array in engine.model.encode(candidates, np.empty(0, np.int64))] == [(0, 35), (0,)]
+
+
+def test_wrong_arrays():
+    model = make(CONFIGS["narrow"])
+    arrays = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    name = "expensive.stem.weight"
+    wrong = [
+        ({k: v for k, v in arrays.items() if k != name}, "must hold expensive.stem.weight \\(3, 10, 3\\).*no such"),
+        (arrays | {name: arrays[name][:2].copy()}, "got \\(2, 10, 3\\)"),
+        (arrays | {"other.weight": arrays[name]}, "got other.weight \\(3, 10, 3\\) too"),
+        (arrays | {name: arrays[name][:, ::-1]}, "expensive.stem.weight must be C-contiguous"),
+    ]
+    for bad, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            NativeEngine(model.config, bad, {})
+    with pytest.raises(TypeError, match=r"expensive.stem.weight must be float32, got float64"):
+        NativeEngine(model.config, arrays | {name: arrays[name].astype(float)}, {})
+    with pytest.raises(ValueError, match=r"variant must be one of auto, .*portable on this processor, got mmx"):
+        NativeEngine(model.config, arrays, {}, "mmx")
+
+
+def test_wrong_candidates(candidates):
+    model = native(make(CONFIGS["narrow"])).model
+
+    def broken(**fields):
+        return dataclasses.replace(candidates, **fields)
+
+    start = candidates.start.copy()
+    start[700] = 2_000_000_000
+    alignment = candidates.alignment.copy()
+    alignment[3] ^= 1
+    for bad, message in [
+        (broken(start=start), "start must name a window of 40 letters ACGU, got 2000000000"),
+        (broken(alignment=alignment), "alignment must pair as many"),
+        (broken(start=candidates.start[:-1]), "offsets must end at"),
+        (broken(position=candidates.position[:-1]), "position must have"),
+        (broken(offsets=candidates.offsets[:-1]), "offsets must"),
+        (broken(esa_score=np.repeat(candidates.esa_score, 2)[::2]), "esa_score must be C-contiguous"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.cheap_scan(bad)
+    with pytest.raises(TypeError, match="start must be int32, got int64"):
+        model.cheap_scan(broken(start=candidates.start.astype(np.int64)))
+    with pytest.raises(ValueError, match="rows must be in 0"):
+        model.encode(candidates, np.array([-1]))
+    offsets = np.zeros(len(candidates) + 1, np.int64)
+    offsets[2:] = 1
+    with pytest.raises(ValueError, match="rows of bag 1 must be its own, got 0"):
+        model.aggregate(candidates, np.array([0]), offsets)
+    with pytest.raises(ValueError, match="row offsets must have one entry more"):
+        model.aggregate(candidates, np.array([0]), np.array([0, 1]))
+
+
+def test_engine_by_name(model):
+    pair = ("UGAGGUAGUAGGUUGUAUAGUU", "ACGUUGCA" * 40)
+    with pytest.raises(ValueError, match="device must be auto or cpu for engine native, got cuda; pass engine='torch'"):
+        pairformer.predict(*pair, model=model, engine="native", device="cuda")
+    with pytest.raises(ValueError, match="device must be auto, cpu or one PyTorch finds here, got abacus"):
+        pairformer.predict(*pair, model=model, device="abacus")
+    assert pairformer.predict(*pair, model=model, engine="torch", device="cpu").engine == "torch"
+
+
+def test_without_torch(model):
+    """Prediction and explanation of the shipped model load neither PyTorch nor anything else heavy."""
+    code = """
+import sys, pairformer
+p = pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGUUGCA" * 40, explain=True)
+print(p.engine, len(p.sites), bool(p.sites["weight"].any()), p.draw(0).count(chr(10)))
+print(*sys.modules)
+"""
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == "native 64 True 2"
+    assert not set(lines[1].split()) & {"torch", "triton", "sklearn", "click", "matplotlib"}
+
+
+def _in_child(engine, candidates, results):
+    results.put(engine.score(candidates, threads=2).pair_logit)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_child_has_its_own_threads(candidates):
+    engine = native(make(CONFIGS["narrow"]))
+    expected = engine.score(candidates, threads=2).pair_logit
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=_in_child, args=(engine, candidates, results))
+    child.start()
+    np.testing.assert_array_equal(results.get(timeout=60), expected)
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_callers_share_the_threads(candidates):
+    engine = native(make(CONFIGS["narrow"]))
+    expected = engine.score(candidates, threads=1).pair_logit
+    found = [None] * 8
+
+    def run(i):
+        for _ in range(5):
+            found[i] = engine.score(candidates, threads=2).pair_logit
+
+    callers = [threading.Thread(target=run, args=(i,)) for i in range(len(found))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for one in found:
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_threads_follow_the_processors_allowed():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity on this system")
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert _core.available_threads() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 1 <= _core.available_threads() <= len(allowed)
