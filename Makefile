@@ -24,7 +24,7 @@ lint: $(VENV)/.lint
 	$(RUN) -m mypy
 	$(RUN) -m mypy.stubtest pairformer._core --allowlist .stubtest-allow
 
-# The native tests once more, against an extension built with AddressSanitizer and UBSan.
+# The native tests once more, against extensions built with AddressSanitizer, UBSan and ThreadSanitizer.
 sanitize: $(VENV)/.test
 	$(RUN) tests/sanitize.py
 

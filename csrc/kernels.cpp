@@ -21,7 +21,7 @@ constexpr int kRegisters = kLanes == 16 ? 20 : kLanes == 8 ? 12 : 8;  // for sum
 
 #if PAIRFORMER_LANES > 1
 typedef float Vector __attribute__((vector_size(4 * PAIRFORMER_LANES)));
-typedef int32_t Bits __attribute__((vector_size(4 * PAIRFORMER_LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * PAIRFORMER_LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * PAIRFORMER_LANES), aligned(4), may_alias));
 
 inline Vector load(const float* x) {
@@ -37,15 +37,15 @@ inline Vector float_of(Bits b) {
   return reinterpret_cast<Vector>(b);
 }
 inline Bits where_positive(Vector v) {
-  return v > 0.0f;
+  return reinterpret_cast<Bits>(v > 0.0f);
 }
-inline Bits load(const int32_t* x) {
+inline Bits load(const uint32_t* x) {
   Bits b;
   __builtin_memcpy(&b, x, sizeof(b));
   return b;
 }
-inline int32_t any_of(Bits b) {
-  int32_t any = 0;
+inline uint32_t any_of(Bits b) {
+  uint32_t any = 0;
   for (int i = 0; i < PAIRFORMER_LANES; ++i) any |= b[i];
   return any;
 }
@@ -63,7 +63,7 @@ inline float max_of(Vector v) {
 }
 #else
 typedef float Vector;
-typedef int32_t Bits;
+typedef uint32_t Bits;
 
 inline Vector load(const float* x) {
   return *x;
@@ -74,14 +74,14 @@ inline void store(float* x, Vector v) {
 inline Bits bits_of(Vector v) {
   union {
     float value;
-    int32_t bits;
+    uint32_t bits;
   } u;
   u.value = v;
   return u.bits;
 }
 inline Vector float_of(Bits b) {
   union {
-    int32_t bits;
+    uint32_t bits;
     float value;
   } u;
   u.bits = b;
@@ -90,10 +90,10 @@ inline Vector float_of(Bits b) {
 inline Bits where_positive(Vector v) {
   return -static_cast<Bits>(v > 0.0f);
 }
-inline Bits load(const int32_t* x) {
+inline Bits load(const uint32_t* x) {
   return *x;
 }
-inline int32_t any_of(Bits b) {
+inline uint32_t any_of(Bits b) {
   return b;
 }
 inline float sum_of(Vector v) {
@@ -406,15 +406,15 @@ float dot(const float* a, const float* b, int64_t n) {
 }
 
 void sign_bits(const float* x, int64_t rows, int n, uint32_t* bits) {
-  static constexpr int32_t kBit[kLane] = {1,       1 << 1,  1 << 2,  1 << 3, 1 << 4,  1 << 5,
-                                          1 << 6,  1 << 7,  1 << 8,  1 << 9, 1 << 10, 1 << 11,
-                                          1 << 12, 1 << 13, 1 << 14, 1 << 15};
+  static constexpr uint32_t kBit[kLane] = {1,       1 << 1,  1 << 2,  1 << 3, 1 << 4,  1 << 5,
+                                           1 << 6,  1 << 7,  1 << 8,  1 << 9, 1 << 10, 1 << 11,
+                                           1 << 12, 1 << 13, 1 << 14, 1 << 15};
   for (int64_t row = 0; row < rows; ++row, x += n) {
     uint32_t found = 0;
     for (int lane = 0; lane < n; lane += kLane) {
       Bits some{};
       for (int i = 0; i < kLane; i += kLanes) some |= where_positive(load(x + lane + i)) & load(kBit + i);
-      found |= static_cast<uint32_t>(any_of(some)) << lane;
+      found |= any_of(some) << lane;
     }
     bits[row] = found;
   }

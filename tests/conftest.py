@@ -17,7 +17,7 @@ def rng():
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """Directory of a small model with random weights."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     from pairformer.config import AggregatorConfig, CheapConfig, ExpensiveConfig, ModelConfig, SelectorConfig
     from pairformer.models import PairFormer

@@ -1,6 +1,7 @@
 """The native engine computes what the PyTorch models compute, whatever the instruction set, threads and batch."""
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -13,10 +14,8 @@ import pytest
 import pairformer
 from pairformer import _core, testing
 from pairformer.config import AggregatorConfig, CheapConfig, ExpensiveConfig, ModelConfig, SelectorConfig
+from pairformer.data import PAIRS, load_pairs
 from pairformer.engines import NativeEngine, TorchEngine
-
-torch = pytest.importorskip("torch")
-from pairformer.models import PairFormer  # noqa: E402
 
 SMALL = ExpensiveConfig(channels=(3, 5, 5), stem_kernel=3, block_kernel=2, se_reduction=2, pooled_length=7)
 CONFIGS = {
@@ -46,21 +45,91 @@ CONFIGS = {
 LENGTHS = (900, 30, 2300, 41, 40, 600, 0, 77)
 
 
-def make(config):
-    """A model with large random weights and biases, so that no part of it is zero."""
-    torch.manual_seed(7)
+def shapes(config):
+    """Arrays of a model by name; those of the PyTorch model are the same (tested below)."""
+    found = {}
+
+    def linear(name, inputs, outputs, *taps, bias=True):
+        found[f"{name}.weight"] = (outputs, inputs, *taps)
+        if bias:
+            found[f"{name}.bias"] = (outputs,)
+
+    def norm(name, width):
+        found[f"{name}.weight"] = found[f"{name}.bias"] = (width,)
+
+    def feed_forward(name):
+        linear(f"{name}.0", a.width, a.hidden)
+        linear(f"{name}.3", a.hidden, a.width)
+
+    def mab(name):
+        for part in ("query", "key", "value", "out"):
+            linear(f"{name}.{part}", a.width, a.width)
+        norm(f"{name}.norm1", a.width)
+        norm(f"{name}.norm2", a.width)
+        feed_forward(f"{name}.feed_forward")
+
+    e, c, a = config.expensive, config.cheap, config.aggregator
+    linear("expensive.stem", 10, e.channels[0], e.stem_kernel, bias=False)
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(e.channels)):
+        linear(f"expensive.blocks.{i}.conv1", inputs, outputs, e.block_kernel, bias=False)
+        linear(f"expensive.blocks.{i}.conv2", outputs, outputs, e.block_kernel, bias=False)
+        if inputs != outputs:
+            linear(f"expensive.blocks.{i}.skip", inputs, outputs, 1, bias=False)
+    squeezed = max(1, e.channels[-1] // e.se_reduction)
+    linear("expensive.squeeze", e.channels[-1], squeezed, bias=False)
+    linear("expensive.excite", squeezed, e.channels[-1], bias=False)
+    linear("expensive.head", e.width, 1)
+    linear("cheap.conv1", 10, c.channels[0], 5)
+    linear("cheap.conv2", *c.channels, 3)
+    linear("cheap.embed", c.channels[1], c.width)
+    linear("cheap.score1", c.channels[1] + 2, c.hidden)
+    linear("cheap.score2", c.hidden, 1)
+    linear("aggregator.project", config.token_width, a.hidden if a.kind == "deep_sets" else a.width)
+    if a.kind == "deep_sets":
+        linear("aggregator.phi.2", a.hidden, a.width)
+    if a.kind == "gated_attention":
+        linear("aggregator.value", a.width, a.hidden)
+        linear("aggregator.gate", a.width, a.hidden)
+        linear("aggregator.weight", a.hidden, 1, bias=False)
+    if a.kind == "set_transformer":
+        for i in range(a.layers):
+            for part in ("gather", "spread") if a.inducing_points else ("attend",):
+                mab(f"aggregator.layers.{i}.{part}")
+            if a.inducing_points:
+                found[f"aggregator.layers.{i}.points"] = (a.inducing_points, a.width)
+        found["aggregator.pool.seeds"] = (a.pool_seeds, a.width)
+        feed_forward("aggregator.pool.feed_forward")
+        mab("aggregator.pool.attend")
+    norm("aggregator.head.0", a.width)
+    linear("aggregator.head.1", a.width, a.width)
+    linear("aggregator.head.4", a.width, 1)
+    return found
+
+
+def arrays_of(config):
+    """Random weights of a size that neither fades nor grows from layer to layer; no part of a model is zero."""
+    rng = np.random.default_rng(7)
+    return {
+        name: (
+            rng.normal(size=shape) * (0.3 if len(shape) == 1 else np.sqrt(1.5 / np.prod(shape[1:])))
+            + (len(shape) == 1 and ("norm" in name or "head.0" in name) and name.endswith("weight"))
+        ).astype(np.float32)
+        for name, shape in shapes(config).items()
+    }
+
+
+def native(config, variant="auto"):
+    return NativeEngine(config, arrays_of(config), {}, variant)
+
+
+def torch_model(config):
+    """The same model in PyTorch."""
+    torch = pytest.importorskip("torch")
+    from pairformer.models import PairFormer
+
     model = PairFormer(config).eval()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim == 1:
-                value.add_(0.3 * torch.randn_like(value))
-            assert value.abs().max() > 0, name
-    return model
-
-
-def native(model, variant="auto"):
-    arrays = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    return NativeEngine(model.config, arrays, {}, variant)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays_of(config).items()})
+    return model.requires_grad_(False)
 
 
 def close(found, expected, share=3e-6):
@@ -74,26 +143,19 @@ def candidates(rng):
     return pairformer.scan(mirnas, [testing.random_rna(rng, length) for length in LENGTHS])
 
 
-@pytest.fixture(scope="module")
-def default():
-    return NativeEngine.load(), TorchEngine.load(device="cpu")
-
-
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("variant", _core.variants())
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_step_agrees_with_torch(rng, name, variant):
     config = CONFIGS[name]
-    model = make(config)
-    engine = native(model, variant)
+    torch = pytest.importorskip("torch")
+    model, engine = torch_model(config), native(config, variant)
     assert engine.model.variant == variant
     utrs = [testing.random_rna(rng, length) for length in LENGTHS]
     candidates = pairformer.scan(testing.random_rna(rng, 22), utrs, config.esa_min)
-    with torch.no_grad():
-        cheap_logit, key = model.cheap_scan(candidates)
-        windows = torch.from_numpy(candidates.encode())
-        esa, position = torch.from_numpy(candidates.esa_score), torch.from_numpy(candidates.position)
-        cheap_embedding = model.cheap(windows, esa, position)[1].numpy()
+    cheap_logit, key = model.cheap_scan(candidates)
+    inputs = (candidates.encode(), candidates.esa_score, candidates.position)
+    cheap_embedding = model.cheap(*map(torch.from_numpy, inputs))[1].numpy()
     found = engine.model.cheap_scan(candidates, embedding=True)
     close(found[0], cheap_logit)
     close(found[2], cheap_embedding)
@@ -105,8 +167,7 @@ def test_every_step_agrees_with_torch(rng, name, variant):
     assert engine.model.cheap_scan(candidates)[2] is None
 
     rows = np.array([5, 0, 700, 701, 5], np.int64)
-    with torch.no_grad():
-        expected = [value.numpy() for value in model.encode_selected(candidates, rows)]
+    expected = [value.numpy() for value in model.encode_selected(candidates, rows)]
     for one, other in zip(engine.model.encode(candidates, rows), expected, strict=True):
         close(one, other)
 
@@ -122,6 +183,7 @@ def test_every_step_agrees_with_torch(rng, name, variant):
 
 
 def test_predictions_agree_with_torch(rng, model):
+    pytest.importorskip("torch")
     pairs = testing.heavy_tailed_pairs(rng, 12, mean=500)
     both = [pairformer.predict(*pairs, model=model, engine=engine, explain=True) for engine in ("native", "torch")]
     np.testing.assert_allclose(both[0].logit, both[1].logit, rtol=0, atol=1e-4)
@@ -134,14 +196,13 @@ def test_predictions_agree_with_torch(rng, model):
 
 
 @pytest.mark.data
-def test_real_pairs_select_the_same_rows(data, default):
+def test_real_pairs_select_the_same_rows(data):
     """The same rows in 99 % of bags and more; others only where two compared numbers lie within 1e-5."""
-    from pairformer.data import PAIRS, load_pairs
-
+    pytest.importorskip("torch")
     pairs = load_pairs(data / PAIRS, data)
     every = slice(0, None, 12)
     candidates = pairformer.scan(list(pairs.mirna[every]), list(pairs.utr[every]))
-    one, other = (engine.score(candidates) for engine in default)
+    one, other = (engine.score(candidates) for engine in (NativeEngine.load(), TorchEngine.load(device="cpu")))
     np.testing.assert_allclose(one.cheap_logit, other.cheap_logit, rtol=0, atol=1e-5)
     same = np.array([
         np.array_equal(one.selection.rows[slice(*ends)], other.selection.rows[slice(*ends)])
@@ -157,8 +218,9 @@ def test_real_pairs_select_the_same_rows(data, default):
 
 
 @pytest.mark.parametrize("variant", _core.variants())
-def test_threads_and_batch_change_nothing(candidates, variant):
-    engine = native(make(CONFIGS["narrow"]), variant)
+@pytest.mark.parametrize("name", ["narrow", "wide", "induced", "deep_sets", "gated"])
+def test_threads_and_batch_change_nothing(candidates, name, variant):
+    engine = native(CONFIGS[name], variant)
     every = engine.score(candidates, threads=1, explain=True)
     for threads in (2, 3, 0):
         found = engine.score(candidates, threads=threads, explain=True)
@@ -174,7 +236,7 @@ def test_threads_and_batch_change_nothing(candidates, variant):
 
 
 def test_order_of_rows_changes_only_rounding(candidates):
-    engine = native(make(CONFIGS["default"]))
+    engine = native(CONFIGS["default"])
     offsets = candidates.offsets
     rows = np.arange(offsets[2], offsets[3])[:50]
     chosen = np.zeros(len(candidates) + 1, np.int64)
@@ -185,7 +247,7 @@ def test_order_of_rows_changes_only_rounding(candidates):
 
 
 def test_no_candidates():
-    engine = native(make(CONFIGS["no_layers"]))
+    engine = native(CONFIGS["no_layers"])
     for utrs in ([], ["ACGU"], ["", "A" * 50]):
         candidates = pairformer.scan(["UGAGGUAGUAGG"] * len(utrs), utrs, 10)
         scored = engine.score(candidates, explain=True)
@@ -195,8 +257,7 @@ def test_no_candidates():
 
 
 def test_wrong_arrays():
-    model = make(CONFIGS["narrow"])
-    arrays = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    config, arrays = CONFIGS["narrow"], arrays_of(CONFIGS["narrow"])
     name = "expensive.stem.weight"
     wrong = [
         ({k: v for k, v in arrays.items() if k != name}, "must hold expensive.stem.weight \\(3, 10, 3\\).*no such"),
@@ -206,15 +267,15 @@ def test_wrong_arrays():
     ]
     for bad, message in wrong:
         with pytest.raises(ValueError, match=message):
-            NativeEngine(model.config, bad, {})
+            NativeEngine(config, bad, {})
     with pytest.raises(TypeError, match=r"expensive.stem.weight must be float32, got float64"):
-        NativeEngine(model.config, arrays | {name: arrays[name].astype(float)}, {})
+        NativeEngine(config, arrays | {name: arrays[name].astype(float)}, {})
     with pytest.raises(ValueError, match=r"variant must be one of auto, .*portable on this processor, got mmx"):
-        NativeEngine(model.config, arrays, {}, "mmx")
+        NativeEngine(config, arrays, {}, "mmx")
 
 
 def test_wrong_candidates(candidates):
-    model = native(make(CONFIGS["narrow"])).model
+    model = native(CONFIGS["narrow"]).model
 
     def broken(**fields):
         return dataclasses.replace(candidates, **fields)
@@ -246,6 +307,7 @@ def test_wrong_candidates(candidates):
 
 
 def test_engine_by_name(model):
+    pytest.importorskip("torch")
     pair = ("UGAGGUAGUAGGUUGUAUAGUU", "ACGUUGCA" * 40)
     with pytest.raises(ValueError, match="device must be auto or cpu for engine native, got cuda; pass engine='torch'"):
         pairformer.predict(*pair, model=model, engine="native", device="cuda")
@@ -254,7 +316,7 @@ def test_engine_by_name(model):
     assert pairformer.predict(*pair, model=model, engine="torch", device="cpu").engine == "torch"
 
 
-def test_without_torch(model):
+def test_without_torch():
     """Prediction and explanation of the shipped model load neither PyTorch nor anything else heavy."""
     code = """
 import sys, pairformer
@@ -274,7 +336,7 @@ def _in_child(engine, candidates, results):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_child_has_its_own_threads(candidates):
-    engine = native(make(CONFIGS["narrow"]))
+    engine = native(CONFIGS["narrow"])
     expected = engine.score(candidates, threads=2).pair_logit
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -286,7 +348,7 @@ def test_forked_child_has_its_own_threads(candidates):
 
 
 def test_callers_share_the_threads(candidates):
-    engine = native(make(CONFIGS["narrow"]))
+    engine = native(CONFIGS["narrow"])
     expected = engine.score(candidates, threads=1).pair_logit
     found = [None] * 8
 
