@@ -1,4 +1,4 @@
-"""The native tests against extensions built with sanitizers, first ASan and UBSan, then TSan. Run by ``make sanitize``."""
+"""The native tests with sanitizers built in, first ASan and UBSan, then TSan. Run by ``make sanitize``."""
 
 import os
 import subprocess
