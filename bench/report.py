@@ -10,6 +10,8 @@ import json
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 HEAD = """# Benchmark results
 
 Run `make bench`; for this page `pytest bench --benchmark-only --benchmark-json bench.json`, then
@@ -28,8 +30,13 @@ BARS = (
     ("select S2 from keys", "select[spread0.5-S2-keys", None, "bags_per_s", 1e6 / 40),
     ("select S2 from embeddings", "select[spread0.5-S2-emb", None, "bags_per_s", 1e6 / 70),
     ("select S2 from keys / S0", "select[spread0.5-S2-keys", "select[spread0.5-S0", "bags_per_s", 1 / 6),
-    ("whole path, default model, two threads", "end_to_end[default-2", None, "pairs_per_s", 280),
-    ("whole path, paper's size, two threads", "end_to_end[paper-2", None, "pairs_per_s", 150),
+    ("whole path, default model, two threads", "end_to_end[default-2-native", None, "pairs_per_s", 280),
+    ("the same / torch engine", "end_to_end[default-2-native", "end_to_end[default-2-torch", "pairs_per_s", 3),
+    ("the same / one thread", "end_to_end[default-2-native", "end_to_end[default-1-native", "pairs_per_s", 1.8),
+    ("whole path, paper's size, two threads", "end_to_end[paper-2-native", None, "pairs_per_s", 150),
+    ("cheap encoder, one thread", "native_stage[scan_or_cheap_forward-default-1", None, "candidates_per_s", 1.5e6),
+    ("two processes of two threads / one", "shared_cores[2", "shared_cores[1", "pairs_per_s", 0.9),
+    ("process start to first prediction", "first_prediction[first", None, "starts_per_s", 2),
 )
 COLUMNS = ("benchmark", "min ms", "median ms", "spread ms", "rounds", "")
 
@@ -48,6 +55,18 @@ def bars(benchmarks: list[dict]):
             word = "ratio" if base else rate.replace("_per_", "/")
             state = "reached" if value / unit >= bar else "missed"
             yield f"{what}: {value / unit:.3g} {word}, bar {bar:.3g}, {state}"
+    growth = [b["extra_info"] for b in benchmarks if b["name"].startswith("bench_growth")]
+    if growth and all("us_per_pair" in info for info in growth):
+        off = largest_deviation([info["n"] for info in growth], [info["us_per_pair"] for info in growth])
+        state = "reached" if off <= 0.1 else "missed"
+        yield f"cost of a pair against n, 64 to 30,000: off a straight line by {off:.2g} at most, bar 0.1, {state}"
+
+
+def largest_deviation(n: list[float], cost: list[float]) -> float:
+    """Of cost from the line that fits best relative to it."""
+    design = np.stack([np.ones(len(n)), n], 1) / np.array(cost)[:, None]
+    fit = np.linalg.lstsq(design, np.ones(len(n)), rcond=None)[0]
+    return float(np.abs(design @ fit - 1).max())
 
 
 def page(run: dict, note: str):
@@ -67,7 +86,7 @@ def page(run: dict, note: str):
         for row in rows:
             stats = row["stats"]
             times = " | ".join(f"{1e3 * stats[key]:.4g}" for key in ("min", "median", "iqr"))
-            quoted = ", ".join(f"{name} {value:.4g}" for name, value in row["extra_info"].items())
+            quoted = ", ".join(f"{name} {value:.4g}" for name, value in row["extra_info"].items() if value is not None)
             yield f"| {row['name'].removeprefix('bench_')} | {times} | {stats['rounds']} | {quoted} |"
 
 
