@@ -35,7 +35,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
-	$(PIP) --editable '.[torch]'
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.installed

@@ -55,6 +55,7 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         run(sys.argv[1], int(sys.argv[2]))
     else:
+        print("## instructions by callgrind, `python bench/instructions.py`\n")
         print("| step, one pair, avx2 | instructions | of |\n|---|---|---|")
         for step in CALLS:
             once, candidates, selected = counted(step, 2)

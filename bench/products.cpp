@@ -61,6 +61,7 @@ int main(int, char** arguments) {
   const auto mkl = reinterpret_cast<Blas>(symbol(arguments[2], "sgemm_"));
   if (!openblas || !mkl) return 1;
   const Kernels& kernels = kernels_avx512();
+  std::printf("## products on one thread, GFLOP/s, `python bench/products.py`\n\n");
   std::printf("| product (m x n x k) | pairformer | Eigen | OpenBLAS | MKL |\n|---|---|---|---|---|\n");
   for (const auto& [what, m, n, k, lda] : kShapes) {
     std::vector<float> a(static_cast<size_t>(m) * lda + k), b(static_cast<size_t>(k) * n), bias(n, 0.0f);

@@ -1,6 +1,7 @@
 """Writes results.md from pytest-benchmark's JSON.
 
-Command: python bench/report.py bench.json > bench/results.md
+Command: python bench/report.py bench.json > bench/results.md; --picture FILE draws pairs per second, --append FILE adds
+what other commands printed.
 """
 
 from __future__ import annotations
@@ -75,8 +76,7 @@ def page(run: dict, note: str):
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     yield HEAD
     yield f"- Date {run['datetime'][:10]}, commit {commit['id'][:12]}{' with local changes' if commit['dirty'] else ''}"
-    cpu = f"{machine['cores']} cores of {machine['cpu']['brand_raw']}"
-    yield f"- Machine: {cpu}, load average {machine['load_average']} at the end"
+    yield f"- Machine: {machine_of(run)}, load average {machine['load_average']} at the end"
     yield f"- Variants {', '.join(machine['variants'])}; {versions}"
     yield from [f"- {note}"] if note else []
     yield from ["", "## Bars", "", *(f"- {line}" for line in bars(run["benchmarks"]))]
@@ -90,9 +90,53 @@ def page(run: dict, note: str):
             yield f"| {row['name'].removeprefix('bench_')} | {times} | {stats['rounds']} | {quoted} |"
 
 
+# What is drawn: label, benchmark, colour of what it is.
+OURS, PEERS = "#1b6ca8", "#9aa5b1"
+DRAWN = (
+    ("native, default model, 2 threads", "end_to_end[default-2-native", OURS),
+    ("native, paper's size, 2 threads", "end_to_end[paper-2-native", OURS),
+    ("native, default model, 1 thread", "end_to_end[default-1-native", OURS),
+    ("torch engine, default model, 2 threads", "end_to_end[default-2-torch", PEERS),
+    ("expensive encoder on all, PyTorch, 2 threads", "other_pipeline[naive-2", PEERS),
+    ("Biopython + PyTorch, one 2,000-nt pair", "targetnet_python", PEERS),
+)
+PAPER = ("paper's code on an RTX 4090, alignment not counted", 280)
+
+
+def draw(run: dict, path: Path) -> None:
+    """Bars of pairs per second on a logarithmic axis, as SVG."""
+    from matplotlib.figure import Figure
+
+    found = {b["name"].removeprefix("bench_"): b["extra_info"].get("pairs_per_s") for b in run["benchmarks"]}
+    rows = [(label, next(v for k, v in found.items() if k.startswith(name)), colour) for label, name, colour in DRAWN]
+    rows = sorted([*rows, (*PAPER, PEERS)], key=lambda row: row[1])
+    figure = Figure(figsize=(8, 2.9), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([row[0] for row in rows], [row[1] for row in rows], color=[row[2] for row in rows], height=0.7)
+    for i, (_, rate, _) in enumerate(rows):
+        axes.text(rate * 1.06, i, f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}", va="center", fontsize=9)
+    axes.set_xscale("log")
+    axes.set_xlim(3, 6000)
+    axes.set_xlabel("pairs per second, strings to probability, K = 64")
+    axes.set_title(f"{machine_of(run)}; 64 pairs, 1,330 candidates each on average", fontsize=10, loc="left")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def machine_of(run: dict) -> str:
+    machine = run["machine_info"]
+    return f"{machine['cores']} cores of {machine['cpu']['brand_raw']}"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json", type=Path)
     parser.add_argument("--note", default="", help="what else a reader must know, such as other load")
+    parser.add_argument("--append", type=Path, nargs="*", default=[], help="Markdown to put at the end")
+    parser.add_argument("--picture", type=Path, help="SVG to write")
     options = parser.parse_args()
-    print("\n".join(page(json.loads(options.json.read_text()), options.note)))
+    measured = json.loads(options.json.read_text())
+    print("\n".join([*page(measured, options.note), *(f"\n{path.read_text().rstrip()}" for path in options.append)]))
+    if options.picture:
+        draw(measured, options.picture)

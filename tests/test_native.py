@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,3 +376,24 @@ def test_threads_follow_the_processors_allowed():
     finally:
         os.sched_setaffinity(0, allowed)
     assert 1 <= _core.available_threads() <= len(allowed)
+
+
+def test_threads_follow_the_control_group():
+    group = Path("/sys/fs/cgroup/cpu/pairformer-test")
+    try:
+        group.mkdir()
+        (group / "cpu.cfs_quota_us").write_text((group / "cpu.cfs_period_us").read_text())
+    except OSError:
+        pytest.skip("no control group to be made here")
+    code = f"""
+import os
+from pathlib import Path
+Path("{group}/cgroup.procs").write_text(str(os.getpid()))
+from pairformer import _core
+print(_core.available_threads())
+"""
+    try:
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    finally:
+        group.rmdir()
+    assert result.stdout == "1\n"
