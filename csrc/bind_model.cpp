@@ -63,6 +63,7 @@ Model model_of(const py::object& config, const py::dict& arrays, const std::stri
 // The arrays of a pairformer.Candidates, checked; they must outlive what is returned.
 struct HeldCandidates {
   py::array offsets, start, esa_score, position, alignment;
+  py::object held_batch;
   const HeldBatch& batch;
   Candidates view;
 
@@ -72,7 +73,8 @@ struct HeldCandidates {
         esa_score(candidates.attr("esa_score")),
         position(candidates.attr("position")),
         alignment(candidates.attr("alignment")),
-        batch(candidates.attr("batch").cast<const HeldBatch&>()),
+        held_batch(candidates.attr("batch")),
+        batch(held_batch.cast<const HeldBatch&>()),
         view{batch.view,
              checked_offsets(offsets, start.size()),
              checked<int32_t>(start, "start", 1, "(N,)"),

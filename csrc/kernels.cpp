@@ -15,9 +15,14 @@ namespace pairformer {
 namespace {
 
 constexpr int kLanes = PAIRFORMER_LANES;
-constexpr int kMostStride = 2;                                        // of a fast lookup
-constexpr int kVectors = kPanel / kLanes;                             // registers of a full panel's row
-constexpr int kRegisters = kLanes == 16 ? 20 : kLanes == 8 ? 12 : 8;  // for sums; the rest holds b and a
+constexpr int kMostStride = 2;             // of a fast lookup
+constexpr int kVectors = kPanel / kLanes;  // registers of a full panel's row
+#ifdef __clang__
+constexpr bool kReadsFromMemory = false;  // clang 14 keeps all of b in registers, and with 12 sums runs out
+#else
+constexpr bool kReadsFromMemory = true;
+#endif
+constexpr int kRegisters = kLanes == 16 ? 20 : kLanes == 8 && kReadsFromMemory ? 12 : 8;  // for sums
 
 #if PAIRFORMER_LANES > 1
 typedef float Vector __attribute__((vector_size(4 * PAIRFORMER_LANES)));
