@@ -7,12 +7,6 @@
 namespace pairformer {
 namespace {
 
-void run(const Kernels& kernels, Gemm product, bool relu = false, bool add = false) {
-  product.relu = relu;
-  product.add = add;
-  kernels.gemm(product);
-}
-
 // Two layers with a GELU between, a map of single rows.
 struct FeedForward {
   Affine first, second;
@@ -24,9 +18,9 @@ struct FeedForward {
   void operator()(const Kernels& kernels, const float* x, int64_t rows, float* out, bool add) const {
     Scratch scratch;
     float* hidden = scratch.take(rows * first.ld());
-    run(kernels, first.of(x, second.ld(), rows, hidden, first.ld()));
+    first(kernels, x, second.ld(), rows, hidden, first.ld());
     kernels.gelu(hidden, rows * first.ld());
-    run(kernels, second.of(hidden, first.ld(), rows, out, second.ld()), false, add);
+    second(kernels, hidden, first.ld(), rows, out, second.ld(), false, add);
   }
 };
 
@@ -52,9 +46,9 @@ class Mab {
     float* query = scratch.take(queries * ld);
     float* key = scratch.take(keys * ld);
     float* value = scratch.take(keys * ld);
-    run(kernels, query_.of(x, ld, queries, query, ld));
-    run(kernels, key_.of(y, ld, keys, key, ld));
-    run(kernels, value_.of(y, ld, keys, value, ld));
+    query_(kernels, x, ld, queries, query, ld);
+    key_(kernels, y, ld, keys, key, ld);
+    value_(kernels, y, ld, keys, value, ld);
     float* score = scratch.take(queries * columns);
     float* attended = scratch.take(queries * wide);
     float* panels = scratch.take(std::max(head_width_ * columns, keys * padded(head_width_)));
@@ -70,7 +64,7 @@ class Mab {
       kernels.gemm({score, columns, panels, nullptr, attended + at, wide, rows,
                     static_cast<int>(padded(head_width_)), n});
     }
-    run(kernels, out_.of(attended, wide, queries, x, ld), false, true);
+    out_(kernels, attended, wide, queries, x, ld, false, true);
     norm1_(kernels, x, queries, ld);
     feed_forward_(kernels, x, queries, x, true);
     norm2_(kernels, x, queries, ld);
@@ -89,8 +83,9 @@ struct Points {
   Floats rows;
 
   Points(const Weights& weights, const std::string& name, int64_t count_, int64_t width)
-      : count(count_), ld(padded(width)), rows(count * ld, 0.0f) {
+      : count(count_), ld(padded(width)) {
     const float* source = weights.at(name, {count, width});
+    rows = Floats(count * ld, 0.0f);
     for (int64_t i = 0; i < count; ++i) std::copy_n(source + i * width, width, rows + i * ld);
   }
   float* copy(Scratch& scratch) const {
@@ -165,7 +160,7 @@ class DeepSets : public Aggregator {
   float logit(const Kernels& kernels, const float* projected, int64_t n) const override {
     Scratch scratch;
     float* each = scratch.take(n * phi_.ld());
-    run(kernels, phi_.of(projected, ld(), n, each, phi_.ld()));
+    phi_(kernels, projected, ld(), n, each, phi_.ld());
     float* bag = scratch.take(phi_.ld());
     kernels.sum_rows(each, static_cast<int>(n), phi_.ld(), phi_.ld(), nullptr, bag);
     return head(kernels, bag);
@@ -189,13 +184,13 @@ class GatedAttention : public Aggregator {
     const int64_t size = n * value_.ld();
     float* value = scratch.take(size);
     float* gate = scratch.take(size);
-    run(kernels, value_.of(projected, ld(), n, value, value_.ld()));
-    run(kernels, gate_.of(projected, ld(), n, gate, value_.ld()));
+    value_(kernels, projected, ld(), n, value, value_.ld());
+    gate_(kernels, projected, ld(), n, gate, value_.ld());
     kernels.tanh(value, size);
     kernels.sigmoid(gate, size);
     for (int64_t i = 0; i < size; ++i) value[i] *= gate[i];
     float* score = scratch.take(n * weight_.ld());
-    run(kernels, weight_.of(value, value_.ld(), n, score, weight_.ld()));
+    weight_(kernels, value, value_.ld(), n, score, weight_.ld());
     float* attention = scratch.take(padded(n));
     for (int64_t i = 0; i < n; ++i) attention[i] = score[i * weight_.ld()];
     kernels.softmax(attention, 1, static_cast<int>(n), padded(n), 1.0f);
@@ -224,15 +219,12 @@ Aggregator::Aggregator(const Weights& weights, const ModelShape& shape, int64_t 
       rectified_(rectified),
       norm_(weights, "aggregator.head.0", shape.width),
       hidden_(Affine::linear(weights, "aggregator.head.1", shape.width, shape.width)),
-      last_(padded(shape.width), 0.0f),
-      last_bias_(*weights.at("aggregator.head.4.bias", {1})) {
-  std::copy_n(weights.at("aggregator.head.4.weight", {1, shape.width}), shape.width,
-              static_cast<float*>(last_));
-}
+      last_(padded_copy(weights.at("aggregator.head.4.weight", {1, shape.width}), shape.width)),
+      last_bias_(*weights.at("aggregator.head.4.bias", {1})) {}
 
 void Aggregator::project(const Kernels& kernels, const float* tokens, int64_t n, int64_t ld,
                          float* out) const {
-  run(kernels, project_.of(tokens, ld, n, out, project_.ld()), rectified_);
+  project_(kernels, tokens, ld, n, out, project_.ld(), rectified_);
 }
 
 float Aggregator::head(const Kernels& kernels, float* bag) const {
@@ -240,7 +232,7 @@ float Aggregator::head(const Kernels& kernels, float* bag) const {
   const int64_t ld = padded(width_);
   norm_(kernels, bag, 1, ld);
   float* hidden = scratch.take(ld);
-  run(kernels, hidden_.of(bag, ld, 1, hidden, ld), true);
+  hidden_(kernels, bag, ld, 1, hidden, ld, true);
   return kernels.dot(hidden, last_, ld) + last_bias_;
 }
 

@@ -38,22 +38,23 @@ const T* checked(const py::array& array, const std::string& name, int ndim, cons
   return static_cast<const T*>(array.data());
 }
 
-// Offsets start at 0, never fall and end at the number of rows they cover.
-inline const int64_t* checked_offsets(const py::array& array, int64_t n) {
-  const int64_t* offsets = checked<int64_t>(array, "offsets", 1, "(B + 1,)");
+// Offsets start at 0, never fall and end at n, the number of entries of `what`.
+inline const int64_t* checked_offsets(const py::array& array, const std::string& name, int64_t n,
+                                      const std::string& what) {
+  const int64_t* offsets = checked<int64_t>(array, name, 1, "(B + 1,)");
   const int64_t size = array.shape(0);
   if (size == 0 || offsets[0] != 0) {
-    throw py::value_error("offsets must start at 0, got " +
+    throw py::value_error(name + " must start at 0, got " +
                           (size == 0 ? "no entry" : std::to_string(offsets[0])));
   }
   for (int64_t b = 1; b < size; ++b) {
     if (offsets[b] < offsets[b - 1]) {
-      throw py::value_error("offsets must not fall, got " + std::to_string(offsets[b]) + " after " +
+      throw py::value_error(name + " must not fall, got " + std::to_string(offsets[b]) + " after " +
                             std::to_string(offsets[b - 1]) + " at entry " + std::to_string(b));
     }
   }
   if (offsets[size - 1] != n) {
-    throw py::value_error("offsets must end at " + std::to_string(n) + " (rows of cheap_logit), got " +
+    throw py::value_error(name + " must end at " + std::to_string(n) + " (rows of " + what + "), got " +
                           std::to_string(offsets[size - 1]));
   }
   return offsets;

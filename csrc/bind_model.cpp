@@ -1,4 +1,5 @@
 // The model's face towards Python.
+#include <map>
 #include <optional>
 
 #include "arguments.hpp"
@@ -12,7 +13,8 @@ Weights weights_of(const py::dict& arrays) {
   std::map<std::string, Weights::Array> found;
   for (const auto& [key, value] : arrays) {
     const auto name = key.cast<std::string>();
-    const auto array = value.cast<py::array>();
+    if (!py::isinstance<py::array>(value)) throw py::type_error(name + " must be a NumPy array");
+    const auto array = py::reinterpret_borrow<py::array>(value);
     const float* data = checked<float>(array, name, static_cast<int>(array.ndim()), "any");
     found[name] = {data, {array.shape(), array.shape() + array.ndim()}};
   }
@@ -60,7 +62,7 @@ Model model_of(const py::object& config, const py::dict& arrays, const std::stri
           variant};
 }
 
-// The arrays of a pairformer.Candidates, checked; they must outlive what is returned.
+// The arrays of a pairformer.Candidates, checked and held.
 struct HeldCandidates {
   py::array offsets, start, esa_score, position, alignment;
   py::object held_batch;
@@ -76,7 +78,7 @@ struct HeldCandidates {
         held_batch(candidates.attr("batch")),
         batch(held_batch.cast<const HeldBatch&>()),
         view{batch.view,
-             checked_offsets(offsets, start.size()),
+             checked_offsets(offsets, "offsets", start.size(), "start"),
              checked<int32_t>(start, "start", 1, "(N,)"),
              checked<uint8_t>(esa_score, "esa_score", 1, "(N,)"),
              checked<float>(position, "position", 1, "(N,)"),
@@ -96,7 +98,7 @@ struct HeldCandidates {
     const int64_t* data = checked<int64_t>(numbers, "rows", 1, "(M,)");
     for (int64_t i = 0; i < numbers.size(); ++i)
       if (data[i] < 0 || data[i] >= start.size())
-        throw py::value_error("rows must be in 0.." + std::to_string(start.size() - 1) + ", got " +
+        throw py::value_error("rows must be in [0, " + std::to_string(start.size()) + "), got " +
                               std::to_string(data[i]));
     return data;
   }
@@ -142,9 +144,9 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
   const int threads = checked_threads(threads_asked);
   const HeldCandidates held(candidates);
   const int64_t bags = held.view.batch.bags, n = rows.size();
-  const ChosenRows chosen{held.rows(rows), checked_offsets(row_offsets, n)};
+  const ChosenRows chosen{held.rows(rows), checked_offsets(row_offsets, "row_offsets", n, "rows")};
   if (row_offsets.size() != bags + 1)
-    throw py::value_error("row offsets must have one entry more than there are bags (" +
+    throw py::value_error("row_offsets must have one entry more than there are bags (" +
                           std::to_string(bags) + "), got " + std::to_string(row_offsets.size()));
   for (int64_t bag = 0; bag < bags; ++bag)
     for (int64_t i = chosen.offsets[bag]; i < chosen.offsets[bag + 1]; ++i)

@@ -1,6 +1,5 @@
 // The Python face of the extension: checks arrays, releases the GIL, calls plain C++.
 #include <optional>
-#include <stdexcept>
 
 #include "arguments.hpp"
 #include "encode.hpp"
@@ -139,7 +138,7 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   const auto settings = selector_settings(config);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
   const int64_t n = cheap_logit.shape(0), bags = offsets.ndim() > 0 ? offsets.shape(0) - 1 : 0;
-  const Ragged<float> rows_in{logit, checked_offsets(offsets, n), bags};
+  const Ragged<float> rows_in{logit, checked_offsets(offsets, "offsets", n, "cheap_logit"), bags};
 
   HashSource hash{nullptr, nullptr, 0};
   if (cheap_embedding) {

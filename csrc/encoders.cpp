@@ -9,12 +9,6 @@ namespace {
 
 constexpr int kTaps = 3, kStride = 2;  // of the cheap encoder's second convolution
 
-Floats padded_copy(const float* source, int64_t n) {
-  Floats copy(padded(n), 0.0f);
-  std::copy_n(source, n, static_cast<float*>(copy));
-  return copy;
-}
-
 // The rows `dims` of the linear layer cheap.embed.
 Affine hash_map(const Weights& weights, const ModelShape& shape) {
   const auto dims = simhash_dims(shape.rng_seed, shape.cheap_width);
@@ -32,9 +26,9 @@ Affine hash_map(const Weights& weights, const ModelShape& shape) {
 }  // namespace
 
 SymbolConvolution::SymbolConvolution(const Weights& weights, const std::string& name, int64_t out,
-                                     int64_t taps, int64_t stride, bool biased, bool relu)
-    : table_(taps * kSymbols * padded(out), 0.0f), bias_(padded(out), 0.0f) {
+                                     int64_t taps, int64_t stride, bool biased, bool relu) {
   const float* weight = weights.at(name + ".weight", {out, kChannels, taps});
+  table_ = Floats(taps * kSymbols * padded(out), 0.0f);
   for (int64_t o = 0; o < out; ++o) {
     for (int symbol = 0; symbol < kSymbols; ++symbol) {
       const int top = symbol / kLetters, bottom = symbol % kLetters;
@@ -46,7 +40,7 @@ SymbolConvolution::SymbolConvolution(const Weights& weights, const std::string& 
       }
     }
   }
-  if (biased) std::copy_n(weights.at(name + ".bias", {out}), out, static_cast<float*>(bias_));
+  bias_ = biased ? padded_copy(weights.at(name + ".bias", {out}), out) : Floats(padded(out), 0.0f);
   lookup_ = {table_,
              bias_,
              kSymbols,
@@ -88,17 +82,15 @@ void CheapEncoder::score(const Kernels& kernels, int64_t rows, const uint8_t* sy
     mean[second_ + 1] = position[i];
   }
   float* hidden = scratch.take(rows * score1_.ld());
-  Gemm first = score1_.of(content, ld, rows, hidden, score1_.ld());
-  first.relu = true;
-  kernels.gemm(first);
+  score1_(kernels, content, ld, rows, hidden, score1_.ld(), true);
   for (int64_t i = 0; i < rows; ++i)
     logit[i] = kernels.dot(hidden + i * score1_.ld(), score2_, score1_.ld()) + score2_bias_;
   float* signs = scratch.take(rows * hash_.ld());
-  kernels.gemm(hash_.of(content, ld, rows, signs, hash_.ld()));
+  hash_(kernels, content, ld, rows, signs, hash_.ld());
   kernels.sign_bits(signs, rows, hash_.ld(), key);
   if (!embedding) return;
   float* full = scratch.take(rows * embed_.ld());
-  kernels.gemm(embed_.of(content, ld, rows, full, embed_.ld()));
+  embed_(kernels, content, ld, rows, full, embed_.ld());
   for (int64_t i = 0; i < rows; ++i) std::copy_n(full + i * embed_.ld(), width_, embedding + i * width_);
 }
 
@@ -143,26 +135,20 @@ float ExpensiveEncoder::encode(const Kernels& kernels, const uint8_t* symbol, Sc
     clear_edges(input, in);
     clear_edges(middle, out);
     kernels.relu(x, kColumns * in, input + before * in);
-    Gemm first = block.conv1.of(input, in, kColumns, middle + before * out, out);
-    first.relu = true;
-    kernels.gemm(first);
+    block.conv1(kernels, input, in, kColumns, middle + before * out, out, true);
     if (block.widens) {
-      kernels.gemm(block.skip.of(x, in, kColumns, wider, out));
+      block.skip(kernels, x, in, kColumns, wider, out);
       std::swap(x, wider);
     }
-    Gemm second = block.conv2.of(middle, out, kColumns, x, out);
-    second.add = true;
-    kernels.gemm(second);
+    block.conv2(kernels, middle, out, kColumns, x, out, false, true);
   }
   const int64_t last = channels_.back(), ld = padded(last);
   float* gate = scratch.take(ld);
   float* squeezed = scratch.take(squeeze_.ld());
   kernels.sum_rows(x, kColumns, ld, ld, nullptr, gate);
   for (int64_t c = 0; c < ld; ++c) gate[c] /= kColumns;
-  Gemm squeeze = squeeze_.of(gate, ld, 1, squeezed, squeeze_.ld());
-  squeeze.relu = true;
-  kernels.gemm(squeeze);
-  kernels.gemm(excite_.of(squeezed, squeeze_.ld(), 1, gate, ld));
+  squeeze_(kernels, gate, ld, 1, squeezed, squeeze_.ld(), true);
+  excite_(kernels, squeezed, squeeze_.ld(), 1, gate, ld);
   kernels.sigmoid(gate, ld);
   for (int64_t t = 0; t < kColumns; ++t)
     for (int64_t c = 0; c < ld; ++c) x[t * ld + c] = std::max(x[t * ld + c] * (1 + gate[c]), 0.0f);

@@ -34,6 +34,7 @@ class CheapEncoder {
   // Symbols of one window, which start before() of them in; the others are to be empty.
   int before() const { return conv1_.before(); }
   int span() const { return conv1_.span(); }
+  int64_t width() const { return width_; }
 
   // Of `rows` windows, symbol (rows, span()): logit (rows), selector keys (rows), and embedding (rows, width)
   // unless null.

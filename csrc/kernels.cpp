@@ -3,7 +3,7 @@
 // copy that the linker keeps for everyone.
 #include "kernels.hpp"
 
-#include <math.h>  // not <cmath>, for the same reason
+#include <math.h>  // sqrtf, a plain C function
 
 #ifdef __GNUC__
 #define PAIRFORMER_INLINE inline __attribute__((always_inline))
@@ -112,6 +112,7 @@ inline float max_of(Vector v) {
 inline Vector all(float x) {
   return Vector{} + x;
 }
+// b where either is NaN, here and below: so a NaN stays one.
 inline Vector larger(Vector a, Vector b) {
   return a > b ? a : b;
 }
@@ -224,7 +225,7 @@ struct Tile {
   }
 };
 
-// Calls body(Tile<MR, NV>, first row) for all m rows, in tiles as even as can be.
+// Calls body with a tile of `rows` rows.
 template <int NV, int MR, class Body>
 inline void with_rows(int rows, Body&& body) {
   if constexpr (MR > 1) {
@@ -234,6 +235,7 @@ inline void with_rows(int rows, Body&& body) {
   body(tile);
 }
 
+// Calls body(tile, first row) for all m rows, in tiles as even as can be.
 template <int NV, class Body>
 inline void tiles(int m, Body&& body) {
   constexpr int kMost = kRegisters / NV > 10 ? 10 : kRegisters / NV < 1 ? 1 : kRegisters / NV;
@@ -257,7 +259,7 @@ void gemm_panel(const Gemm& g, const float* panel, int column) {
       for (int v = 0; v < NV; ++v) {
         Vector x = tile.sum[r][v];
         if (g.add) x = load(c + v * kLanes) + x;
-        if (g.relu) x = larger(x, Vector{});
+        if (g.relu) x = larger(Vector{}, x);
         store(c + v * kLanes, x);
       }
     }
@@ -275,7 +277,7 @@ void gemm_mean_panel(const Gemm& g, const float* panel, int column) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) total[v] += larger(tile.sum[r][v], Vector{});
+      for (int v = 0; v < NV; ++v) total[v] += larger(Vector{}, tile.sum[r][v]);
   });
 #pragma GCC unroll 32
   for (int v = 0; v < NV; ++v) store(g.c + column + v * kLanes, total[v] / static_cast<float>(g.m));
@@ -337,7 +339,7 @@ void lookup_lane(const Lookup& conv, const uint8_t* symbol, int lane, float* out
       }
 #pragma GCC unroll 16
       for (int v = 0; v < kParts; ++v)
-        store(out + static_cast<ptrdiff_t>(column) * channels + lane + v * kLanes, larger(sum[v], least));
+        store(out + static_cast<ptrdiff_t>(column) * channels + lane + v * kLanes, larger(least, sum[v]));
     }
   }
 }
@@ -353,7 +355,7 @@ void lookup(const Lookup& conv, const uint8_t* symbol, float* out) {
 
 // exp x = 2^n exp r, |r| <= ln 2 / 2, the latter by its series: relative error below 2e-7.
 inline Vector exp_of(Vector x) {
-  x = smaller(larger(x, all(-87.0f)), all(88.0f));
+  x = smaller(all(88.0f), larger(all(-87.0f), x));
   const Vector shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
   const Vector shifted = x * 1.44269504f + shift;
   const Vector n = shifted - shift;
@@ -392,7 +394,7 @@ inline void each(float* x, int64_t n, Function&& function) {
 }
 
 void relu(const float* x, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i += kLanes) store(out + i, larger(load(x + i), Vector{}));
+  for (int64_t i = 0; i < n; i += kLanes) store(out + i, larger(Vector{}, load(x + i)));
 }
 void gelu(float* x, int64_t n) {
   each(x, n, gelu_of);

@@ -21,7 +21,7 @@ using Alignment = uint32_t;
 constexpr int kLane = 16;
 constexpr int kPanel = 32;
 
-constexpr int64_t padded(int64_t n) {
+static constexpr int64_t padded(int64_t n) {
   return (n + kLane - 1) / kLane * kLane;
 }
 

@@ -9,12 +9,6 @@ namespace {
 
 constexpr std::align_val_t kLine{64};
 
-Floats copied(const float* source, int64_t n) {
-  Floats copy(padded(n), 0.0f);
-  std::copy_n(source, n, static_cast<float*>(copy));
-  return copy;
-}
-
 std::string text(const std::vector<int64_t>& shape) {
   std::string out = "(";
   for (size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
@@ -32,6 +26,12 @@ Floats::Floats(int64_t n, float value) : Floats(n) {
 
 void Floats::Free::operator()(float* data) const {
   ::operator delete(data, kLine);
+}
+
+Floats padded_copy(const float* source, int64_t n) {
+  Floats copy(padded(n), 0.0f);
+  std::copy_n(source, n, static_cast<float*>(copy));
+  return copy;
 }
 
 float* Scratch::take(int64_t n) {
@@ -59,9 +59,8 @@ void Weights::check_all_used() const {
 }
 
 Affine::Affine(const float* weight, const float* bias, int64_t k, int64_t n)
-    : k_(k), n_(n), panels_(k * padded(n)), bias_(padded(n), 0.0f) {
+    : k_(k), n_(n), panels_(k * padded(n)), bias_(bias ? padded_copy(bias, n) : Floats(padded(n), 0.0f)) {
   kernels_portable().pack(weight, 1, k, static_cast<int>(k), static_cast<int>(n), panels_);
-  if (bias) std::copy_n(bias, n, static_cast<float*>(bias_));
 }
 
 Affine Affine::linear(const Weights& weights, const std::string& name, int64_t in, int64_t out, bool biased) {
@@ -85,10 +84,18 @@ Gemm Affine::of(const float* a, int64_t lda, int64_t m, float* c, int64_t ldc) c
   return {a, lda, panels_, bias_, c, ldc, static_cast<int>(m), static_cast<int>(ld()), static_cast<int>(k_)};
 }
 
+void Affine::operator()(const Kernels& kernels, const float* a, int64_t lda, int64_t m, float* c, int64_t ldc,
+                        bool relu, bool add) const {
+  Gemm product = of(a, lda, m, c, ldc);
+  product.relu = relu;
+  product.add = add;
+  kernels.gemm(product);
+}
+
 LayerNorm::LayerNorm(const Weights& weights, const std::string& name, int64_t width)
     : width_(width),
-      gain_(copied(weights.at(name + ".weight", {width}), width)),
-      bias_(copied(weights.at(name + ".bias", {width}), width)) {}
+      gain_(padded_copy(weights.at(name + ".weight", {width}), width)),
+      bias_(padded_copy(weights.at(name + ".bias", {width}), width)) {}
 
 void LayerNorm::operator()(const Kernels& kernels, float* x, int64_t rows, int64_t ld) const {
   kernels.layer_norm(x, static_cast<int>(rows), static_cast<int>(width_), ld, gain_, bias_);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.hpp"
@@ -26,6 +27,9 @@ class Floats {
   };
   std::unique_ptr<float[], Free> data_;
 };
+
+// n floats and zeros to whole lanes.
+Floats padded_copy(const float* source, int64_t n);
 
 // Buffers of one task. After clear() the same calls of take() get the same buffers again.
 class Scratch {
@@ -85,7 +89,9 @@ class Affine {
   static Affine convolution(const Weights& weights, const std::string& name, int64_t in, int64_t out,
                             int64_t taps, bool biased);
 
-  // The product of the m rows of a, lda apart, to be written to c; its flags are the caller's.
+  // c = the map of the m rows of a, lda apart; added to what c held, and rectified, as asked.
+  void operator()(const Kernels& kernels, const float* a, int64_t lda, int64_t m, float* c, int64_t ldc,
+                  bool relu = false, bool add = false) const;
   Gemm of(const float* a, int64_t lda, int64_t m, float* c, int64_t ldc) const;
   int64_t ld() const { return padded(n_); }
 

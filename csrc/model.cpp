@@ -1,7 +1,6 @@
 #include "model.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 #include "parallel.hpp"
 #include "variants.hpp"
@@ -39,7 +38,6 @@ Model::Model(const Weights& weights, const ModelShape& shape, std::vector<TokenP
       expensive_(weights, shape),
       aggregator_(Aggregator::make(weights, shape)),
       token_(std::move(token)),
-      cheap_width_(shape.cheap_width),
       token_width_(shape.token_width),
       empty_logit_(empty_logit) {
   weights.check_all_used();
@@ -61,7 +59,7 @@ void Model::cheap_scan(const Candidates& candidates, int threads, float* logit, 
     const int64_t first = part.first;
     cheap_.score(kernels_, part.count, symbol.data(), candidates.esa_score + first,
                  candidates.position + first, logit + first, key + first,
-                 embedding ? embedding + first * cheap_width_ : nullptr);
+                 embedding ? embedding + first * cheap_width() : nullptr);
   });
 }
 

@@ -2,8 +2,6 @@
 // No result depends on the number of threads or on the bags computed together.
 #pragma once
 
-#include <array>
-
 #include "aggregators.hpp"
 #include "encoders.hpp"
 #include "ragged.hpp"
@@ -23,7 +21,7 @@ struct Candidates {
   int64_t bag_of(int64_t row) const;
 };
 
-// Rows chosen of each bag, ascending: bag b has rows offsets[b] .. offsets[b + 1] - 1 of `rows`.
+// Rows chosen of each bag: bag b has rows offsets[b] .. offsets[b + 1] - 1 of `rows`.
 struct ChosenRows {
   const int64_t* rows;
   const int64_t* offsets;
@@ -51,7 +49,7 @@ class Model {
                  float* pair_logit, float* weight) const;
 
   const char* variant() const { return kernels_.name; }
-  int64_t cheap_width() const { return cheap_width_; }
+  int64_t cheap_width() const { return cheap_.width(); }
   int64_t expensive_width() const { return expensive_.width(); }
 
  private:
@@ -64,7 +62,7 @@ class Model {
   ExpensiveEncoder expensive_;
   std::unique_ptr<Aggregator> aggregator_;
   std::vector<TokenPart> token_;
-  int64_t cheap_width_, token_width_;
+  int64_t token_width_;
   float empty_logit_;
 };
 

@@ -9,8 +9,10 @@
 #include <numeric>
 #include <system_error>
 #include <thread>
-#ifdef __linux__
+#if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#endif
+#ifdef __linux__
 #include <sched.h>
 
 #include <fstream>
@@ -85,7 +87,7 @@ class Pool {
   static Pool& instance() {
     [[maybe_unused]] static const int once = [] {
       current = new Pool;
-#ifdef __linux__
+#if defined(__unix__) || defined(__APPLE__)
       return pthread_atfork(nullptr, nullptr, [] { current = new Pool; });
 #else
       return 0;
@@ -145,15 +147,17 @@ std::atomic<Pool*> Pool::current{nullptr};
 }  // namespace
 
 int available_threads() {
+  int threads = 0;
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) threads = CPU_COUNT(&set);
+#endif
+  if (threads == 0) threads = static_cast<int>(std::thread::hardware_concurrency());
 #ifdef __linux__
   static const int limit = control_group_limit();
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    const int threads = CPU_COUNT(&set);
-    return std::max(1, limit > 0 ? std::min(threads, limit) : threads);
-  }
+  if (limit > 0) threads = std::min(threads, limit);
 #endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return std::max(1, threads);
 }
 
 void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t)>& body) {

@@ -7,7 +7,7 @@
 
 namespace pairformer {
 
-// Below this a call is shorter than starting a thread.
+// Below this a call is not worth a second thread.
 constexpr int64_t kRowsWorthThreads = 16384;
 
 // The first min(32, width) entries of the seeded permutation of 0 .. width - 1.

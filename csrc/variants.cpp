@@ -8,7 +8,8 @@ std::vector<const Kernels*> variants() {
   std::vector<const Kernels*> known;
 #ifdef PAIRFORMER_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("fma"))
     known.push_back(&kernels_avx512());
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) known.push_back(&kernels_avx2());
 #endif

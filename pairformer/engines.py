@@ -61,7 +61,8 @@ class NativeEngine:
         variant: one of ``pairformer._core.variants()``; they agree to float32 rounding.
 
     Raises:
-        ValueError: an array is missing or of another shape.
+        ValueError: an array is missing, of another shape or one too many, or the processor lacks the variant.
+        TypeError: an array is not one of float32.
     """
 
     name = "native"
@@ -76,7 +77,10 @@ class NativeEngine:
     def load(cls, name_or_path: str | Path = "default", variant: str = "auto") -> NativeEngine:
         """Read a saved model; errors as :func:`pairformer.saved.read_model` and of the class."""
         config, metadata, arrays = read_model(name_or_path)
-        return cls(config, arrays, metadata, variant)
+        try:
+            return cls(config, arrays, metadata, variant)
+        except ValueError as error:
+            raise ValueError(f"{error}; in {name_or_path}") from error
 
     def score(
         self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
@@ -163,12 +167,13 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
     on_cpu = device in ("auto", "cpu")
     if name not in ("auto", *ENGINES):
         raise ValueError(f"engine must be auto or one of {', '.join(ENGINES)}, got {name}")
+    if name == "auto":
+        name = "native" if on_cpu else "torch"
     if name == "native" and not on_cpu:
         raise ValueError(f"device must be auto or cpu for engine native, got {device}; pass engine='torch'")
     directory = model_directory(model).resolve()
     newest = max(path.stat().st_mtime for path in directory.iterdir())
-    return _loaded("native" if name == "auto" and on_cpu else "torch" if name == "auto" else name,
-                   directory, newest, device)  # fmt: skip
+    return _loaded(name, directory, newest, "cpu" if name == "native" else device)
 
 
 @functools.lru_cache(maxsize=4)
