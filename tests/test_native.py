@@ -308,9 +308,9 @@ def test_wrong_arrays():
     config, arrays = CONFIGS["narrow"], arrays_of(CONFIGS["narrow"])
     name = "expensive.stem.weight"
     wrong = [
-        ({k: v for k, v in arrays.items() if k != name}, "must hold expensive.stem.weight \\(3, 10, 3\\).*no such"),
-        (arrays | {name: arrays[name][:2].copy()}, "got \\(2, 10, 3\\)"),
-        (arrays | {"other.weight": arrays[name]}, "got other.weight \\(3, 10, 3\\) too"),
+        ({k: v for k, v in arrays.items() if k != name}, "must hold expensive.stem.weight \\(3, 10, 101\\).*no such"),
+        (arrays | {name: arrays[name][:2].copy()}, "got \\(2, 10, 101\\)"),
+        (arrays | {"other.weight": arrays[name]}, "got other.weight \\(3, 10, 101\\) too"),
         (arrays | {name: arrays[name][:, ::-1]}, "expensive.stem.weight must be C-contiguous"),
     ]
     for bad, message in wrong:
@@ -346,7 +346,7 @@ def test_wrong_candidates(candidates):
             model.cheap_scan(bad)
     with pytest.raises(TypeError, match="start must be int32, got int64"):
         model.cheap_scan(broken(start=candidates.start.astype(np.int64)))
-    with pytest.raises(ValueError, match=r"rows must be in \\[0, "):
+    with pytest.raises(ValueError, match=r"rows must be in .0, "):
         model.encode(candidates, np.array([-1]))
     offsets = np.zeros(len(candidates) + 1, np.int64)
     offsets[2:] = 1
