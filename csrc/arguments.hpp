@@ -73,6 +73,7 @@ inline int checked_threads(int64_t threads) {
 struct CodedStrings {
   py::array_t<uint8_t> code;
   py::array_t<int64_t> offsets;
+  std::vector<bool> has_other;
 
   CodedStrings(const py::list& strings, int threads) : offsets(static_cast<py::ssize_t>(strings.size()) + 1) {
     std::vector<py::object> held;
@@ -98,7 +99,7 @@ struct CodedStrings {
     uint8_t* const data = code.mutable_data();
     {
       const py::gil_scoped_release unlocked;
-      encode_texts(texts, data, threads);
+      has_other = encode_texts(texts, data, threads);
     }
     code.attr("setflags")("write"_a = false);
     offsets.attr("setflags")("write"_a = false);
@@ -121,6 +122,7 @@ struct HeldBatch {
         bag_utr(bag_utr_.attr("copy")()) {
     view.mirna = mirna.view();
     view.utr = utr.view();
+    view.utr_has_other = utr.has_other;
     view.bags = bag_mirna.size();
     view.bag_mirna = members(bag_mirna, "bag_mirna", view.mirna.bags);
     view.bag_utr = members(bag_utr, "bag_utr", view.utr.bags);

@@ -38,18 +38,32 @@ std::array<uint16_t, 4> pairing_bits(const uint8_t* mirna, int n) {
 
 }  // namespace
 
-void encode_texts(const std::vector<Text>& texts, uint8_t* code, int threads) {
+std::vector<bool> encode_texts(const std::vector<Text>& texts, uint8_t* code, int threads) {
   constexpr int64_t kPart = 1 << 20;
-  std::vector<std::pair<Text, uint8_t*>> parts;
-  for (const Text& text : texts) {
+  struct Part {
+    size_t text;
+    Text letters;
+    uint8_t* code;
+    bool has_other;
+  };
+  std::vector<Part> parts;
+  int64_t total = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const Text& text = texts[i];
     for (int64_t begin = 0; begin < text.length; begin += kPart)
-      parts.push_back({{text.letters + begin, std::min(kPart, text.length - begin)}, code + begin});
+      parts.push_back({i, {text.letters + begin, std::min(kPart, text.length - begin)}, code + begin, false});
     code += text.length;
+    total += text.length;
   }
-  const bool worth_threads = !parts.empty() && parts.back().second - parts.front().second >= kPart;
-  parallel_for(static_cast<int64_t>(parts.size()), worth_threads ? threads : 1, [&](int64_t i) {
-    encode_letters(parts[i].first.letters, parts[i].first.length, parts[i].second);
+  parallel_for(static_cast<int64_t>(parts.size()), total >= kPart ? threads : 1, [&](int64_t i) {
+    Part& part = parts[i];
+    encode_letters(part.letters.letters, part.letters.length, part.code);
+    part.has_other = std::memchr(part.code, kNoBase, static_cast<size_t>(part.letters.length)) != nullptr;
   });
+  std::vector<bool> has_other(texts.size());
+  for (const Part& part : parts)
+    if (part.has_other) has_other[part.text] = true;
+  return has_other;
 }
 
 Scanner::Scanner(const PairBatch& batch, int esa_min, const std::string& variant)
@@ -59,12 +73,15 @@ void Scanner::count(int threads, int64_t* offsets, int64_t* n_dropped) {
   int64_t total_windows = 0;
   tasks_.clear();
   for (int64_t bag = 0; bag < batch_.bags; ++bag) {
-    const int64_t length = batch_.utr.size(batch_.bag_utr[bag]);
-    const uint8_t* code = batch_.utr.begin(batch_.bag_utr[bag]);
+    const int32_t utr = batch_.bag_utr[bag];
+    const int64_t length = batch_.utr.size(utr);
+    const uint8_t* code = batch_.utr.begin(utr);
+    const bool has_other = batch_.utr_has_other[utr];
     n_dropped[bag] = std::max<int64_t>(0, length - kWindow + 1);
     // Maximal runs of valid letters; only windows inside one are scanned.
     for (int64_t begin = 0; begin < length;) {
-      const void* other = std::memchr(code + begin, kNoBase, static_cast<size_t>(length - begin));
+      const void* other =
+          has_other ? std::memchr(code + begin, kNoBase, static_cast<size_t>(length - begin)) : nullptr;
       const int64_t end = other ? static_cast<const uint8_t*>(other) - code : length;
       const int64_t windows = std::max<int64_t>(0, end - begin - kWindow + 1);
       n_dropped[bag] -= windows;

@@ -23,8 +23,9 @@ struct Text {
   int64_t length;
 };
 
-// Codes of all texts, one after the other: A0 C1 G2 U3 (T is U, any case), anything else kNoBase.
-void encode_texts(const std::vector<Text>& texts, uint8_t* code, int threads);
+// Codes of all texts, one after the other: A0 C1 G2 U3 (T is U, any case), anything else kNoBase. Says of
+// each text whether it has a letter that is kNoBase.
+std::vector<bool> encode_texts(const std::vector<Text>& texts, uint8_t* code, int threads);
 
 // Pairs to scan: bag b is mirna bag_mirna[b] against utr bag_utr[b]. Sequences are codes, 5' to 3'.
 struct PairBatch {
@@ -33,6 +34,7 @@ struct PairBatch {
   const int32_t* bag_mirna;
   const int32_t* bag_utr;
   int64_t bags;
+  std::vector<bool> utr_has_other;  // a letter outside ACGU
 };
 
 // Pairs of an alignment: set bits of its miRNA half.
