@@ -50,7 +50,8 @@ std::vector<TokenPart> token_of(const py::object& config) {
   static const std::map<std::string, TokenPart> known = {{"embedding", TokenPart::embedding},
                                                          {"logit", TokenPart::logit},
                                                          {"esa", TokenPart::esa},
-                                                         {"position", TokenPart::position}};
+                                                         {"position", TokenPart::position},
+                                                         {"site", TokenPart::site}};
   std::vector<TokenPart> parts;
   for (const auto& name : config.attr("token").cast<std::vector<std::string>>())
     parts.push_back(known.at(name));

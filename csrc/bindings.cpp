@@ -5,6 +5,7 @@
 #include "encode.hpp"
 #include "selector.hpp"
 #include "simhash.hpp"
+#include "sites.hpp"
 #include "variants.hpp"
 
 using namespace pairformer;
@@ -98,6 +99,46 @@ py::array aligned(const HeldBatch& held, const py::array& bag, const py::array& 
     aligned_text(symbol, length, data + 2 * i * kMaxAligned, data + (2 * i + 1) * kMaxAligned);
   }
   return text;
+}
+
+// Bags and window starts, checked against the batch they point into.
+struct Windows {
+  const int64_t* bag;
+  const int32_t* start;
+  int64_t count;
+
+  Windows(const PairBatch& batch, const py::array& bags, const py::array& starts)
+      : bag(checked<int64_t>(bags, "bag", 1, "(M,)")),
+        start(checked<int32_t>(starts, "start", 1, "(M,)")),
+        count(bags.size()) {
+    if (starts.size() != count)
+      throw py::value_error("start must have one entry per bag, got " + std::to_string(starts.size()) +
+                            " for " + std::to_string(count));
+    for (int64_t i = 0; i < count; ++i) check_window(batch, bag[i], start[i]);
+  }
+};
+
+py::tuple seed_matches(const HeldBatch& held, const py::array& bag, const py::array& start) {
+  const Windows windows(held.view, bag, start);
+  py::array_t<int8_t> kind(windows.count);
+  py::array_t<int32_t> begin(windows.count), end(windows.count), anchor(windows.count);
+  for (int64_t i = 0; i < windows.count; ++i) {
+    const SeedMatch match = seed_match(SitePair(held.view, windows.bag[i]), windows.start[i]);
+    kind.mutable_data()[i] = match.kind;
+    begin.mutable_data()[i] = match.start;
+    end.mutable_data()[i] = match.end;
+    anchor.mutable_data()[i] = match.anchor;
+  }
+  return py::make_tuple(kind, begin, end, anchor);
+}
+
+py::array_t<float> features(const HeldBatch& held, const py::array& bag, const py::array& start) {
+  const Windows windows(held.view, bag, start);
+  py::array_t<float> feature({windows.count, int64_t{kSiteFeatures}});
+  float* data = feature.mutable_data();
+  for (int64_t i = 0; i < windows.count; ++i)
+    site_features(SitePair(held.view, windows.bag[i]), windows.start[i], data + i * kSiteFeatures);
+  return feature;
 }
 
 SelectorSettings selector_settings(const py::object& config) {
@@ -228,6 +269,11 @@ PYBIND11_MODULE(_core, m) {
         "threads"_a);
   m.def("aligned", &aligned, "Gapped strings (M, 2) S20: miRNA 5'->3', seed part of the window 3'->5'.",
         "batch"_a, "bag"_a, "start"_a, "alignment"_a);
+
+  m.def("seed_matches", &seed_matches, "Seed match of windows: (kind, start, end, anchor), each (M,).",
+        "batch"_a, "bag"_a, "start"_a);
+  m.def("site_features", &features, "Features of windows as sites, (M, 10) float32.", "batch"_a, "bag"_a,
+        "start"_a);
 
   m.def("select", &select_rows, "STSelector over a ragged batch: (rows, offsets, reason).", "cheap_logit"_a,
         "cheap_embedding"_a, "position"_a, "offsets"_a, "config"_a, "threads"_a = 0);

@@ -10,6 +10,10 @@ namespace {
 
 constexpr int kSeedColumn = 5;  // the first aligned column; before it stand the window's last letters
 
+[[noreturn]] void fail(const std::string& rule, int64_t value) {
+  throw std::invalid_argument(rule + std::to_string(value));
+}
+
 }  // namespace
 
 MirnaColumns::MirnaColumns(const uint8_t* mirna, int64_t length)
@@ -46,21 +50,21 @@ int MirnaColumns::symbols(const uint8_t* window, Alignment alignment, uint8_t* s
   return length;
 }
 
-void check_row(const PairBatch& batch, const EncodeRow& row) {
-  const auto fail = [](const char* rule, int64_t value) {
-    throw std::invalid_argument(rule + std::to_string(value));
-  };
-  if (row.bag < 0 || row.bag >= batch.bags)
-    fail(("bag must be in [0, " + std::to_string(batch.bags) + "), got ").c_str(), row.bag);
-  const int32_t utr = batch.bag_utr[row.bag];
-  const bool inside = row.start >= 0 && row.start + int64_t{kWindow} <= batch.utr.size(utr);
+void check_window(const PairBatch& batch, int64_t bag, int32_t start) {
+  if (bag < 0 || bag >= batch.bags) fail("bag must be in [0, " + std::to_string(batch.bags) + "), got ", bag);
+  const int32_t utr = batch.bag_utr[bag];
+  const bool inside = start >= 0 && start + int64_t{kWindow} <= batch.utr.size(utr);
   uint8_t codes = kNoBase;
   if (inside) {
-    const uint8_t* window = batch.utr.begin(utr) + row.start;
+    const uint8_t* window = batch.utr.begin(utr) + start;
     codes = 0;
     for (int i = 0; i < kWindow; ++i) codes |= window[i];
   }
-  if (codes & kNoBase) fail("start must name a window of 40 letters ACGU, got ", row.start);
+  if (codes & kNoBase) fail("start must name a window of 40 letters ACGU, got ", start);
+}
+
+void check_row(const PairBatch& batch, const EncodeRow& row) {
+  check_window(batch, row.bag, row.start);
   const int64_t n = std::min<int64_t>(kSeedPart, batch.mirna.size(batch.bag_mirna[row.bag]));
   const Alignment mirna = row.alignment & ((1u << kSeedPart) - 1);
   if (row.alignment >> (2 * kSeedPart) || mirna >> n ||

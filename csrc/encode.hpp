@@ -42,6 +42,9 @@ class MirnaColumns {
   uint8_t tail_[kTail] = {};
 };
 
+// Throws std::invalid_argument where bag and start do not name 40 letters ACGU.
+void check_window(const PairBatch& batch, int64_t bag, int32_t start);
+
 // Throws std::invalid_argument where a row does not name a window and an alignment of its bag.
 void check_row(const PairBatch& batch, const EncodeRow& row);
 

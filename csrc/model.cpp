@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "parallel.hpp"
+#include "sites.hpp"
 #include "variants.hpp"
 
 namespace pairformer {
@@ -94,8 +95,8 @@ void Model::encode(const Candidates& candidates, const int64_t* rows, int64_t n,
   });
 }
 
-void Model::write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
-                        float* token) const {
+void Model::write_token(const Candidates& candidates, int64_t bag, int64_t row, const float* embedding,
+                        float logit, float* token) const {
   for (const TokenPart part : token_) {
     switch (part) {
       case TokenPart::embedding:
@@ -109,6 +110,10 @@ void Model::write_token(const Candidates& candidates, int64_t row, const float* 
         break;
       case TokenPart::position:
         *token++ = candidates.position[row];
+        break;
+      case TokenPart::site:
+        site_features(SitePair(candidates.batch, bag), candidates.start[row], token);
+        token += kSiteFeatures;
         break;
     }
   }
@@ -127,7 +132,7 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
       const Floats embedding(expensive_.width());
       for (int64_t i = part.first; i < part.first + part.count; ++i) {
         site_logit[i] = encoder(candidates.row(part.bag, chosen.rows[i]), embedding);
-        write_token(candidates, chosen.rows[i], embedding, site_logit[i], token + (i - first) * ld);
+        write_token(candidates, part.bag, chosen.rows[i], embedding, site_logit[i], token + (i - first) * ld);
       }
     });
     const auto size = [&](int64_t bag) {

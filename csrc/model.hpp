@@ -27,7 +27,7 @@ struct ChosenRows {
   const int64_t* offsets;
 };
 
-enum class TokenPart { embedding, logit, esa, position };
+enum class TokenPart { embedding, logit, esa, position, site };
 
 class Model {
  public:
@@ -54,8 +54,8 @@ class Model {
 
  private:
   class RowEncoder;
-  void write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
-                   float* token) const;
+  void write_token(const Candidates& candidates, int64_t bag, int64_t row, const float* embedding,
+                   float logit, float* token) const;
 
   const Kernels& kernels_;
   CheapEncoder cheap_;

@@ -1,6 +1,6 @@
 from typing import Any
 
-from numpy import dtype, float32, int32, int64, ndarray, uint8, uint32
+from numpy import dtype, float32, int8, int32, int64, ndarray, uint8, uint32
 from numpy.typing import NDArray
 
 from pairformer.bags import Candidates
@@ -42,6 +42,10 @@ def select(
     config: SelectorConfig,
     threads: int = 0,
 ) -> tuple[NDArray[int64], NDArray[int64], NDArray[uint8]]: ...
+def seed_matches(
+    batch: PairBatch, bag: NDArray[int64], start: NDArray[int32]
+) -> tuple[NDArray[int8], NDArray[int32], NDArray[int32], NDArray[int32]]: ...
+def site_features(batch: PairBatch, bag: NDArray[int64], start: NDArray[int32]) -> NDArray[float32]: ...
 def simhash_keys(embedding: ndarray, rng_seed: int, threads: int = 0) -> NDArray[uint32]: ...
 def simhash_dims(rng_seed: int, width: int) -> NDArray[int64]: ...
 

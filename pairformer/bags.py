@@ -79,6 +79,24 @@ class Candidates:
         """
         return _core.encode(self.batch, *self._rows(rows), threads)
 
+    def site_features(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """What the windows are as target sites.
+
+        Args:
+            rows: (M,) int64 row numbers, any order; None for all.
+
+        Returns:
+            (M, 10): offset 6mer, 6mer, 7mer-A1, 7mer-m8, 8mer (1 for the one there is, see
+            :func:`pairformer.sites.seed_matches`); share of A and U in the 30 nt on either side of the matched letters;
+            3'-supplementary pairing score over 4; log(1 + letters before), log(1 + letters after) and log(1 + UTR
+            length), each over 10. A window without a match stands for its letters 26-35.
+
+        Source: Grimson et al., Mol Cell 2007 (local A and U, 3' pairing: 1 for each pair of miRNA 13-16 and 1/2 for
+            each other in one run, less 1/2 for each nt out of register beyond two).
+        """
+        bag, start, _ = self._rows(rows)
+        return _core.site_features(self.batch, bag, start)
+
     def aligned(self, row: int) -> tuple[str, str]:
         """The two gapped strings of one row: miRNA 5'->3', window's seed part 3'->5'."""
         mirna, window = self.aligned_rows(np.array([row], np.int64))[0]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 _INT_MAX = 2**31 - 1
+SITE_FEATURES = 10
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ class ModelConfig:
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
     """Tokens to pair logit."""
     token: tuple[str, ...] = ("embedding", "logit", "esa", "position")
-    """Parts of a token, in this order."""
+    """Parts of a token, in this order, among "embedding", "logit", "esa", "position" and "site" (seed match, local A
+    and U, 3' pairing, distance to both ends, UTR length: ``Candidates.site_features``)."""
     esa_min: int = 6
     """Least ESA score of a candidate."""
     empty_logit: float = 0.0
@@ -215,11 +217,12 @@ class ModelConfig:
     @property
     def token_width(self) -> int:
         """Width of a token, 387 by default."""
-        return sum(self.expensive.width if part == "embedding" else 1 for part in self.token)
+        widths = {"embedding": self.expensive.width, "site": SITE_FEATURES}
+        return sum(widths.get(part, 1) for part in self.token)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token", tuple(self.token))
-        known = ("embedding", "logit", "esa", "position")
+        known = ("embedding", "logit", "esa", "position", "site")
         check(
             bool(self.token) and len(set(self.token)) == len(self.token) and set(self.token) <= set(known),
             "token", f"name distinct parts of {known}", self.token,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
 
 SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
@@ -24,7 +25,6 @@ SITE = np.dtype(
         ("reason", "U8"),
     ]
 )
-_FIRST = 24  # the window letters looked at: 24 .. 36, the seed part 25 .. 34 and what lies beside it
 
 
 def seed_matches(candidates: Candidates, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
@@ -44,41 +44,7 @@ def seed_matches(candidates: Candidates, rows: NDArray[np.int64]) -> tuple[NDArr
 
     Source: Bartel, Cell 2009 (site types).
     """
-    batch, bags = candidates.batch, candidates.bag_of(rows)
-    window_start = candidates.start[rows].astype(np.int64)
-    utr = batch.utr[(batch.utr_offsets[batch.bag_utr[bags]] + window_start)[:, None] + np.arange(_FIRST, 37)]
-    mirna_start = batch.mirna_offsets[batch.bag_mirna[bags]]
-    mirna_length = batch.mirna_offsets[batch.bag_mirna[bags] + 1] - mirna_start
-    letters = np.arange(8)
-    within = letters < mirna_length[:, None]
-    mirna = batch.mirna[np.where(within, mirna_start[:, None] + letters, 0)]
-    partner = np.where(within, 3 - mirna.astype(np.int16), -1)  # Watson-Crick: A0 C1 G2 U3
-    kind = np.zeros(len(rows), np.int64)
-    anchor = np.full(len(rows), -1, np.int64)
-    for place in range(31, 37):  # of the anchor in the window
-        # paired[k]: miRNA letter k + 1 pairs with its partner inside the seed part
-        paired = {
-            k: (utr[:, place - k - _FIRST] == partner[:, k]) if 25 <= place - k <= 34 else np.zeros(len(rows), bool)
-            for k in range(1, 8)
-        }
-        core = np.logical_and.reduce([paired[k] for k in range(2, 7)])
-        has_a = utr[:, place - _FIRST] == 0
-        found = np.select(
-            [
-                core & paired[1] & paired[7] & has_a,
-                core & paired[1] & paired[7],
-                core & paired[1] & has_a,
-                core & paired[1],
-                core & paired[7],
-            ],
-            [5, 4, 3, 2, 1],
-        )
-        better = (found > 0) & (found >= kind)
-        kind[better], anchor[better] = found[better], window_start[better] + place
-    none = kind == 0
-    start = np.where(none, -1, anchor - np.array([0, 7, 6, 6, 7, 7])[kind])
-    end = np.where(none, -1, anchor + np.array([0, -1, 0, 1, 0, 1])[kind])
-    return kind, start, end, anchor
+    return _core.seed_matches(candidates.batch, candidates.bag_of(rows), candidates.start[rows])
 
 
 def site_table(

@@ -174,3 +174,48 @@ def test_draw_reads_like_this():
             "miRNA 3'              UUGAUAUGUUGGAUGAUGGAGU 5'",
         ]
     )
+
+
+def features_twin(mirna, utr, start):
+    """Slow twin of Candidates.site_features, letter by letter."""
+    seed_type, first, last, anchor = window_match(mirna, utr[start : start + 40])
+    if seed_type == "none":
+        first, last, anchor = 25, 35, 34
+    first, last, anchor = first + start, last + start, anchor + start
+    flanks = utr[max(0, first - 30) : first] + utr[last : last + 30]
+    best = 0.0
+    for offset in range(-5, 6):
+        run = 0.0
+        for i in range(8, len(mirna)):
+            at = anchor - i - offset
+            pairs = 0 <= at < len(utr) and mirna[i] + utr[at] in WATSON_CRICK
+            run = run + (1 if 13 <= i + 1 <= 16 else 0.5) if pairs else 0
+            best = max(best, run - 0.5 * max(0, abs(offset) - 2))
+    return [
+        *(seed_type == kind for kind in SEED_TYPES[1:]),
+        sum(letter in "AU" for letter in flanks) / len(flanks),
+        best / 4,
+        *(np.log1p(n) / 10 for n in (first, len(utr) - last, len(utr))),
+    ]
+
+
+@pytest.mark.parametrize("mirna", [LET7, "ACGUACGUA", "UGAG", LET7 + "ACGUACGUACGUA"])
+def test_site_features_are_the_twin_s(rng, mirna):
+    site = complement(mirna[1:8]) + "A"
+    utr = "".join(testing.random_rna(rng, 45) + site for _ in range(4)) + "N" + testing.random_rna(rng, 50) + site
+    candidates = pairformer.scan(mirna, utr, esa_min=0)
+    expected = [features_twin(mirna, utr, int(start)) for start in candidates.start]
+    found = candidates.site_features()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32
+    assert (found[:, 4].sum() > 0) == (len(mirna) >= 8)
+    rows = np.array([5, 0, 5])
+    np.testing.assert_array_equal(candidates.site_features(rows), found[rows])
+
+
+def test_a_full_three_prime_match_in_register_scores_most():
+    utr = "C" * 20 + complement(LET7)[:-1] + "A" + "C" * 40
+    candidates = pairformer.scan(LET7, utr)
+    features = candidates.site_features()
+    # letters 9-22 pair in one run: four of them count 1, ten 1/2
+    assert features[features[:, 4] == 1, 6].max() == pytest.approx(9 / 4)

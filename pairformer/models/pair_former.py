@@ -126,6 +126,7 @@ class PairFormer(nn.Module):
             "embedding": lambda: embedding,
             "logit": lambda: logit[:, None],
             "esa": lambda: torch.from_numpy(candidates.esa_score[rows]).to(embedding)[:, None],
+            "site": lambda: torch.from_numpy(candidates.site_features(rows)).to(embedding),
             "position": lambda: torch.from_numpy(candidates.position[rows]).to(embedding)[:, None],
         }
         return torch.cat([columns[part]() for part in self.config.token], 1)

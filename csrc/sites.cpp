@@ -1,0 +1,89 @@
+#include "sites.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pairformer {
+namespace {
+
+constexpr int kFlank = 30;              // nt on either side in which A and U are counted
+constexpr int kFirstSupplementary = 8;  // miRNA letter 9, the first outside the seed
+constexpr int kMostOffset = 5;          // of the 3' part against the seed's register, either way
+
+bool watson_crick(uint8_t a, uint8_t b) {
+  return a + b == 3;
+}  // A0 C1 G2 U3
+
+// Best run of Watson-Crick pairs of the miRNA's 3' part: a pair of letters 13-16 counts 1, any other 1/2, and
+// each nt that the run is out of the seed's register beyond two costs 1/2. Grimson et al., Mol Cell 2007.
+float supplementary(const SitePair& pair, int64_t anchor) {
+  float best = 0;
+  for (int offset = -kMostOffset; offset <= kMostOffset; ++offset) {
+    const float cost = 0.5f * static_cast<float>(std::max(0, std::abs(offset) - 2));
+    float run = 0;
+    for (int64_t i = kFirstSupplementary; i < pair.mirna_length; ++i) {
+      const int64_t at = anchor - i - offset;
+      const bool paired = at >= 0 && at < pair.utr_length && watson_crick(pair.mirna[i], pair.utr[at]);
+      run = paired ? run + (i >= 12 && i <= 15 ? 1.0f : 0.5f) : 0.0f;
+      best = std::max(best, run - cost);
+    }
+  }
+  return best;
+}
+
+float log_over_ten(int64_t n) {
+  return std::log1p(static_cast<float>(n)) / 10;
+}
+
+}  // namespace
+
+SeedMatch seed_match(const SitePair& pair, int32_t window) {
+  SeedMatch best{kNoSeed, -1, -1, -1};
+  const uint8_t* letter = pair.utr + window;
+  // `place` is opposite miRNA letter 1. Letters paired with 2-8 must lie in the seed part, the A may lie
+  // beside.
+  for (int place = kSeedBegin + 6; place <= kSeedBegin + kSeedPart + 1; ++place) {
+    const auto paired = [&](int k) {
+      const int at = place - k;
+      return k < pair.mirna_length && at >= kSeedBegin && at < kSeedBegin + kSeedPart &&
+             watson_crick(pair.mirna[k], letter[at]);
+    };
+    if (!(paired(2) && paired(3) && paired(4) && paired(5) && paired(6))) continue;
+    const bool two = paired(1), eight = paired(7), has_a = letter[place] == 0;
+    const SeedKind kind = two && eight ? (has_a ? k8mer : k7merM8)
+                          : two        ? (has_a ? k7merA1 : k6mer)
+                          : eight      ? kOffset6mer
+                                       : kNoSeed;
+    if (kind == kNoSeed || kind < best.kind) continue;
+    constexpr int kBefore[] = {0, 7, 6, 6, 7, 7}, kAfter[] = {0, -1, 0, 1, 0, 1};
+    const int32_t anchor = window + place;
+    best = {kind, anchor - kBefore[kind], anchor + kAfter[kind], anchor};
+  }
+  return best;
+}
+
+void site_features(const SitePair& pair, int32_t window, float* feature) {
+  SeedMatch match = seed_match(pair, window);
+  for (int kind = kOffset6mer; kind <= k8mer; ++kind) *feature++ = match.kind == kind;
+  if (match.kind == kNoSeed) {
+    match.start = window + kSeedBegin;
+    match.end = match.start + kSeedPart;
+    match.anchor = match.end - 1;
+  }
+  int rich = 0, letters = 0;
+  const auto count = [&](int64_t begin, int64_t end) {
+    for (int64_t i = std::max<int64_t>(0, begin); i < std::min(end, pair.utr_length); ++i) {
+      rich += pair.utr[i] == 0 || pair.utr[i] == 3;
+      ++letters;
+    }
+  };
+  count(match.start - kFlank, match.start);
+  count(match.end, match.end + kFlank);
+  *feature++ = static_cast<float>(rich) / static_cast<float>(letters);
+  *feature++ = supplementary(pair, match.anchor) / 4;
+  *feature++ = log_over_ten(match.start);
+  *feature++ = log_over_ten(pair.utr_length - match.end);
+  *feature++ = log_over_ten(pair.utr_length);
+}
+
+}  // namespace pairformer

@@ -1,0 +1,41 @@
+// What is known of a candidate as a target site: its seed match and what surrounds it.
+#pragma once
+
+#include "scan.hpp"
+
+namespace pairformer {
+
+enum SeedKind : int8_t { kNoSeed, kOffset6mer, k6mer, k7merA1, k7merM8, k8mer };
+
+struct SeedMatch {
+  SeedKind kind;
+  int32_t start, end;  // of the matched letters in the UTR, half-open; -1 for none
+  int32_t anchor;      // the UTR position opposite miRNA letter 1; -1 for none
+};
+
+constexpr int kSiteFeatures = 10;
+
+// The miRNA and the UTR of one bag.
+struct SitePair {
+  const uint8_t* mirna;
+  int64_t mirna_length;
+  const uint8_t* utr;
+  int64_t utr_length;
+
+  SitePair(const PairBatch& batch, int64_t bag)
+      : mirna(batch.mirna.begin(batch.bag_mirna[bag])),
+        mirna_length(batch.mirna.size(batch.bag_mirna[bag])),
+        utr(batch.utr.begin(batch.bag_utr[bag])),
+        utr_length(batch.utr.size(batch.bag_utr[bag])) {}
+};
+
+// Longest Watson-Crick seed match in the seed part of the window; see pairformer/sites.py.
+SeedMatch seed_match(const SitePair& pair, int32_t window);
+
+// feature (kSiteFeatures) of the window: one for each kind of match from offset 6mer to 8mer; the share of A
+// and U in the 30 nt on either side of the matched letters; the 3'-supplementary pairing score over 4; and
+// the logarithms over 10 of one plus the letters before it, one plus those after it, and the UTR's length. A
+// window without a match stands for its seed part.
+void site_features(const SitePair& pair, int32_t window, float* feature);
+
+}  // namespace pairformer
