@@ -4,6 +4,7 @@
 
 #include "arguments.hpp"
 #include "model.hpp"
+#include "sites.hpp"
 
 using namespace pairformer;
 
@@ -167,9 +168,34 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
   return py::make_tuple(site_logit, pair_logit, weight);
 }
 
+py::array_t<bool> seed_windows(const py::object& candidates, const py::array& cheap_logit, int least,
+                               int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
+  const HeldCandidates held(candidates);
+  const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
+  if (cheap_logit.size() != held.start.size())
+    throw py::value_error("cheap_logit must have " + std::to_string(held.start.size()) +
+                          " rows (as start), got " + std::to_string(cheap_logit.size()));
+  const Candidates& view = held.view;
+  for (int64_t bag = 0; bag < view.batch.bags; ++bag)
+    for (int64_t row = view.offsets[bag]; row < view.offsets[bag + 1]; ++row)
+      check_window(view.batch, bag, view.start[row]);
+  py::array_t<bool> mark(cheap_logit.size());
+  bool* const data = mark.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    mark_seed_windows(view.batch, view.offsets, view.start, logit, static_cast<SeedKind>(least), threads,
+                      data);
+  }
+  return mark;
+}
+
 }  // namespace
 
 void bind_model(py::module_& m) {
+  m.def("seed_windows", &seed_windows,
+        "Mask (N,) of the best window of each site with such a seed match or longer.", "candidates"_a,
+        "cheap_logit"_a, "least"_a, "threads"_a = 0);
   py::class_<Model>(m, "Model", "The models of a ModelConfig on the CPU, from float32 arrays by name.")
       .def(py::init(&model_of), "config"_a, "arrays"_a, "variant"_a = "auto")
       .def_property_readonly("variant", &Model::variant)

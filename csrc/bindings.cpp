@@ -174,7 +174,7 @@ SelectorSettings selector_settings(const py::object& config) {
 
 py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::array>& cheap_embedding,
                       const std::optional<py::array>& position, const py::array& offsets,
-                      const py::object& config, int64_t threads_asked) {
+                      const py::object& config, int64_t threads_asked, const std::optional<py::array>& keep) {
   const int threads = checked_threads(threads_asked);
   const auto settings = selector_settings(config);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
@@ -201,6 +201,12 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
     throw py::value_error("position must be an (N,) array for variants S1 and S2, got None");
   }
 
+  const bool* marked = nullptr;
+  if (keep) {
+    marked = checked<bool>(*keep, "keep", 1, "(N,)");
+    check_rows(*keep, "keep", n);
+  }
+
   py::array_t<int64_t> out_offsets(bags + 1);
   int64_t* ends = out_offsets.mutable_data();
   ends[0] = 0;
@@ -211,7 +217,7 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   uint8_t* reason_out = reason.mutable_data();
   {
     const py::gil_scoped_release released;
-    select(rows_in, p, hash, settings, ends, rows_out, reason_out, threads);
+    select(rows_in, p, marked, hash, settings, ends, rows_out, reason_out, threads);
   }
   return py::make_tuple(rows, out_offsets, reason);
 }
@@ -276,7 +282,7 @@ PYBIND11_MODULE(_core, m) {
         "start"_a);
 
   m.def("select", &select_rows, "STSelector over a ragged batch: (rows, offsets, reason).", "cheap_logit"_a,
-        "cheap_embedding"_a, "position"_a, "offsets"_a, "config"_a, "threads"_a = 0);
+        "cheap_embedding"_a, "position"_a, "offsets"_a, "config"_a, "threads"_a = 0, "keep"_a = py::none());
   m.def("simhash_keys", &keys_of, "(N,) uint32 sign keys of (N, D) float32 embeddings.", "embedding"_a,
         "rng_seed"_a, "threads"_a = 0);
   m.def("simhash_dims", &dims_of, "The dimensions behind the key bits, bit 0 first.", "rng_seed"_a,

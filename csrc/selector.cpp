@@ -61,8 +61,8 @@ class BagSelector {
 
   // Rows first_row .. first_row + n - 1 of the inputs; writes min(k_max, n) rows. False, and nothing
   // written, if a logit or position is not finite.
-  bool select(const float* logit, const float* position, int64_t first_row, int64_t n, int64_t* rows,
-              uint8_t* reason) {
+  bool select(const float* logit, const float* position, const bool* keep, int64_t first_row, int64_t n,
+              int64_t* rows, uint8_t* reason) {
     n_ = n;
     k_ = std::min(settings_.k_max, n);
     position_ = position;
@@ -74,6 +74,7 @@ class BagSelector {
       return true;
     }
     chosen_.clear();
+    if (keep) take_kept(keep);
     const auto k1 = settings_.cover ? static_cast<int64_t>(std::floor(settings_.rho * k_)) : k_;
     take_top(k1);
     if (k1 < k_) {
@@ -85,6 +86,23 @@ class BagSelector {
   }
 
  private:
+  static constexpr uint64_t kTaken =
+      UINT64_MAX;  // the key of a row that step A is not to see; no score has it
+
+  // Before step A. The rows marked, the best of them if they are more than k_; k_ becomes the places left.
+  void take_kept(const bool* keep) {
+    best_.clear();
+    for (int64_t i = 0; i < n_; ++i)
+      if (keep[i]) best_.push_back({keys_[i], i});
+    const auto kept = std::min(k_, static_cast<int64_t>(best_.size()));
+    std::partial_sort(best_.begin(), best_.begin() + kept, best_.end());
+    for (int64_t i = 0; i < kept; ++i) {
+      take(best_[i], kKept);
+      keys_[best_[i].row] = kTaken;
+    }
+    k_ -= kept;
+  }
+
   void take(const Ranked& candidate, Reason why) { chosen_.push_back(candidate.row << 2 | why); }
 
   // The keys of all rows; false if a value is not finite.
@@ -142,7 +160,7 @@ class BagSelector {
     int64_t held = 0;
     for (int64_t i = 0; i < n_; ++i) {
       const Ranked candidate{keys_[i], i};
-      const bool left = worst_top_ < candidate;
+      const bool left = worst_top_ < candidate && candidate.key != kTaken;
       rest_[held] = candidate;
       held += left;
       bin_count_[bin_[i]] += left;
@@ -347,7 +365,7 @@ class BagSelector {
 
 }  // namespace
 
-void select(const Ragged<float>& logit, const float* position, const HashSource& hash,
+void select(const Ragged<float>& logit, const float* position, const bool* keep, const HashSource& hash,
             const SelectorSettings& settings, const int64_t* out_offsets, int64_t* rows, uint8_t* reason,
             int threads) {
   const auto bit = bit_of_dimension(settings.rng_seed, hash.width);
@@ -359,8 +377,8 @@ void select(const Ragged<float>& logit, const float* position, const HashSource&
     for (int64_t b = task * per_task; b < std::min(logit.bags, (task + 1) * per_task); ++b) {
       const int64_t first = logit.offsets[b], n = logit.size(b);
       const float* bag_position = position ? position + first : nullptr;
-      if (selector.select(logit.begin(b), bag_position, first, n, rows + out_offsets[b],
-                          reason + out_offsets[b])) {
+      if (selector.select(logit.begin(b), bag_position, keep ? keep + first : nullptr, first, n,
+                          rows + out_offsets[b], reason + out_offsets[b])) {
         continue;
       }
       for (int64_t row = first; row < first + n; ++row) {

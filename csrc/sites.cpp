@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
+
+#include "parallel.hpp"
 
 namespace pairformer {
 namespace {
@@ -60,6 +63,34 @@ SeedMatch seed_match(const SitePair& pair, int32_t window) {
     best = {kind, anchor - kBefore[kind], anchor + kAfter[kind], anchor};
   }
   return best;
+}
+
+void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int32_t* start,
+                       const float* logit, SeedKind least, int threads, bool* mark) {
+  struct Site {
+    int32_t anchor;
+    SeedKind kind;
+    int64_t row;
+  };
+  const auto order = largest_first(batch.bags, [&](int64_t bag) { return offsets[bag + 1] - offsets[bag]; });
+  parallel_for(batch.bags, threads, [&](int64_t task) {
+    const int64_t bag = order[task];
+    const SitePair pair(batch, bag);
+    std::vector<Site> sites;
+    for (int64_t row = offsets[bag]; row < offsets[bag + 1]; ++row) {
+      mark[row] = false;
+      const SeedMatch match = seed_match(pair, start[row]);
+      if (match.kind < least) continue;
+      // Windows of one site are near each other, so it is among the last found.
+      const auto known = std::find_if(sites.rbegin(), sites.rend(),
+                                      [&](const Site& site) { return site.anchor == match.anchor; });
+      if (known == sites.rend())
+        sites.push_back({match.anchor, match.kind, row});
+      else if (match.kind > known->kind || (match.kind == known->kind && logit[row] > logit[known->row]))
+        *known = {match.anchor, match.kind, row};
+    }
+    for (const Site& site : sites) mark[site.row] = true;
+  });
 }
 
 void site_features(const SitePair& pair, int32_t window, float* feature) {

@@ -1,6 +1,6 @@
 from typing import Any
 
-from numpy import dtype, float32, int8, int32, int64, ndarray, uint8, uint32
+from numpy import bool_, dtype, float32, int8, int32, int64, ndarray, uint8, uint32
 from numpy.typing import NDArray
 
 from pairformer.bags import Candidates
@@ -41,10 +41,14 @@ def select(
     offsets: ndarray,
     config: SelectorConfig,
     threads: int = 0,
+    keep: ndarray | None = None,
 ) -> tuple[NDArray[int64], NDArray[int64], NDArray[uint8]]: ...
 def seed_matches(
     batch: PairBatch, bag: NDArray[int64], start: NDArray[int32]
 ) -> tuple[NDArray[int8], NDArray[int32], NDArray[int32], NDArray[int32]]: ...
+def seed_windows(
+    candidates: Candidates, cheap_logit: NDArray[float32], least: int, threads: int = 0
+) -> NDArray[bool_]: ...
 def site_features(batch: PairBatch, bag: NDArray[int64], start: NDArray[int32]) -> NDArray[float32]: ...
 def simhash_keys(embedding: ndarray, rng_seed: int, threads: int = 0) -> NDArray[uint32]: ...
 def simhash_dims(rng_seed: int, width: int) -> NDArray[int64]: ...

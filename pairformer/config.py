@@ -9,6 +9,7 @@ from typing import Any
 
 _INT_MAX = 2**31 - 1
 SITE_FEATURES = 10
+SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,9 @@ class ModelConfig:
     and U, 3' pairing, distance to both ends, UTR length: ``Candidates.site_features``)."""
     esa_min: int = 6
     """Least ESA score of a candidate."""
+    keep_seed: str = "none"
+    """Sites with this seed match or a longer one are always selected, the best window of each: "none" (the paper),
+    "offset 6mer", "6mer", "7mer-A1", "7mer-m8" or "8mer"."""
     empty_logit: float = 0.0
     """Logit of a bag without candidates: a constant, even odds, never learned."""
     logit_scale: float = 1.0
@@ -227,6 +231,7 @@ class ModelConfig:
             bool(self.token) and len(set(self.token)) == len(self.token) and set(self.token) <= set(known),
             "token", f"name distinct parts of {known}", self.token,
         )  # fmt: skip
+        check(self.keep_seed in SEED_TYPES, "keep_seed", f"be one of {', '.join(SEED_TYPES)}", repr(self.keep_seed))
         check(0 <= self.esa_min <= 10, "esa_min", "be in 0..10", self.esa_min)
         check(self.logit_scale > 0, "logit_scale", "be positive", self.logit_scale)
 

@@ -16,6 +16,7 @@ from pairformer.bags import Candidates
 from pairformer.config import ModelConfig
 from pairformer.saved import model_directory, read_model
 from pairformer.selector import Selection, STSelector
+from pairformer.sites import seed_windows
 
 if TYPE_CHECKING:
     from pairformer.models import PairFormer
@@ -87,7 +88,8 @@ class NativeEngine:
     ) -> Scored:
         cheap_logit, keys, _ = self.model.cheap_scan(candidates, threads=threads)
         selector = STSelector.from_config(self.config.selector, k_max=k_max)
-        selection = selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads)
+        keep = seed_windows(candidates, cheap_logit, self.config.keep_seed, threads)
+        selection = selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads, keep)
         logit, pair_logit, weight = self.model.aggregate(
             candidates, selection.rows, selection.offsets, explain, threads
         )

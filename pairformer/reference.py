@@ -115,6 +115,7 @@ def select(
     position: np.ndarray | None,
     offsets: np.ndarray,
     config: SelectorConfig,
+    keep: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """STSelector over a ragged batch: (rows, offsets, reason) as ``STSelector.select`` has them.
 
@@ -132,7 +133,8 @@ def select(
     ends = [0]
     for first, last in pairwise(offsets):
         bag = slice(first, last)
-        chosen = _select_bag(cheap_logit[bag], keys[bag], position[bag], config)
+        kept = np.zeros(last - first, bool) if keep is None else keep[bag]
+        chosen = _select_bag(cheap_logit[bag], keys[bag], position[bag], config, kept)
         for row in sorted(chosen):
             rows.append(int(first) + row)
             reasons.append(chosen[row])
@@ -140,7 +142,9 @@ def select(
     return np.array(rows, np.int64), np.array(ends, np.int64), np.array(reasons, np.uint8)
 
 
-def _select_bag(logit: np.ndarray, keys: np.ndarray, position: np.ndarray, config: SelectorConfig) -> dict[int, int]:
+def _select_bag(
+    logit: np.ndarray, keys: np.ndarray, position: np.ndarray, config: SelectorConfig, keep: np.ndarray
+) -> dict[int, int]:
     """Row in the bag -> reason."""
     n = len(logit)
     k = min(config.k_max, n)
@@ -148,11 +152,16 @@ def _select_bag(logit: np.ndarray, keys: np.ndarray, position: np.ndarray, confi
         return dict.fromkeys(range(n), 0)
     order = [int(row) for row in np.lexsort((np.arange(n), position, -logit))]
 
+    # Rows to keep come first; the others share the places left.
+    kept = dict.fromkeys([row for row in order if keep[row]][:k], 3)
+    order = [row for row in order if row not in kept]
+    k -= len(kept)
+
     # A. The best logits.
     k1 = k if config.variant == "S0" else math.floor(config.rho * k)
     chosen = dict.fromkeys(order[:k1], 0)
     if k1 == k:
-        return chosen
+        return kept | chosen
 
     # B. The best of each position bin among the others.
     pool = min(max(config.pool_factor * k, config.pool_min), config.pool_max)
@@ -180,7 +189,7 @@ def _select_bag(logit: np.ndarray, keys: np.ndarray, position: np.ndarray, confi
     # E. Fill with the best logits.
     left = [row for row in order if row not in chosen]
     chosen.update(dict.fromkeys(left[: k - len(chosen)], 2))
-    return chosen
+    return kept | chosen
 
 
 def _drop_duplicates(rows: list[int], keys: np.ndarray, cap: int) -> list[int]:

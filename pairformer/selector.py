@@ -24,7 +24,7 @@ class Selection:
     """(B + 1,) int64, bag b owns rows[offsets[b]:offsets[b + 1]]."""
 
     reason: Any
-    """(M,) uint8, 0 top logit, 1 coverage, 2 fill."""
+    """(M,) uint8, 0 top logit, 1 coverage, 2 fill, 3 kept as asked."""
 
     def padded(self, k_max: int) -> tuple[Any, Any]:
         """Give every bag ``k_max`` places.
@@ -71,7 +71,7 @@ class STSelector:
         return cls(**{**asdict(config), **({} if k_max is None else {"k_max": k_max})})
 
     def select(
-        self, cheap_logit: Any, cheap_embedding: Any, position: Any, offsets: Any, threads: int = 0
+        self, cheap_logit: Any, cheap_embedding: Any, position: Any, offsets: Any, threads: int = 0, keep: Any = None
     ) -> Selection:
         """Choose rows of each bag.
 
@@ -85,6 +85,8 @@ class STSelector:
             position: (N,) float32 in [0, 1], window centre over UTR length; or None for S0.
             offsets: (B + 1,) int64.
             threads: most threads to use, 0 for all the process may use.
+            keep: (N,) bool, rows that are kept before all others; where they are more than the budget, the best of
+                them. The others share the places left as if these were the budget. None for no such rows.
 
         Returns:
             Selection, of NumPy arrays or of PyTorch tensors as ``cheap_logit`` is. If n <= k_max all rows
@@ -105,6 +107,7 @@ class STSelector:
             _to_numpy("offsets", offsets),
             self.config,
             threads,
+            None if keep is None else _to_numpy("keep", keep),
         )
         return Selection(_like(cheap_logit, rows), _like(cheap_logit, ends), _like(cheap_logit, reason))
 

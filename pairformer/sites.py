@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
+from pairformer.config import SEED_TYPES
 
-SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
-REASONS = ("top", "coverage", "fill")
+REASONS = ("top", "coverage", "fill", "seed")
 SITE = np.dtype(
     [
         ("start", np.int32),
@@ -45,6 +45,25 @@ def seed_matches(candidates: Candidates, rows: NDArray[np.int64]) -> tuple[NDArr
     Source: Bartel, Cell 2009 (site types).
     """
     return _core.seed_matches(candidates.batch, candidates.bag_of(rows), candidates.start[rows])
+
+
+def seed_windows(
+    candidates: Candidates, cheap_logit: NDArray[np.float32], seed_type: str, threads: int = 0
+) -> NDArray[np.bool_] | None:
+    """One window of every site with this seed match or a longer one, for ``STSelector.select(keep=...)``.
+
+    Args:
+        candidates: bags.
+        cheap_logit: (N,) float32.
+        seed_type: one of ``SEED_TYPES``.
+        threads: most threads to use, 0 for all the process may use.
+
+    Returns:
+        (N,) bool: of the windows of a site the one that sees the longest match, of those the one of the best logit,
+        of those the first. None for "none".
+    """
+    least = SEED_TYPES.index(seed_type)
+    return _core.seed_windows(candidates, cheap_logit, least, threads) if least else None
 
 
 def site_table(

@@ -41,7 +41,7 @@ CONFIGS = {
     "deep_sets": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="deep_sets", width=12, hidden=21)),
     "gated": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="gated_attention", width=12, hidden=21)),
     "position_first": ModelConfig(SMALL, token=("position", "logit", "embedding")),
-    "sites": ModelConfig(SMALL, token=("site", "embedding", "logit")),
+    "sites": ModelConfig(SMALL, token=("site", "embedding", "logit"), keep_seed="offset 6mer"),
     "no_embedding": ModelConfig(SMALL, token=("esa",), esa_min=7),
 }
 LENGTHS = (900, 30, 2300, 41, 40, 600, 0, 77)

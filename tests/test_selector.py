@@ -434,3 +434,36 @@ def test_tensors_that_numpy_cannot_share_are_refused():
         selector.select(logit.bfloat16(), keys, position, offsets)
     with pytest.raises(TypeError, match="cheap_logit must be on the CPU, got meta; pass cheap_logit"):
         selector.select(logit.to("meta"), keys, position, offsets)
+
+
+@pytest.mark.parametrize("variant", ["S0", "S1", "S2"])
+@pytest.mark.parametrize("rho", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
+def test_kept_rows_come_first_as_in_the_twin(variant, rho, share):
+    rng = np.random.default_rng(3)
+    config = SelectorConfig(k_max=40, rho=rho, variant=variant, n_bins=16)
+    for bags in (
+        coarse_bags(rng, [0, 1, 39, 40, 41, 300, 900]),
+        testing.bags_of_sizes(rng, np.array([50, 700, 2000]), dim=16),
+    ):
+        bags = tuple(bags)
+        keep = rng.random(len(bags[0])) < share
+        ours = _core.select(*bags, config, 1, keep)
+        for mine, theirs in zip(ours, reference.select(*bags, config, keep), strict=True):
+            np.testing.assert_array_equal(mine, theirs, strict=True)
+        rows, offsets, _ = ours
+        for bag, (first, last) in enumerate(pairwise(bags[3])):
+            mine = set(rows[offsets[bag] : offsets[bag + 1]])
+            marked = {int(first) + i for i in np.flatnonzero(keep[first:last])}
+            assert len(mine) == min(40, last - first)
+            assert len(mine & marked) == min(40, len(marked))
+
+
+def test_keep_must_be_a_mask_of_all_rows():
+    bags = one_bag([3, 2, 1])
+    selector = STSelector(k_max=1, variant="S0")
+    assert picked(selector.select(*bags, keep=np.array([False, False, True]))) == {2: 3}
+    with pytest.raises(ValueError, match="keep must have 3 rows"):
+        selector.select(*bags, keep=np.array([True]))
+    with pytest.raises(TypeError, match="keep must be bool, got uint8"):
+        selector.select(*bags, keep=np.zeros(3, np.uint8))

@@ -5,7 +5,7 @@ import pytest
 
 import pairformer
 from pairformer import testing
-from pairformer.sites import SEED_TYPES, draw, seed_matches, site_table
+from pairformer.sites import SEED_TYPES, draw, seed_matches, seed_windows, site_table
 
 LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
 WATSON_CRICK = {"AU", "UA", "CG", "GC"}
@@ -219,3 +219,29 @@ def test_a_full_three_prime_match_in_register_scores_most():
     features = candidates.site_features()
     # letters 9-22 pair in one run: four of them count 1, ten 1/2
     assert features[features[:, 4] == 1, 6].max() == pytest.approx(9 / 4)
+
+
+@pytest.mark.parametrize("seed_type", SEED_TYPES)
+def test_one_window_of_each_site_is_kept(rng, seed_type):
+    """Against all windows of all sites, one by one; a selection that keeps them has them whatever the logits say."""
+    site = complement(LET7[1:8]) + "A"
+    cut = [site[a:b] for a in range(3) for b in range(5, 9)]
+    utrs = ["".join(testing.random_rna(rng, rng.randint(0, 60)) + part for part in cut) for _ in range(5)] + ["ACGU"]
+    candidates = pairformer.scan(LET7, utrs)
+    logit = np.round(np.random.default_rng(1).normal(size=len(candidates.start)), 1).astype(np.float32)
+    mask = seed_windows(candidates, logit, seed_type, threads=2)
+    if seed_type == "none":
+        assert mask is None
+        return
+    kind, _, _, anchor = seed_matches(candidates, np.arange(len(candidates.start)))
+    best = {}
+    for row, bag in enumerate(candidates.bag_of()):
+        place = (int(bag), int(anchor[row]))
+        if kind[row] >= SEED_TYPES.index(seed_type):
+            best[place] = max(best.get(place, (0, 0.0, 0)), (int(kind[row]), float(logit[row]), -row))
+    assert sorted(-row for _, _, row in best.values()) == np.flatnonzero(mask).tolist()
+    assert len(best) >= 5
+    selection = pairformer.STSelector(64).select(
+        -logit, np.zeros(len(logit), np.uint32), candidates.position, candidates.offsets, keep=mask
+    )
+    assert set(np.flatnonzero(mask)) <= set(selection.rows)

@@ -19,6 +19,7 @@ from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.set_transformer import SetTransformer
 from pairformer.saved import read_model
 from pairformer.selector import Selection, STSelector
+from pairformer.sites import seed_windows
 
 AGGREGATORS = {"set_transformer": SetTransformer, "deep_sets": DeepSets, "gated_attention": GatedAttention}
 CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activations stay in the cache
@@ -109,8 +110,9 @@ class PairFormer(nn.Module):
         threads: int = 0,
     ) -> Selection:
         """At most ``k_max`` rows per bag from cheap signals."""
+        keep = seed_windows(candidates, cheap_logit, self.config.keep_seed, threads)
         selector = self.selector(k_max)
-        return selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads=threads)
+        return selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads, keep)
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Expensive embedding (M, 384) and logit (M,) of the given rows."""
