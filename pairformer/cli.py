@@ -75,6 +75,9 @@ def main() -> None:
         _fail(error, EXIT_IO)
     except DataError as error:
         _fail(error, EXIT_DATA)
+    except ModuleNotFoundError as error:
+        extra = " (the extra torch brings it: pip install '.[torch]')" if error.name in ("torch", "sklearn") else ""
+        _fail(ImportError(f"{error}{extra}"), EXIT_USAGE)
     except (ValueError, ImportError) as error:
         _fail(error, EXIT_USAGE)
 
@@ -367,8 +370,8 @@ def _check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) 
 
 def _write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, rows: NDArray[np.int64]) -> None:
     columns = zip(
-        found.bag_of(rows), found.start[rows], found.esa_score[rows], found.position[rows], found.aligned_rows(rows),
-        strict=True,
+        found.bag_of(rows), found.start[rows], found.esa_score[rows], found.position[rows],
+        found.aligned_rows(rows).tolist(), strict=True,
     )  # fmt: skip
     for bag, start, score, position, (top, bottom) in columns:
         r = group[bag]
@@ -386,13 +389,15 @@ def _write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions)
 
 def _write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
     numbers, table, aligned = predictions.site_table()
-    for number, site, (top, bottom) in zip(numbers, table, aligned, strict=True):
+    # As lists: NumPy loses an interrupt that arrives while it makes one of its own strings.
+    texts = zip(table["seed_type"].tolist(), table["reason"].tolist(), aligned.tolist(), strict=True)
+    for number, site, (seed_type, reason, (top, bottom)) in zip(numbers, table, texts, strict=True):
         record, typed = group[number], site["site_id"] >= 0
         cells = [
             record.mirna_id, record.utr_id, site["start"] + 1, site["end"],
             site["seed_start"] + 1 if typed else "NA", site["seed_end"] if typed else "NA",
-            site["site_id"] + 1 if typed else "NA", site["seed_type"], site["esa_score"],
-            _number(site["cheap_logit"]), _number(site["logit"]), _number(site["position"]), site["reason"],
+            site["site_id"] + 1 if typed else "NA", seed_type, site["esa_score"],
+            _number(site["cheap_logit"]), _number(site["logit"]), _number(site["position"]), reason,
             top, bottom,
         ]  # fmt: skip
         if "weight" in (table.dtype.names or ()):

@@ -36,7 +36,9 @@ class ExpensiveConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        check(len(self.channels) >= 2 and min(self.channels) >= 1, "channels", "name two or more widths", self.channels)
+        check(len(self.channels) >= 2, "channels", "name two or more widths", self.channels)
+        for width in self.channels:
+            _check_int("channels", width, 1)
         for name in ("stem_kernel", "block_kernel", "se_reduction", "pooled_length"):
             at_least(self, name, 1)
         _share(self, "dropout")
@@ -57,7 +59,9 @@ class CheapConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        check(len(self.channels) == 2 and min(self.channels) >= 1, "channels", "name two widths", self.channels)
+        check(len(self.channels) == 2, "channels", "name two widths", self.channels)
+        for width in self.channels:
+            _check_int("channels", width, 1)
         at_least(self, "width", 1)
         at_least(self, "hidden", 1)
         _share(self, "meta_dropout")
@@ -232,7 +236,9 @@ class ModelConfig:
             "token", f"name distinct parts of {known}", self.token,
         )  # fmt: skip
         check(self.keep_seed in SEED_TYPES, "keep_seed", f"be one of {', '.join(SEED_TYPES)}", repr(self.keep_seed))
-        check(0 <= self.esa_min <= 10, "esa_min", "be in 0..10", self.esa_min)
+        _check_int("esa_min", self.esa_min, 0, 10)
+        _check_number("empty_logit", self.empty_logit)
+        _check_number("logit_scale", self.logit_scale)
         check(self.logit_scale > 0, "logit_scale", "be positive", self.logit_scale)
 
     def to_dict(self) -> dict:
@@ -362,6 +368,10 @@ def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
     check(low <= number <= high, name, f"be in [{low}, {high}]", repr(value))
+
+
+def _check_number(name: str, value: Any) -> None:
+    check(isinstance(value, (int, float)) and math.isfinite(value), name, "be a finite number", repr(value))
 
 
 def _check_positive(name: str, value: Any, high: float = math.inf) -> None:

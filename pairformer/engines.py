@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.bags import Candidates
 from pairformer.config import ModelConfig
-from pairformer.saved import model_directory, read_model
+from pairformer.saved import FILES, model_directory, read_model
 from pairformer.selector import Selection, STSelector
 from pairformer.sites import seed_windows
 
@@ -174,10 +174,10 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
     if name == "native" and not on_cpu:
         raise ValueError(f"device must be auto or cpu for engine native, got {device}; pass engine='torch'")
     directory = model_directory(model).resolve()
-    newest = max(path.stat().st_mtime for path in directory.iterdir())
-    return _loaded(name, directory, newest, "cpu" if name == "native" else device)
+    files = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in (directory / name for name in FILES))
+    return _loaded(name, directory, files, "cpu" if name == "native" else device)
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(name: str, directory: Path, newest: float, device: str) -> Engine:
+def _loaded(name: str, directory: Path, files: tuple[tuple[int, int], ...], device: str) -> Engine:
     return NativeEngine.load(directory) if name == "native" else TorchEngine.load(directory, device)

@@ -45,8 +45,12 @@ def read_model(name_or_path: str | Path) -> tuple[ModelConfig, dict, dict[str, N
     try:
         metadata = json.loads(config_bytes)
         config = ModelConfig.from_dict(metadata.pop("config"))
-        arrays = {name: np.asarray(array, np.float32) for name, array in load(model_bytes).items()}
+        stored = load(model_bytes)
     except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"model must be as PairFormer.save wrote it, got {directory}; {error}") from error
+    for name, array in stored.items():
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name} must hold floating-point numbers, got {array.dtype}; in {directory}")
+    arrays = {name: np.asarray(array, np.float32) for name, array in stored.items()}
     metadata["model_sha256"] = hashlib.sha256(config_bytes + model_bytes).hexdigest()
     return config, metadata, arrays

@@ -447,3 +447,30 @@ print(_core.available_threads())
     finally:
         group.rmdir()
     assert result.stdout == "1\n"
+
+
+def test_damaged_models(tmp_path, model):
+    """Wrong kinds of numbers are refused by name, and a model that was replaced is read again, whatever its date."""
+    import json
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    place = tmp_path / "model"
+    shutil.copytree(model, place)
+    pair = ("UGAGGUAGUAGGUUGUAUAGUU", "ACGUUGCA" * 40)
+    before = pairformer.predict(*pair, model=place).logit
+    arrays = load_file(place / "model.safetensors")
+    config = json.loads((place / "config.json").read_text())
+    arrays["aggregator.head.4.bias"] = arrays["aggregator.head.4.bias"] + 1
+    save_file(arrays, place / "model.safetensors")
+    os.utime(place / "model.safetensors", (1, 1))
+    assert pairformer.predict(*pair, model=place).logit == pytest.approx(before + 1, abs=0.01)
+    save_file({name: array.astype(np.int64) for name, array in arrays.items()}, place / "model.safetensors")
+    with pytest.raises(ValueError, match="must hold floating-point numbers, got int64; in "):
+        pairformer.predict(*pair, model=place)
+    for field, value in {"empty_logit": "a", "esa_min": 6.5, "logit_scale": float("inf")}.items():
+        broken = {**config, "config": {**config["config"], field: value}}
+        (place / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=f"{field} must be"):
+            pairformer.predict(*pair, model=place)
