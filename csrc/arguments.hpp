@@ -38,6 +38,14 @@ const T* checked(const py::array& array, const std::string& name, int ndim, cons
   return static_cast<const T*>(array.data());
 }
 
+// `what` is the array that says how many rows there are.
+inline void check_rows(const py::array& array, const std::string& name, int64_t n, const std::string& what) {
+  if (array.shape(0) != n) {
+    throw py::value_error(name + " must have " + std::to_string(n) + " rows (as " + what + "), got " +
+                          std::to_string(array.shape(0)));
+  }
+}
+
 // Offsets start at 0, never fall and end at n, the number of entries of `what`.
 inline const int64_t* checked_offsets(const py::array& array, const std::string& name, int64_t n,
                                       const std::string& what) {

@@ -88,12 +88,9 @@ struct HeldCandidates {
     if (offsets.size() != batch.view.bags + 1)
       throw py::value_error("offsets must have one entry more than there are bags (" +
                             std::to_string(batch.view.bags) + "), got " + std::to_string(offsets.size()));
-    for (const auto& [name, size] : {std::pair{"esa_score", esa_score.size()},
-                                     {"position", position.size()},
-                                     {"alignment", alignment.size()}})
-      if (size != start.size())
-        throw py::value_error(std::string(name) + " must have " + std::to_string(start.size()) +
-                              " rows (as start), got " + std::to_string(size));
+    check_rows(esa_score, "esa_score", start.size(), "start");
+    check_rows(position, "position", start.size(), "start");
+    check_rows(alignment, "alignment", start.size(), "start");
   }
 
   const int64_t* rows(const py::array& numbers) const {
@@ -173,13 +170,8 @@ py::array_t<bool> seed_windows(const py::object& candidates, const py::array& ch
   const int threads = checked_threads(threads_asked);
   const HeldCandidates held(candidates);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
-  if (cheap_logit.size() != held.start.size())
-    throw py::value_error("cheap_logit must have " + std::to_string(held.start.size()) +
-                          " rows (as start), got " + std::to_string(cheap_logit.size()));
+  check_rows(cheap_logit, "cheap_logit", held.start.size(), "start");
   const Candidates& view = held.view;
-  for (int64_t bag = 0; bag < view.batch.bags; ++bag)
-    for (int64_t row = view.offsets[bag]; row < view.offsets[bag + 1]; ++row)
-      check_window(view.batch, bag, view.start[row]);
   py::array_t<bool> mark(cheap_logit.size());
   bool* const data = mark.mutable_data();
   {

@@ -12,13 +12,6 @@ using namespace pairformer;
 
 namespace {
 
-void check_rows(const py::array& array, const char* name, int64_t n) {
-  if (array.shape(0) != n) {
-    throw py::value_error(std::string(name) + " must have " + std::to_string(n) +
-                          " rows (as cheap_logit), got " + std::to_string(array.shape(0)));
-  }
-}
-
 py::tuple scan(const HeldBatch& held, int esa_min, int64_t threads_asked, const std::string& variant) {
   const int threads = checked_threads(threads_asked);
   if (esa_min < 0 || esa_min > kSeedPart)
@@ -189,14 +182,14 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
       hash.embedding = checked<float>(*cheap_embedding, "cheap_embedding", 2, "(N, D), or (N,) as keys");
       hash.width = cheap_embedding->shape(1);
     }
-    check_rows(*cheap_embedding, "cheap_embedding", n);
+    check_rows(*cheap_embedding, "cheap_embedding", n, "cheap_logit");
   } else if (settings.deduplicate) {
     throw py::value_error("cheap_embedding must be (N, D) embeddings or (N,) keys for variant S2, got None");
   }
   const float* p = nullptr;
   if (position) {
     p = checked<float>(*position, "position", 1, "(N,)");
-    check_rows(*position, "position", n);
+    check_rows(*position, "position", n, "cheap_logit");
   } else if (settings.cover) {
     throw py::value_error("position must be an (N,) array for variants S1 and S2, got None");
   }
@@ -204,7 +197,7 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   const bool* marked = nullptr;
   if (keep) {
     marked = checked<bool>(*keep, "keep", 1, "(N,)");
-    check_rows(*keep, "keep", n);
+    check_rows(*keep, "keep", n, "cheap_logit");
   }
 
   py::array_t<int64_t> out_offsets(bags + 1);

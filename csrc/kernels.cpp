@@ -1,9 +1,11 @@
-// Compiled once per instruction set: PAIRFORMER_LANES floats to a register, PAIRFORMER_ISA names the table.
+// Compiled once per instruction set: PAIRFORMER_LANES floats to a register, PAIRFORMER_TABLE the function
+// that gives the table, PAIRFORMER_NAME what it is called.
 // Nothing of the standard library may be used here: an inline function compiled for AVX-512 could be the
 // copy that the linker keeps for everyone.
 #include "kernels.hpp"
 
-#include <math.h>  // sqrtf, a plain C function
+#include <math.h>  // as string.h for one plain C function
+#include <string.h>
 
 #ifdef __GNUC__
 #define PAIRFORMER_INLINE inline __attribute__((always_inline))
@@ -35,19 +37,8 @@ inline Vector load(const float* x) {
 inline void store(float* x, Vector v) {
   *reinterpret_cast<Unaligned*>(x) = v;
 }
-inline Bits bits_of(Vector v) {
-  return reinterpret_cast<Bits>(v);
-}
-inline Vector float_of(Bits b) {
-  return reinterpret_cast<Vector>(b);
-}
 inline Bits where_positive(Vector v) {
   return reinterpret_cast<Bits>(v > 0.0f);
-}
-inline Bits load(const uint32_t* x) {
-  Bits b;
-  __builtin_memcpy(&b, x, sizeof(b));
-  return b;
 }
 inline uint32_t any_of(Bits b) {
   uint32_t any = 0;
@@ -76,27 +67,8 @@ inline Vector load(const float* x) {
 inline void store(float* x, Vector v) {
   *x = v;
 }
-inline Bits bits_of(Vector v) {
-  union {
-    float value;
-    uint32_t bits;
-  } u;
-  u.value = v;
-  return u.bits;
-}
-inline Vector float_of(Bits b) {
-  union {
-    uint32_t bits;
-    float value;
-  } u;
-  u.bits = b;
-  return u.value;
-}
 inline Bits where_positive(Vector v) {
   return -static_cast<Bits>(v > 0.0f);
-}
-inline Bits load(const uint32_t* x) {
-  return *x;
 }
 inline uint32_t any_of(Bits b) {
   return b;
@@ -108,6 +80,14 @@ inline float max_of(Vector v) {
   return v;
 }
 #endif
+
+template <class To, class From>
+inline To same_bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "as many bits");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
 
 inline Vector all(float x) {
   return Vector{} + x;
@@ -368,7 +348,7 @@ inline Vector exp_of(Vector x) {
   series = series * r + 0.5f;
   series = series * r + 1.0f;
   series = series * r + 1.0f;
-  return float_of(bits_of(series) + (bits_of(shifted) << 23));
+  return same_bits<Vector>(same_bits<Bits>(series) + (same_bits<Bits>(shifted) << 23));
 }
 
 inline Vector sigmoid_of(Vector x) {
@@ -420,7 +400,11 @@ void sign_bits(const float* x, int64_t rows, int n, uint32_t* bits) {
     uint32_t found = 0;
     for (int lane = 0; lane < n; lane += kLane) {
       Bits some{};
-      for (int i = 0; i < kLane; i += kLanes) some |= where_positive(load(x + lane + i)) & load(kBit + i);
+      for (int i = 0; i < kLane; i += kLanes) {
+        Bits bit;
+        memcpy(&bit, kBit + i, sizeof(bit));
+        some |= where_positive(load(x + lane + i)) & bit;
+      }
       found |= any_of(some) << lane;
     }
     bits[row] = found;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "encode.hpp"
 #include "parallel.hpp"
 
 namespace pairformer {
@@ -79,6 +80,7 @@ void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int
     std::vector<Site> sites;
     for (int64_t row = offsets[bag]; row < offsets[bag + 1]; ++row) {
       mark[row] = false;
+      check_window(batch, bag, start[row]);
       const SeedMatch match = seed_match(pair, start[row]);
       if (match.kind < least) continue;
       // Windows of one site are near each other, so it is among the last found.

@@ -15,8 +15,8 @@ from pairformer import _core
 from pairformer.bags import Candidates
 from pairformer.config import ModelConfig
 from pairformer.saved import FILES, model_directory, read_model
-from pairformer.selector import Selection, STSelector
-from pairformer.sites import seed_windows
+from pairformer.selector import Selection
+from pairformer.sites import select_sites
 
 if TYPE_CHECKING:
     from pairformer.models import PairFormer
@@ -87,9 +87,7 @@ class NativeEngine:
         self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
     ) -> Scored:
         cheap_logit, keys, _ = self.model.cheap_scan(candidates, threads=threads)
-        selector = STSelector.from_config(self.config.selector, k_max=k_max)
-        keep = seed_windows(candidates, cheap_logit, self.config.keep_seed, threads)
-        selection = selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads, keep)
+        selection = select_sites(self.config, candidates, cheap_logit, keys, k_max, threads)
         logit, pair_logit, weight = self.model.aggregate(
             candidates, selection.rows, selection.offsets, explain, threads
         )

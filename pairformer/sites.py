@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import SEED_TYPES
+from pairformer.config import SEED_TYPES, ModelConfig
+from pairformer.selector import Selection, STSelector
 
 REASONS = ("top", "coverage", "fill", "seed")
 SITE = np.dtype(
@@ -64,6 +65,20 @@ def seed_windows(
     """
     least = SEED_TYPES.index(seed_type)
     return _core.seed_windows(candidates, cheap_logit, least, threads) if least else None
+
+
+def select_sites(
+    config: ModelConfig,
+    candidates: Candidates,
+    cheap_logit: NDArray[np.float32],
+    keys: NDArray[np.uint32],
+    k_max: int | None = None,
+    threads: int = 0,
+) -> Selection:
+    """At most ``k_max`` rows per bag from cheap signals, by a model's selector and the sites it always keeps."""
+    keep = seed_windows(candidates, cheap_logit, config.keep_seed, threads)
+    selector = STSelector.from_config(config.selector, k_max)
+    return selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads, keep)
 
 
 def site_table(

@@ -19,7 +19,7 @@ from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.set_transformer import SetTransformer
 from pairformer.saved import read_model
 from pairformer.selector import Selection, STSelector
-from pairformer.sites import seed_windows
+from pairformer.sites import select_sites
 
 AGGREGATORS = {"set_transformer": SetTransformer, "deep_sets": DeepSets, "gated_attention": GatedAttention}
 CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activations stay in the cache
@@ -81,16 +81,12 @@ class PairFormer(nn.Module):
     def device(self) -> torch.device:
         return self.expensive.head.weight.device
 
-    def selector(self, k_max: int | None = None) -> STSelector:
-        """The model's selector, with its own budget or another."""
-        return STSelector.from_config(self.config.selector, k_max=k_max)
-
     @torch.no_grad()
     def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
         """Cheap logit (N,) and selector key (N,) of every candidate; only ``CHEAP_CHUNK`` windows exist at once."""
         count = len(candidates.start)
         logits, keys = np.empty(count, np.float32), np.empty(count, np.uint32)
-        selector = self.selector()
+        selector = STSelector.from_config(self.config.selector)
         for rows in chunks(count, CHEAP_CHUNK):
             logit, embedding = self.cheap(
                 self._windows(candidates, rows),
@@ -110,9 +106,7 @@ class PairFormer(nn.Module):
         threads: int = 0,
     ) -> Selection:
         """At most ``k_max`` rows per bag from cheap signals."""
-        keep = seed_windows(candidates, cheap_logit, self.config.keep_seed, threads)
-        selector = self.selector(k_max)
-        return selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads, keep)
+        return select_sites(self.config, candidates, cheap_logit, keys, k_max, threads)
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Expensive embedding (M, 384) and logit (M,) of the given rows."""
