@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "sites.hpp"
+
 namespace pairformer {
 namespace {
 
@@ -119,13 +121,13 @@ struct Layer {
 
 class SetTransformer : public Aggregator {
  public:
-  SetTransformer(const Weights& weights, const ModelShape& shape)
-      : Aggregator(weights, shape, shape.width, false),
-        seeds_(weights, "aggregator.pool.seeds", shape.pool_seeds, shape.width),
-        feed_forward_(weights, "aggregator.pool.feed_forward", shape),
-        pool_(weights, "aggregator.pool.attend", shape) {
+  SetTransformer(const Weights& weights, const std::string& name, const ModelShape& shape)
+      : Aggregator(weights, name, shape, shape.width, false),
+        seeds_(weights, name + ".pool.seeds", shape.pool_seeds, shape.width),
+        feed_forward_(weights, name + ".pool.feed_forward", shape),
+        pool_(weights, name + ".pool.attend", shape) {
     for (int64_t i = 0; i < shape.layers; ++i)
-      layers_.emplace_back(weights, "aggregator.layers." + std::to_string(i), shape);
+      layers_.emplace_back(weights, name + ".layers." + std::to_string(i), shape);
   }
 
   float logit(const Kernels& kernels, const float* projected, int64_t n) const override {
@@ -153,9 +155,9 @@ class SetTransformer : public Aggregator {
 // logit = rho(sum of phi(t)). Zaheer et al., theorem 2.
 class DeepSets : public Aggregator {
  public:
-  DeepSets(const Weights& weights, const ModelShape& shape)
-      : Aggregator(weights, shape, shape.hidden, true),
-        phi_(Affine::linear(weights, "aggregator.phi.2", shape.hidden, shape.width)) {}
+  DeepSets(const Weights& weights, const std::string& name, const ModelShape& shape)
+      : Aggregator(weights, name, shape, shape.hidden, true),
+        phi_(Affine::linear(weights, name + ".phi.2", shape.hidden, shape.width)) {}
 
   float logit(const Kernels& kernels, const float* projected, int64_t n) const override {
     Scratch scratch;
@@ -173,11 +175,11 @@ class DeepSets : public Aggregator {
 // logit = head(sum of a x), a = softmax(w (tanh(V x) * sigmoid(U x))). Ilse et al., eq. 9.
 class GatedAttention : public Aggregator {
  public:
-  GatedAttention(const Weights& weights, const ModelShape& shape)
-      : Aggregator(weights, shape, shape.width, true),
-        value_(Affine::linear(weights, "aggregator.value", shape.width, shape.hidden)),
-        gate_(Affine::linear(weights, "aggregator.gate", shape.width, shape.hidden)),
-        weight_(Affine::linear(weights, "aggregator.weight", shape.hidden, 1, false)) {}
+  GatedAttention(const Weights& weights, const std::string& name, const ModelShape& shape)
+      : Aggregator(weights, name, shape, shape.width, true),
+        value_(Affine::linear(weights, name + ".value", shape.width, shape.hidden)),
+        gate_(Affine::linear(weights, name + ".gate", shape.width, shape.hidden)),
+        weight_(Affine::linear(weights, name + ".weight", shape.hidden, 1, false)) {}
 
   float logit(const Kernels& kernels, const float* projected, int64_t n) const override {
     Scratch scratch;
@@ -203,24 +205,31 @@ class GatedAttention : public Aggregator {
   Affine value_, gate_, weight_;
 };
 
-}  // namespace
-
-std::unique_ptr<Aggregator> Aggregator::make(const Weights& weights, const ModelShape& shape) {
-  if (shape.kind == "set_transformer") return std::make_unique<SetTransformer>(weights, shape);
-  if (shape.kind == "deep_sets") return std::make_unique<DeepSets>(weights, shape);
-  if (shape.kind == "gated_attention") return std::make_unique<GatedAttention>(weights, shape);
-  throw std::invalid_argument("kind must be set_transformer, deep_sets or gated_attention, got " +
-                              shape.kind);
+float softplus(float x) {
+  return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x)));
 }
 
-Aggregator::Aggregator(const Weights& weights, const ModelShape& shape, int64_t projected, bool rectified)
+}  // namespace
+
+std::unique_ptr<Aggregator> Aggregator::make(const Weights& weights, const std::string& name,
+                                             const ModelShape& shape) {
+  if (shape.kind == "set_transformer") return std::make_unique<SetTransformer>(weights, name, shape);
+  if (shape.kind == "deep_sets") return std::make_unique<DeepSets>(weights, name, shape);
+  if (shape.kind == "gated_attention") return std::make_unique<GatedAttention>(weights, name, shape);
+  throw std::invalid_argument(
+      "kind must be set_transformer, deep_sets or gated_attention, or none with additive above 0, got " +
+      shape.kind);
+}
+
+Aggregator::Aggregator(const Weights& weights, const std::string& name, const ModelShape& shape,
+                       int64_t projected, bool rectified)
     : width_(shape.width),
-      project_(Affine::linear(weights, "aggregator.project", shape.token_width, projected)),
+      project_(Affine::linear(weights, name + ".project", shape.token_width, projected)),
       rectified_(rectified),
-      norm_(weights, "aggregator.head.0", shape.width),
-      hidden_(Affine::linear(weights, "aggregator.head.1", shape.width, shape.width)),
-      last_(padded_copy(weights.at("aggregator.head.4.weight", {1, shape.width}), shape.width)),
-      last_bias_(*weights.at("aggregator.head.4.bias", {1})) {}
+      norm_(weights, name + ".head.0", shape.width),
+      hidden_(Affine::linear(weights, name + ".head.1", shape.width, shape.width)),
+      last_(padded_copy(weights.at(name + ".head.4.weight", {1, shape.width}), shape.width)),
+      last_bias_(*weights.at(name + ".head.4.bias", {1})) {}
 
 void Aggregator::project(const Kernels& kernels, const float* tokens, int64_t n, int64_t ld,
                          float* out) const {
@@ -234,6 +243,33 @@ float Aggregator::head(const Kernels& kernels, float* bag) const {
   float* hidden = scratch.take(ld);
   hidden_(kernels, bag, ld, 1, hidden, ld, true);
   return kernels.dot(hidden, last_, ld) + last_bias_;
+}
+
+AdditiveHead::AdditiveHead(const Weights& weights, const std::string& name, int64_t width)
+    : site1_(Affine::linear(weights, name + ".site.0", kSiteFeatures + kContextFeatures, width)),
+      site2_(Affine::linear(weights, name + ".site.3", width, width)),
+      bag1_(Affine::linear(weights, name + ".bag.0", kBagFeatures, width)),
+      site3_(padded_copy(weights.at(name + ".site.5.weight", {1, width}), width)),
+      bag2_(padded_copy(weights.at(name + ".bag.3.weight", {1, width}), width)),
+      site3_bias_(*weights.at(name + ".site.5.bias", {1})),
+      bag2_bias_(*weights.at(name + ".bag.3.bias", {1})),
+      gain_(*weights.at(name + ".gain", {})) {}
+
+float AdditiveHead::operator()(const Kernels& kernels, const float* site, int64_t n, int64_t ld,
+                               const float* bag, float* contribution) const {
+  Scratch scratch;
+  const int64_t wide = site1_.ld();
+  float* first = scratch.take(std::max<int64_t>(1, n) * wide);
+  float* second = scratch.take(n * wide);
+  site1_(kernels, site, ld, n, first, wide, true);
+  site2_(kernels, first, wide, n, second, wide, true);
+  float repression = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    contribution[i] = softplus(kernels.dot(second + i * wide, site3_, wide) + site3_bias_);
+    repression += contribution[i];
+  }
+  bag1_(kernels, bag, kBagFeatures, 1, first, wide, true);
+  return repression + kernels.dot(first, bag2_, wide) + bag2_bias_;
 }
 
 }  // namespace pairformer

@@ -1,5 +1,6 @@
 // Tokens of a bag -> one logit on the CPU: the Set Transformer of models/set_transformer.py and the two
-// aggregators of models/pooling.py. A bag has its own number of tokens; nothing is padded.
+// aggregators of models/pooling.py; and the additive head of models/additive.py. A bag has its own number of
+// tokens; nothing is padded.
 #pragma once
 
 #include <memory>
@@ -11,7 +12,8 @@ namespace pairformer {
 class Aggregator {
  public:
   // Of the kind that shape names; throws std::invalid_argument for another.
-  static std::unique_ptr<Aggregator> make(const Weights& weights, const ModelShape& shape);
+  static std::unique_ptr<Aggregator> make(const Weights& weights, const std::string& name,
+                                          const ModelShape& shape);
   virtual ~Aggregator() = default;
 
   // The map of single tokens that comes first: (n, ld) tokens -> out (n, ld()).
@@ -21,7 +23,8 @@ class Aggregator {
   virtual float logit(const Kernels& kernels, const float* projected, int64_t n) const = 0;
 
  protected:
-  Aggregator(const Weights& weights, const ModelShape& shape, int64_t projected, bool rectified);
+  Aggregator(const Weights& weights, const std::string& name, const ModelShape& shape, int64_t projected,
+             bool rectified);
   // The layers after pooling, of one row (ld of `width`), which is overwritten.
   float head(const Kernels& kernels, float* bag) const;
 
@@ -33,6 +36,24 @@ class Aggregator {
   Affine hidden_;
   Floats last_;
   float last_bias_;
+};
+
+// Repression as a sum: what each seed site contributes, never less than 0, and what the bag does.
+class AdditiveHead {
+ public:
+  AdditiveHead(const Weights& weights, const std::string& name, int64_t width);
+
+  // contribution (n) of n sites, whose site_features and site_context are rows of `site`, ld apart; bag has
+  // the bag_features. Returns the repression.
+  float operator()(const Kernels& kernels, const float* site, int64_t n, int64_t ld, const float* bag,
+                   float* contribution) const;
+  // Of repression in the pair logit.
+  float gain() const { return gain_; }
+
+ private:
+  Affine site1_, site2_, bag1_;
+  Floats site3_, bag2_;
+  float site3_bias_, bag2_bias_, gain_;
 };
 
 }  // namespace pairformer

@@ -68,6 +68,13 @@ inline const int64_t* checked_offsets(const py::array& array, const std::string&
   return offsets;
 }
 
+// Offsets are those of a batch's bags.
+inline void check_bags(const py::array& offsets, const std::string& name, int64_t bags) {
+  if (offsets.size() != bags + 1)
+    throw py::value_error(name + " must have one entry more than there are bags (" + std::to_string(bags) +
+                          "), got " + std::to_string(offsets.size()));
+}
+
 // 0 means all that this process may use; more than those would only get in each other's way.
 inline int checked_threads(int64_t threads) {
   if (threads < 0) throw py::value_error("threads must be 0 (all) or more, got " + std::to_string(threads));

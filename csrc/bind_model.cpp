@@ -43,16 +43,16 @@ ModelShape shape_of(const py::object& config) {
           integer("aggregator", "hidden"),
           integer("aggregator", "pool_seeds"),
           integer("aggregator", "inducing_points"),
+          integer("aggregator", "members"),
+          integer("aggregator", "additive"),
           config.attr("token_width").cast<int64_t>(),
           config.attr("selector").attr("rng_seed").cast<uint32_t>()};
 }
 
 std::vector<TokenPart> token_of(const py::object& config) {
-  static const std::map<std::string, TokenPart> known = {{"embedding", TokenPart::embedding},
-                                                         {"logit", TokenPart::logit},
-                                                         {"esa", TokenPart::esa},
-                                                         {"position", TokenPart::position},
-                                                         {"site", TokenPart::site}};
+  static const std::map<std::string, TokenPart> known = {
+      {"embedding", TokenPart::embedding}, {"logit", TokenPart::logit}, {"esa", TokenPart::esa},
+      {"position", TokenPart::position},   {"site", TokenPart::site},   {"context", TokenPart::context}};
   std::vector<TokenPart> parts;
   for (const auto& name : config.attr("token").cast<std::vector<std::string>>())
     parts.push_back(known.at(name));
@@ -85,9 +85,7 @@ struct HeldCandidates {
              checked<uint8_t>(esa_score, "esa_score", 1, "(N,)"),
              checked<float>(position, "position", 1, "(N,)"),
              checked<uint32_t>(alignment, "alignment", 1, "(N,)")} {
-    if (offsets.size() != batch.view.bags + 1)
-      throw py::value_error("offsets must have one entry more than there are bags (" +
-                            std::to_string(batch.view.bags) + "), got " + std::to_string(offsets.size()));
+    check_bags(offsets, "offsets", batch.view.bags);
     check_rows(esa_score, "esa_score", start.size(), "start");
     check_rows(position, "position", start.size(), "start");
     check_rows(alignment, "alignment", start.size(), "start");
@@ -144,25 +142,27 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
   const HeldCandidates held(candidates);
   const int64_t bags = held.view.batch.bags, n = rows.size();
   const ChosenRows chosen{held.rows(rows), checked_offsets(row_offsets, "row_offsets", n, "rows")};
-  if (row_offsets.size() != bags + 1)
-    throw py::value_error("row_offsets must have one entry more than there are bags (" +
-                          std::to_string(bags) + "), got " + std::to_string(row_offsets.size()));
+  check_bags(row_offsets, "row_offsets", bags);
   for (int64_t bag = 0; bag < bags; ++bag)
     for (int64_t i = chosen.offsets[bag]; i < chosen.offsets[bag + 1]; ++i)
       if (chosen.rows[i] < held.view.offsets[bag] || chosen.rows[i] >= held.view.offsets[bag + 1])
         throw py::value_error("rows of bag " + std::to_string(bag) + " must be its own, got " +
                               std::to_string(chosen.rows[i]));
   py::array_t<float> site_logit(n), pair_logit(bags);
-  std::optional<py::array_t<float>> weight;
+  std::optional<py::array_t<float>> weight, repression, contribution;
   if (explain) weight.emplace(n);
-  float* site_data = site_logit.mutable_data();
-  float* pair_data = pair_logit.mutable_data();
-  float* weight_data = weight ? weight->mutable_data() : nullptr;
+  if (model.additive()) {
+    repression.emplace(bags);
+    contribution.emplace(n);
+  }
+  const auto data = [](auto& array) { return array ? array->mutable_data() : nullptr; };
+  const Aggregated out{site_logit.mutable_data(), pair_logit.mutable_data(), data(weight), data(repression),
+                       data(contribution)};
   {
     const py::gil_scoped_release unlocked;
-    model.aggregate(held.view, chosen, threads, site_data, pair_data, weight_data);
+    model.aggregate(held.view, chosen, threads, out);
   }
-  return py::make_tuple(site_logit, pair_logit, weight);
+  return py::make_tuple(site_logit, pair_logit, weight, repression, contribution);
 }
 
 py::array_t<bool> seed_windows(const py::object& candidates, const py::array& cheap_logit, int least,
@@ -195,6 +195,8 @@ void bind_model(py::module_& m) {
            "candidates"_a, "embedding"_a = false, "threads"_a = 0)
       .def("encode", &encode, "Expensive embedding (M, E) and logit (M,) of rows.", "candidates"_a, "rows"_a,
            "threads"_a = 0)
-      .def("aggregate", &aggregate, "Site logit (M,), pair logit (B,), weight (M,) or None, of chosen rows.",
+      .def("aggregate", &aggregate,
+           "Site logit (M,), pair logit (B,), weight (M,) or None, repression (B,) and contribution (M,) or "
+           "None, of chosen rows.",
            "candidates"_a, "rows"_a, "row_offsets"_a, "explain"_a = false, "threads"_a = 0);
 }

@@ -134,6 +134,36 @@ py::array_t<float> features(const HeldBatch& held, const py::array& bag, const p
   return feature;
 }
 
+py::array_t<float> context(const HeldBatch& held, const py::array& offsets, const py::array& start) {
+  const PairBatch& batch = held.view;
+  const int32_t* starts = checked<int32_t>(start, "start", 1, "(M,)");
+  const int64_t* ends = checked_offsets(offsets, "offsets", start.size(), "start");
+  check_bags(offsets, "offsets", batch.bags);
+  py::array_t<float> feature({static_cast<int64_t>(start.size()), int64_t{kContextFeatures}});
+  float* data = feature.mutable_data();
+  for (int64_t bag = 0; bag < batch.bags; ++bag) {
+    const int64_t first = ends[bag], end = ends[bag + 1];
+    for (int64_t i = first; i < end; ++i) check_window(batch, bag, starts[i]);
+    site_context(SitePair(batch, bag), starts + first, end - first, data + first * kContextFeatures,
+                 kContextFeatures);
+  }
+  return feature;
+}
+
+py::array_t<float> pair_features(const HeldBatch& held, const py::array& n_candidates) {
+  const int64_t bags = held.view.bags;
+  const int64_t* counts = checked<int64_t>(n_candidates, "n_candidates", 1, "(B,)");
+  check_rows(n_candidates, "n_candidates", bags, "batch");
+  py::array_t<float> feature({bags, int64_t{kBagFeatures}});
+  float* data = feature.mutable_data();
+  for (int64_t bag = 0; bag < bags; ++bag) {
+    if (counts[bag] < 0)
+      throw py::value_error("n_candidates must be 0 or more, got " + std::to_string(counts[bag]));
+    bag_features(SitePair(held.view, bag), counts[bag], data + bag * kBagFeatures);
+  }
+  return feature;
+}
+
 SelectorSettings selector_settings(const py::object& config) {
   const auto variant = config.attr("variant").cast<std::string>();
   const auto integer = [&](const char* name) { return config.attr(name).cast<int64_t>(); };
@@ -273,6 +303,9 @@ PYBIND11_MODULE(_core, m) {
         "batch"_a, "bag"_a, "start"_a);
   m.def("site_features", &features, "Features of windows as sites, (M, 10) float32.", "batch"_a, "bag"_a,
         "start"_a);
+  m.def("site_context", &context, "Features of windows among those of their bag, (M, 3) float32.", "batch"_a,
+        "offsets"_a, "start"_a);
+  m.def("bag_features", &pair_features, "Features of pairs, (B, 11) float32.", "batch"_a, "n_candidates"_a);
 
   m.def("select", &select_rows, "STSelector over a ragged batch: (rows, offsets, reason).", "cheap_logit"_a,
         "cheap_embedding"_a, "position"_a, "offsets"_a, "config"_a, "threads"_a = 0, "keep"_a = py::none());

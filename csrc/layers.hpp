@@ -72,6 +72,7 @@ struct ModelShape {
   int64_t cheap_first, cheap_second, cheap_width, cheap_hidden;
   std::string kind;  // of the aggregator
   int64_t width, layers, heads, hidden, pool_seeds, inducing_points;
+  int64_t members, additive;  // aggregators; hidden width of the additive heads, 0 for none
   int64_t token_width;
   uint32_t rng_seed;  // of the selector's hash
 };

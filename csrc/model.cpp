@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kCheapRows = 128;    // candidates a thread scores at once
 constexpr int64_t kExpensiveRows = 8;  // windows a thread encodes at once
 constexpr int64_t kGroup = 256;        // bags whose tokens exist at once
+constexpr int64_t kSite = padded(kSiteFeatures + kContextFeatures);
 
 // Rows first .. first + count - 1 of a bag.
 struct Part {
@@ -37,10 +38,16 @@ Model::Model(const Weights& weights, const ModelShape& shape, std::vector<TokenP
     : kernels_(kernels_of(variant)),
       cheap_(weights, shape),
       expensive_(weights, shape),
-      aggregator_(Aggregator::make(weights, shape)),
       token_(std::move(token)),
       token_width_(shape.token_width),
+      members_(shape.members),
       empty_logit_(empty_logit) {
+  for (int64_t i = 0; i < members_; ++i) {
+    const std::string number = std::to_string(i);
+    if (shape.kind != "none" || shape.additive == 0)
+      aggregators_.push_back(Aggregator::make(weights, "aggregators." + number, shape));
+    if (shape.additive > 0) heads_.emplace_back(weights, "additives." + number, shape.additive);
+  }
   weights.check_all_used();
 }
 
@@ -95,8 +102,8 @@ void Model::encode(const Candidates& candidates, const int64_t* rows, int64_t n,
   });
 }
 
-void Model::write_token(const Candidates& candidates, int64_t bag, int64_t row, const float* embedding,
-                        float logit, float* token) const {
+void Model::write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
+                        const float* site, float* token) const {
   for (const TokenPart part : token_) {
     switch (part) {
       case TokenPart::embedding:
@@ -112,50 +119,129 @@ void Model::write_token(const Candidates& candidates, int64_t bag, int64_t row, 
         *token++ = candidates.position[row];
         break;
       case TokenPart::site:
-        site_features(SitePair(candidates.batch, bag), candidates.start[row], token);
-        token += kSiteFeatures;
+        token = std::copy_n(site, kSiteFeatures, token);
+        break;
+      case TokenPart::context:
+        token = std::copy_n(site + kSiteFeatures, kContextFeatures, token);
         break;
     }
   }
 }
 
-void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, int threads, float* site_logit,
-                      float* pair_logit, float* weight) const {
-  const int64_t ld = padded(token_width_), wide = aggregator_->ld();
+void Model::add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag, const float* site,
+                      const Aggregated& out) const {
+  const int64_t begin = chosen.offsets[bag], end = chosen.offsets[bag + 1];
+  std::vector<int64_t> rows;  // those that stand for their site
+  const Floats standing((end - begin) * kSite), contribution(end - begin);
+  for (int64_t i = begin; i < end; ++i) {
+    const float* mine = site + (i - begin) * kSite;
+    out.contribution[i] = 0;
+    if (mine[kSiteFeatures] == 0) continue;
+    std::copy_n(mine, kSite, standing + static_cast<int64_t>(rows.size()) * kSite);
+    rows.push_back(i);
+  }
+  const auto n = static_cast<int64_t>(rows.size());
+  float feature[kBagFeatures];
+  bag_features(SitePair(candidates.batch, bag), candidates.offsets[bag + 1] - candidates.offsets[bag],
+               feature);
+  const auto members = static_cast<float>(members_);
+  float repression = 0, logit = 0;
+  for (const AdditiveHead& head : heads_) {
+    const float mine = head(kernels_, standing, n, kSite, feature, contribution);
+    repression += mine;
+    logit += head.gain() * mine;
+    for (int64_t k = 0; k < n; ++k) {
+      out.contribution[rows[k]] += contribution[k];
+      if (out.weight) out.weight[rows[k]] += head.gain() * contribution[k];
+    }
+  }
+  for (const int64_t row : rows) {
+    out.contribution[row] /= members;
+    if (out.weight) out.weight[row] /= members;
+  }
+  out.repression[bag] = repression / members;
+  out.pair_logit[bag] += logit / members;
+}
+
+void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, int threads,
+                      const Aggregated& out) const {
+  const auto reads = [&](TokenPart part) {
+    return std::find(token_.begin(), token_.end(), part) != token_.end();
+  };
+  const bool reads_site = additive() || reads(TokenPart::site) || reads(TokenPart::context);
+  const auto members = static_cast<float>(members_);
+  const int64_t ld = padded(token_width_), wide = aggregators_.empty() ? 0 : aggregators_[0]->ld();
   for (int64_t begin = 0; begin < candidates.batch.bags; begin += kGroup) {
-    const int64_t end = std::min(candidates.batch.bags, begin + kGroup), first = chosen.offsets[begin];
-    const Floats token((chosen.offsets[end] - first) * ld);
+    const int64_t end = std::min(candidates.batch.bags, begin + kGroup), first = chosen.offsets[begin],
+                  count = chosen.offsets[end] - first;
+    const auto size = [&](int64_t bag) {
+      return chosen.offsets[begin + bag + 1] - chosen.offsets[begin + bag];
+    };
+    const auto order = largest_first(end - begin, size);
+    const Floats site(count * kSite);
+    if (reads_site)
+      parallel_for(end - begin, threads, [&](int64_t task) {
+        const int64_t bag = begin + order[task];
+        const SitePair pair(candidates.batch, bag);
+        float* const mine = site + (chosen.offsets[bag] - first) * kSite;
+        std::vector<int32_t> start;
+        for (int64_t i = 0; i < size(order[task]); ++i) {
+          start.push_back(candidates.start[chosen.rows[chosen.offsets[bag] + i]]);
+          check_window(candidates.batch, bag, start[i]);
+          site_features(pair, start[i], mine + i * kSite);
+        }
+        site_context(pair, start.data(), size(order[task]), mine + kSiteFeatures, kSite);
+      });
+    const Floats token(count * ld);
     const auto parts = parts_of(chosen.offsets, begin, end, kExpensiveRows);
     parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t task) {
       const Part& part = parts[task];
       RowEncoder encoder(*this, candidates.batch);
       const Floats embedding(expensive_.width());
       for (int64_t i = part.first; i < part.first + part.count; ++i) {
-        site_logit[i] = encoder(candidates.row(part.bag, chosen.rows[i]), embedding);
-        write_token(candidates, part.bag, chosen.rows[i], embedding, site_logit[i], token + (i - first) * ld);
+        out.site_logit[i] = encoder(candidates.row(part.bag, chosen.rows[i]), embedding);
+        write_token(candidates, chosen.rows[i], embedding, out.site_logit[i], site + (i - first) * kSite,
+                    token + (i - first) * ld);
       }
     });
-    const auto size = [&](int64_t bag) {
-      return chosen.offsets[begin + bag + 1] - chosen.offsets[begin + bag];
-    };
-    const auto order = largest_first(end - begin, size);
-    const Floats projected((chosen.offsets[end] - first) * wide);
+    // Members one after the other: projected rows, and logits of the bags.
+    const int64_t aggregators = static_cast<int64_t>(aggregators_.size());
+    const Floats projected(aggregators * count * wide), logit(aggregators * (end - begin));
     parallel_for(end - begin, threads, [&](int64_t task) {
       const int64_t bag = begin + order[task], at = chosen.offsets[bag] - first, n = size(order[task]);
-      aggregator_->project(kernels_, token + at * ld, n, ld, projected + at * wide);
-      pair_logit[bag] = n > 0 ? aggregator_->logit(kernels_, projected + at * wide, n) : empty_logit_;
+      if (out.weight) std::fill_n(out.weight + chosen.offsets[bag], n, 0.0f);
+      if (n == 0) {
+        out.pair_logit[bag] = empty_logit_;
+        if (additive()) out.repression[bag] = 0;
+        return;
+      }
+      float sum = 0;
+      for (int64_t m = 0; m < aggregators; ++m) {
+        float* const mine = projected + (m * count + at) * wide;
+        aggregators_[m]->project(kernels_, token + at * ld, n, ld, mine);
+        sum += logit[m * (end - begin) + order[task]] = aggregators_[m]->logit(kernels_, mine, n);
+      }
+      out.pair_logit[bag] = sum / members;
+      if (additive()) add_sites(candidates, chosen, bag, site + at * kSite, out);
     });
-    if (!weight) continue;
+    if (!out.weight) continue;
     const auto rows = parts_of(chosen.offsets, begin, end, 1);
     parallel_for(static_cast<int64_t>(rows.size()), threads, [&](int64_t task) {
       const Part& row = rows[task];
       const int64_t n = size(row.bag - begin) - 1, left = row.first - chosen.offsets[row.bag];
-      const float* all = projected + (chosen.offsets[row.bag] - first) * wide;
+      if (n == 0) {
+        out.weight[row.first] = out.pair_logit[row.bag] - empty_logit_;
+        return;
+      }
       const Floats others(n * wide);
-      std::copy_n(all, left * wide, static_cast<float*>(others));
-      std::copy_n(all + (left + 1) * wide, (n - left) * wide, others + left * wide);
-      const float without = n > 0 ? aggregator_->logit(kernels_, others, n) : empty_logit_;
-      weight[row.first] = pair_logit[row.bag] - without;
+      float sum = 0;
+      for (int64_t m = 0; m < aggregators; ++m) {
+        const float* all = projected + (m * count + chosen.offsets[row.bag] - first) * wide;
+        std::copy_n(all, left * wide, static_cast<float*>(others));
+        std::copy_n(all + (left + 1) * wide, (n - left) * wide, others + left * wide);
+        sum += logit[m * (end - begin) + row.bag - begin] - aggregators_[m]->logit(kernels_, others, n);
+      }
+      out.weight[row.first] += sum / members;
     });
   }
 }

@@ -27,7 +27,16 @@ struct ChosenRows {
   const int64_t* offsets;
 };
 
-enum class TokenPart { embedding, logit, esa, position, site };
+enum class TokenPart { embedding, logit, esa, position, site, context };
+
+// Where aggregate() writes: M chosen rows, B bags.
+struct Aggregated {
+  float* site_logit;    // (M)
+  float* pair_logit;    // (B)
+  float* weight;        // (M) the pair logit minus that without the row's input; null unless wanted
+  float* repression;    // (B) of the additive heads; null where there are none
+  float* contribution;  // (M) the row's share of it; null likewise
+};
 
 class Model {
  public:
@@ -43,26 +52,29 @@ class Model {
   void encode(const Candidates& candidates, const int64_t* rows, int64_t n, int threads, float* embedding,
               float* logit) const;
 
-  // Site logit of every chosen row and pair logit of every bag; weight, unless null: the pair logit minus
-  // that without the row's token.
-  void aggregate(const Candidates& candidates, const ChosenRows& chosen, int threads, float* site_logit,
-                 float* pair_logit, float* weight) const;
+  void aggregate(const Candidates& candidates, const ChosenRows& chosen, int threads,
+                 const Aggregated& out) const;
 
   const char* variant() const { return kernels_.name; }
   int64_t cheap_width() const { return cheap_.width(); }
   int64_t expensive_width() const { return expensive_.width(); }
+  bool additive() const { return !heads_.empty(); }
 
  private:
   class RowEncoder;
-  void write_token(const Candidates& candidates, int64_t bag, int64_t row, const float* embedding,
-                   float logit, float* token) const;
+  void write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
+                   const float* site, float* token) const;
+  // What the additive heads say of a bag's chosen rows; weight holds the sites' part of it.
+  void add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag, const float* site,
+                 const Aggregated& out) const;
 
   const Kernels& kernels_;
   CheapEncoder cheap_;
   ExpensiveEncoder expensive_;
-  std::unique_ptr<Aggregator> aggregator_;
+  std::vector<std::unique_ptr<Aggregator>> aggregators_;  // one for each member, or none
+  std::vector<AdditiveHead> heads_;                       // likewise
   std::vector<TokenPart> token_;
-  int64_t token_width_;
+  int64_t token_width_, members_;
   float empty_logit_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "encode.hpp"
@@ -13,6 +14,7 @@ namespace {
 constexpr int kFlank = 30;              // nt on either side in which A and U are counted
 constexpr int kFirstSupplementary = 8;  // miRNA letter 9, the first outside the seed
 constexpr int kMostOffset = 5;          // of the 3' part against the seed's register, either way
+constexpr int64_t kFar = 10000;         // nt to another site, at most
 
 bool watson_crick(uint8_t a, uint8_t b) {
   return a + b == 3;
@@ -37,6 +39,28 @@ float supplementary(const SitePair& pair, int64_t anchor) {
 
 float log_over_ten(int64_t n) {
   return std::log1p(static_cast<float>(n)) / 10;
+}
+
+// The seed match of a window; one without stands for its seed part.
+SeedMatch match_or_seed_part(const SitePair& pair, int32_t window) {
+  const SeedMatch match = seed_match(pair, window);
+  if (match.kind != kNoSeed) return match;
+  const int32_t start = window + kSeedBegin, end = start + kSeedPart;
+  return {kNoSeed, start, end, end - 1};
+}
+
+float log_less_seven(int64_t n) {
+  return static_cast<float>(std::log1p(static_cast<double>(n)) - 7);
+}
+
+// Writes `scale` times what the shares of A, C and G are above a quarter, 0 of no letter; returns the end.
+float* write_shares(const uint8_t* letter, int64_t n, double scale, float* out) {
+  int64_t count[kNoBase + 1] = {};
+  for (int64_t i = 0; i < n; ++i) ++count[letter[i]];
+  const auto known = static_cast<double>(n - count[kNoBase]);
+  for (int base = 0; base < 3; ++base)
+    *out++ = known > 0 ? static_cast<float>(scale * (static_cast<double>(count[base]) / known - 0.25)) : 0.0f;
+  return out;
 }
 
 }  // namespace
@@ -96,13 +120,8 @@ void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int
 }
 
 void site_features(const SitePair& pair, int32_t window, float* feature) {
-  SeedMatch match = seed_match(pair, window);
+  const SeedMatch match = match_or_seed_part(pair, window);
   for (int kind = kOffset6mer; kind <= k8mer; ++kind) *feature++ = match.kind == kind;
-  if (match.kind == kNoSeed) {
-    match.start = window + kSeedBegin;
-    match.end = match.start + kSeedPart;
-    match.anchor = match.end - 1;
-  }
   int rich = 0, letters = 0;
   const auto count = [&](int64_t begin, int64_t end) {
     for (int64_t i = std::max<int64_t>(0, begin); i < std::min(end, pair.utr_length); ++i) {
@@ -117,6 +136,46 @@ void site_features(const SitePair& pair, int32_t window, float* feature) {
   *feature++ = log_over_ten(match.start);
   *feature++ = log_over_ten(pair.utr_length - match.end);
   *feature++ = log_over_ten(pair.utr_length);
+}
+
+void site_context(const SitePair& pair, const int32_t* start, int64_t n, float* feature, int64_t stride) {
+  struct Site {
+    int32_t anchor;
+    SeedKind kind;
+    int64_t row;
+  };
+  std::vector<Site> sites;
+  std::vector<int32_t> anchors;
+  for (int64_t i = 0; i < n; ++i) {
+    const SeedMatch match = match_or_seed_part(pair, start[i]);
+    anchors.push_back(match.anchor);
+    if (match.kind != kNoSeed) sites.push_back({match.anchor, match.kind, i});
+  }
+  std::sort(sites.begin(), sites.end(), [](const Site& a, const Site& b) {
+    return std::make_tuple(a.anchor, -a.kind, a.row) < std::make_tuple(b.anchor, -b.kind, b.row);
+  });
+  const auto same = [](const Site& a, const Site& b) { return a.anchor == b.anchor; };
+  sites.erase(std::unique(sites.begin(), sites.end(), same), sites.end());
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t anchor = anchors[i];
+    const auto at = std::lower_bound(sites.begin(), sites.end(), anchor,
+                                     [](const Site& site, int64_t value) { return site.anchor < value; });
+    const auto after = at != sites.end() && at->anchor == anchor ? at + 1 : at;
+    float* const row = feature + i * stride;
+    row[0] = 0;
+    row[1] = log_over_ten(at == sites.begin() ? kFar : std::min(kFar, anchor - at[-1].anchor));
+    row[2] = log_over_ten(after == sites.end() ? kFar : std::min(kFar, after->anchor - anchor));
+  }
+  for (const Site& site : sites) feature[site.row * stride] = 1;
+}
+
+void bag_features(const SitePair& pair, int64_t n_candidates, float* feature) {
+  *feature++ = log_less_seven(pair.utr_length);
+  feature = write_shares(pair.utr, pair.utr_length, 16, feature);
+  *feature++ = log_less_seven(n_candidates);
+  feature = write_shares(pair.mirna, pair.mirna_length, 8, feature);
+  const int64_t seed = std::min<int64_t>(1, pair.mirna_length);
+  write_shares(pair.mirna + seed, std::min<int64_t>(7, pair.mirna_length - seed), 4, feature);
 }
 
 }  // namespace pairformer

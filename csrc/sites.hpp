@@ -14,6 +14,8 @@ struct SeedMatch {
 };
 
 constexpr int kSiteFeatures = 10;
+constexpr int kContextFeatures = 3;
+constexpr int kBagFeatures = 11;
 
 // Marks one window of every site whose match is `least` or longer: the one that sees most of the match, of
 // those the one of the best logit, of those the first. start and logit are of rows bag by bag at offsets.
@@ -42,5 +44,16 @@ SeedMatch seed_match(const SitePair& pair, int32_t window);
 // the logarithms over 10 of one plus the letters before it, one plus those after it, and the UTR's length. A
 // window without a match stands for its seed part.
 void site_features(const SitePair& pair, int32_t window, float* feature);
+
+// feature (n rows of kContextFeatures, `stride` apart) of n windows of a bag among each other: whether this
+// one stands for its seed site, as the one of the longest match does, of those the first; and the distance of
+// its anchor to the nearest other seed site upstream and downstream, at most 10000 and that for none, as the
+// logarithm over 10 of one plus it.
+void site_context(const SitePair& pair, const int32_t* start, int64_t n, float* feature, int64_t stride);
+
+// feature (kBagFeatures) of the pair: length of the UTR; its shares of A, C and G among its letters ACGU;
+// n_candidates; and these shares of the miRNA and of its letters 2-8. Lengths are logarithms of one plus them
+// less 7, shares are counted from a quarter and times 16, 8 and 4.
+void bag_features(const SitePair& pair, int64_t n_candidates, float* feature);
 
 }  // namespace pairformer

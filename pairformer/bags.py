@@ -97,6 +97,29 @@ class Candidates:
         bag, start, _ = self._rows(rows)
         return _core.site_features(self.batch, bag, start)
 
+    def site_context(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What the windows are beside the others that were selected with them.
+
+        Args:
+            rows: (M,) int64, ascending, bag by bag.
+            offsets: (B + 1,) int64 of ``rows``.
+
+        Returns:
+            (M, 3): 1 for the window that stands for its site (of the bag's windows over one seed match the one that
+            sees most of it, of equal ones the first), else 0; log(1 + distance) over 10 to the nearest other site of
+            the bag's rows upstream, and downstream, in nt, at most 10,000 and that much where there is none.
+        """
+        return _core.site_context(self.batch, offsets, self.start[rows])
+
+    def bag_features(self) -> NDArray[np.float32]:
+        """What is known of the pairs before any site.
+
+        Returns:
+            (B, 11): log(1 + UTR length) - 7; shares of A, C and G in the UTR, less 1/4, times 16; log(1 + candidates)
+            - 7; shares of A, C and G in the miRNA, less 1/4, times 8; the same in its letters 2-8, times 4.
+        """
+        return _core.bag_features(self.batch, self.n_candidates)
+
     def aligned(self, row: int) -> tuple[str, str]:
         """The two gapped strings of one row: miRNA 5'->3', window's seed part 3'->5'."""
         mirna, window = self.aligned_rows(np.array([row], np.int64))[0]

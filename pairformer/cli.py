@@ -23,12 +23,14 @@ from pairformer.data import (
     PAIRS,
     SITES,
     DataError,
+    MoreSources,
     PairRecord,
     PairTable,
     Record,
     data_folder,
     load_pairs,
     load_sites,
+    load_sources,
     read_fasta,
 )
 from pairformer.engines import ENGINES
@@ -43,6 +45,9 @@ SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
+FIGURES = ("pr_auc", "roc_auc", "within_mirna", "spearman", "r2", "auroc_top")  # kept with a calibrated model
+CALIBRATED = ("logit_scale", "effect_scale", "effect_interval")  # what held-out folds give a model
+EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high")
 SITE_HEADER = (
     "mirna_id", "utr_id", "start", "end", "seed_start", "seed_end", "site_id", "seed_type", "esa_score",
     "cheap_logit", "logit", "position", "reason", "mirna_aligned", "utr_aligned",
@@ -135,9 +140,11 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
     records, extra_columns = _pair_records(mirna, utr, pairs)
     scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
-    site_header = (*SITE_HEADER, "weight") if explain else SITE_HEADER
+    additive = scorer.engine.config.aggregator.additive > 0
+    pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER
+    site_header = (*SITE_HEADER, *(("contribution",) if additive else ()), *(("weight",) if explain else ()))
     with contextlib.ExitStack() as files, _Progress() as progress:
-        pair_out = _open_table(files, output, about, [*PAIR_HEADER, *_renamed(extra_columns)])
+        pair_out = _open_table(files, output, about, [*pair_header, *_renamed(extra_columns)])
         site_out = sites and _open_table(files, sites, about, site_header, COORDINATES)
         reject_out = rejects and _open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
         told = False
@@ -198,11 +205,16 @@ def scan_command(mirna, utr, output, esa_min, threads):
     show_default=True,
     help="Share of the pairs set aside, by family where there are 20, else by gene; picks stage 3's epoch.",
 )
-@click.option("--calibrate", type=FILE, help="report.json of held-out folds whose scale the probability takes.")
+@click.option(
+    "--calibrate",
+    type=FILE,
+    multiple=True,
+    help="report.json of held-out folds: of labelled pairs, or of fold changes.",
+)
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
 @click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-@config_options(TrainConfig(), ModelConfig())
+@config_options(TrainConfig(), ModelConfig(), without=("effect_scale", "effect_interval"))
 def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
     import json
@@ -216,7 +228,8 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
         raise click.UsageError("--calibrate and --logit-scale set the same; give one")
     _set_threads(threads)
     config, model_config = overridden(TrainConfig(), options), overridden(_sized(size), options)
-    folder = data_folder(data) if data or not pairs or not (sites or encoders) else None
+    more = config.sources.clash or config.sources.effects
+    folder = data_folder(data) if data or more or not pairs or not (sites or encoders) else None
     windows, counts = None, dict[str, int]()
     if not encoders:
         windows, counts = load_sites(sites or data_folder(data) / SITES, folder, model_config.esa_min)
@@ -224,22 +237,27 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
     if validation:
         groups = labelled.family if len(set(labelled.family)) >= 20 else labelled.gene
         labelled, aside = set_aside(labelled, groups, round(1 / validation))
-    metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
+    metadata: dict = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
     if not pairs and not sites:
         metadata["weights_licence"] = "MIT; the miRAW training data state no licence of their own"
-    report = json.loads(calibrate.read_text()) if calibrate else {}
-    if calibrate and not (report.get("held_out") and "logit_scale" in report):
-        found = report.get("protocol", "another file")
-        raise DataError(
-            f"{calibrate}:1: report must be of labelled pairs whose genes and families were held out, got {found}"
-        )
-    if report:
-        figures = ("pr_auc", "roc_auc", "within_mirna")
-        scores = report["summary"]["scores"].items()
-        means = {name: {m: _rounded(score["metrics"][m]["mean"]) for m in figures} for name, score in scores}
-        metadata["held_out"] = {"protocol": report["protocol"], "logit_scale": report["logit_scale"], "means": means}
-    scale = report.get("logit_scale")
-    training.train(stage, windows, labelled, aside, out, model_config, config, encoders, scale, metadata)
+    calibration: dict = {}
+    for path in calibrate:
+        report = json.loads(path.read_text())
+        found = {name: report[name] for name in CALIBRATED if name in report}
+        if not (report.get("held_out") and found):
+            raise DataError(
+                f"{path}:1: report must be of a model trained on folds whose genes and families were held out, got "
+                f"{report.get('protocol', 'another file')}"
+            )
+        calibration |= found
+        scores = {name: score.get("metrics", score) for name, score in report["summary"]["scores"].items()}
+        means = {name: {figure: _rounded(metrics[figure]["mean"]) for figure in FIGURES if figure in metrics}
+                 for name, metrics in scores.items()}  # fmt: skip
+        metadata.setdefault("held_out", {})[report["protocol"]] = found | {"means": means}
+    training.train(
+        stage, windows, labelled, aside, out, model_config, config, encoders, calibration=calibration,
+        metadata=metadata, more=load_sources(folder, config.sources) if folder else MoreSources(),
+    )  # fmt: skip
     if stage in ("stage3", "all"):
         click.echo(f"model written to {out / 'model'}", err=True)
 
@@ -254,13 +272,20 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
 @click.option("--cache", type=FOLDER, help="Trained encoders and pooled scores, named by content; else in --out.")
 @click.option("--allow-overlap", is_flag=True, help="Go on where a claim of the protocol does not hold, and say so.")
 @click.option("--k-max", type=Items(int), default=(), help="Budgets to score the model at beside its own.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Pool site scores and train other aggregators too; without them it is several times faster.",
+)
 @click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the bootstrap.")
 @click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-@config_options(TrainConfig(), ModelConfig(), without=("rng_seed", "logit_scale"))
+@config_options(TrainConfig(), ModelConfig(), without=("rng_seed", *CALIBRATED))
 def evaluate(
-    protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, resamples, size, threads, **options
-):
+    protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, baselines, resamples, size, threads,
+    **options,
+):  # fmt: skip
     """Score a model by a protocol, beside what identity alone and simple scores reach on the same rows.
 
     What test and training share is printed first; a protocol that claims they share nothing is refused where they do.
@@ -286,7 +311,10 @@ def evaluate(
     _set_threads(threads)
     config = overridden(default_config(PROTOCOLS[protocol]), options)
     model_config = overridden(_sized(size), options)
-    run(protocol, data_folder(data), out, model, model_config, config, seeds, cache, allow_overlap, resamples, k_max)
+    run(
+        protocol, data_folder(data), out, model, model_config, config, seeds, cache, allow_overlap, resamples, k_max,
+        baselines,
+    )  # fmt: skip
     click.echo((out / "report.md").read_text())
 
 
@@ -341,7 +369,7 @@ def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, .
 
 def _renamed(columns: Iterable[str]) -> list[str]:
     """Extra input columns; one that is named as an output column is, such as a table scored before, gets "input_"."""
-    return [f"input_{column}" if column in PAIR_HEADER else column for column in columns]
+    return [f"input_{column}" if column in PAIR_HEADER + EFFECT_HEADER else column for column in columns]
 
 
 def _records(argument: str, name: str) -> Iterator[Record]:
@@ -379,12 +407,18 @@ def _write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, r
 
 
 def _write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
+    effects: Iterable[list[float]] = ([] for _ in group)
+    if predictions.log2_fold_change is not None:
+        interval = predictions.interval
+        ends = np.full((len(group), 2), np.nan) if interval is None else interval
+        effects = np.column_stack([predictions.log2_fold_change, ends]).tolist()
     columns = zip(
         group, predictions.utr_length, predictions.n_candidates, predictions.probability, predictions.logit,
-        predictions.status, strict=True,
+        predictions.status, effects, strict=True,
     )  # fmt: skip
-    for r, length, n, probability, logit, status in columns:
-        _write(out, (r.mirna_id, r.utr_id, length, n, _number(probability), _number(logit), status, *r.extra))
+    for r, length, n, probability, logit, status, effect in columns:
+        numbers = (_number(probability), _number(logit), status, *map(_number, effect))
+        _write(out, (r.mirna_id, r.utr_id, length, n, *numbers, *r.extra))
 
 
 def _write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
@@ -400,8 +434,7 @@ def _write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions)
             _number(site["cheap_logit"]), _number(site["logit"]), _number(site["position"]), reason,
             top, bottom,
         ]  # fmt: skip
-        if "weight" in (table.dtype.names or ()):
-            cells.append(_number(site["weight"]))
+        cells += [_number(site[name]) for name in ("contribution", "weight") if name in (table.dtype.names or ())]
         _write(out, cells)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 _INT_MAX = 2**31 - 1
-SITE_FEATURES = 10
+SITE_FEATURES, CONTEXT_FEATURES, BAG_FEATURES = 10, 3, 11
 SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
 
 
@@ -72,7 +72,8 @@ class AggregatorConfig:
     """Tokens to pair logit. ``AggregatorConfig.paper()`` is the paper's size."""
 
     kind: str = "set_transformer"
-    """"set_transformer", "deep_sets" or "gated_attention"; the last two relate no token to another."""
+    """"set_transformer", "deep_sets" or "gated_attention"; the last two relate no token to another. "none": the
+    additive head alone."""
     width: int = 64
     """Model width d."""
     layers: int = 3
@@ -87,6 +88,10 @@ class AggregatorConfig:
     """Learned queries of the pooling; several are averaged (Set Transformer)."""
     inducing_points: int = 0
     """Set Transformer; 0: full self-attention (SAB); else ISAB through this many points."""
+    additive: int = 0
+    """Hidden width of the additive head, which predicts repression as a sum over sites; 0: none, as in the paper."""
+    members: int = 1
+    """Aggregators, and additive heads, whose outputs are averaged; they share encoders and selection."""
 
     @classmethod
     def paper(cls) -> AggregatorConfig:
@@ -94,12 +99,13 @@ class AggregatorConfig:
         return cls(width=256, heads=8, hidden=512)
 
     def __post_init__(self) -> None:
-        kinds = ("set_transformer", "deep_sets", "gated_attention")
+        kinds = ("set_transformer", "deep_sets", "gated_attention", "none")
         check(self.kind in kinds, "kind", f"be one of {', '.join(kinds)}", repr(self.kind))
-        for name in ("width", "heads", "hidden", "pool_seeds"):
+        for name in ("width", "heads", "hidden", "pool_seeds", "members"):
             at_least(self, name, 1)
-        at_least(self, "layers", 0)
-        at_least(self, "inducing_points", 0)
+        for name in ("layers", "inducing_points", "additive"):
+            at_least(self, name, 0)
+        check(self.kind != "none" or self.additive > 0, "additive", "be 1 or more for kind none", self.additive)
         _share(self, "dropout")
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
 
@@ -210,8 +216,9 @@ class ModelConfig:
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
     """Tokens to pair logit."""
     token: tuple[str, ...] = ("embedding", "logit", "esa", "position")
-    """Parts of a token, in this order, among "embedding", "logit", "esa", "position" and "site" (seed match, local A
-    and U, 3' pairing, distance to both ends, UTR length: ``Candidates.site_features``)."""
+    """Parts of a token, in this order, among "embedding", "logit", "esa", "position", "site" (seed match, local A and
+    U, 3' pairing, distance to both ends, UTR length: ``Candidates.site_features``) and "context" (the nearest other
+    sites selected: ``Candidates.site_context``)."""
     esa_min: int = 6
     """Least ESA score of a candidate."""
     keep_seed: str = "none"
@@ -221,16 +228,20 @@ class ModelConfig:
     """Logit of a bag without candidates: a constant, even odds, never learned."""
     logit_scale: float = 1.0
     """probability = sigmoid(logit_scale * logit); fitted on held-out folds."""
+    effect_scale: float = 1.0
+    """log2 fold change = -effect_scale * repression, of the additive head; fitted on held-out folds."""
+    effect_interval: tuple[float, ...] = ()
+    """Lowest and highest log2 that measured fold changes lie off the predicted in 90 % of held-out genes, or empty."""
 
     @property
     def token_width(self) -> int:
         """Width of a token, 387 by default."""
-        widths = {"embedding": self.expensive.width, "site": SITE_FEATURES}
+        widths = {"embedding": self.expensive.width, "site": SITE_FEATURES, "context": CONTEXT_FEATURES}
         return sum(widths.get(part, 1) for part in self.token)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token", tuple(self.token))
-        known = ("embedding", "logit", "esa", "position", "site")
+        known = ("embedding", "logit", "esa", "position", "site", "context")
         check(
             bool(self.token) and len(set(self.token)) == len(self.token) and set(self.token) <= set(known),
             "token", f"name distinct parts of {known}", self.token,
@@ -240,6 +251,12 @@ class ModelConfig:
         _check_number("empty_logit", self.empty_logit)
         _check_number("logit_scale", self.logit_scale)
         check(self.logit_scale > 0, "logit_scale", "be positive", self.logit_scale)
+        _check_number("effect_scale", self.effect_scale)
+        check(self.effect_scale > 0, "effect_scale", "be positive", self.effect_scale)
+        object.__setattr__(self, "effect_interval", tuple(self.effect_interval))
+        ends = self.effect_interval
+        check(not ends or (len(ends) == 2 and ends[0] < 0 < ends[1]), "effect_interval",
+              "be empty or hold a negative and a positive number", ends)  # fmt: skip
 
     def to_dict(self) -> dict:
         """Plain nested dict, for JSON."""
@@ -332,6 +349,27 @@ class JointStageConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """Weight of each source in the loss of stage 3; 0 leaves it out."""
+
+    labels: float = 1.0
+    """Labelled pairs."""
+    per_mirna: bool = False
+    """Whether labels count so that both classes of each miRNA weigh the same, and miRNAs of one class nothing;
+    else the classes of all pairs do."""
+    decoys: float = 0.0
+    """Positive pairs against the same miRNAs and genes in another pairing, drawn anew each epoch."""
+    clash: float = 0.0
+    """Windows of CLASH, each a bag."""
+    effects: float = 0.0
+    """Measured fold changes, one experiment at a time: 1 - correlation with the additive head's repression."""
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "decoys", "clash", "effects"):
+            check(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The three stages. Epochs were fixed on folds disjoint in gene and miRNA family."""
 
@@ -349,6 +387,8 @@ class TrainConfig:
         default_factory=lambda: JointStageConfig(6, 32, 5e-4, 1e-2, joint_epochs=2, joint_lr=1e-4)
     )
     """Aggregator on pairs, then both."""
+    sources: SourceConfig = field(default_factory=SourceConfig)
+    """What stage 3 learns from."""
     budgets: tuple[int, ...] = ()
     """Budgets k_max that stage 3 draws from, one per batch, so that one model serves each; empty: the model's own."""
 

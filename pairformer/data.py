@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,10 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
+from pairformer.config import SourceConfig
 from pairformer.scan import scan
 
 DATA_VARIABLE = "PAIRFORMER_DATA"
 SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
+CLASH, FUNMIRBENCH = "mirbench_hejret2023/sites.tsv", "lfc_funmirbench"
+_CHANGES = ("experiment", "gene_id", "log2fc")
+MOST_EFFECT = 1.5  # log2; effects beyond say more of the measurement than of a miRNA
 _MIRNA = re.compile("[ACGUTacgut]{1,35}")
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
 
@@ -205,6 +209,101 @@ class Pairs(Labelled):
     """Name of the 3'UTR."""
 
 
+@dataclass(frozen=True, eq=False)
+class FoldChanges(Pairs):
+    """Pairs whose label is repression as measured: -log2 fold change where the miRNA was added, + where taken away."""
+
+    experiment: NDArray[np.object_]
+    """Name of the experiment."""
+    series: NDArray[np.object_]
+    """Experiments of one laboratory with shared controls."""
+
+    def centred(self) -> FoldChanges:
+        """With what a gene does in other experiments of its series taken out, within +-``MOST_EFFECT``.
+
+        In a series of five families or more a gene's mean over the experiments of other families is subtracted, in
+        each experiment then the median.
+        """
+        label, family = self.label.astype(np.float64), self.family
+        for series in np.unique(self.series):
+            rows = np.flatnonzero(self.series == series)
+            if len(set(family[rows])) < 5:
+                continue
+            _, gene = np.unique(self.utr_id[rows], return_inverse=True)
+            _, group = np.unique(family[rows], return_inverse=True)
+            total, count = np.zeros((2, group.max() + 1, gene.max() + 1))
+            np.add.at(total, (group, gene), label[rows])
+            np.add.at(count, (group, gene), 1)
+            others = count.sum(0)[gene] - count[group, gene]
+            mean = (total.sum(0)[gene] - total[group, gene]) / np.maximum(others, 1)
+            label[rows] -= np.where(others > 0, mean, 0.0)
+        for experiment in np.unique(self.experiment):
+            rows = self.experiment == experiment
+            label[rows] -= np.median(label[rows])
+        return replace(self, label=np.clip(label, -MOST_EFFECT, MOST_EFFECT).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class MoreSources:
+    """What stage 3 learns from beside labelled pairs."""
+
+    clash: Pairs | None = None
+    """Windows as bags."""
+    effects: FoldChanges | None = None
+    """Measured fold changes."""
+
+    def items(self) -> Iterator[tuple[str, Pairs]]:
+        """Names and rows of those that are there."""
+        return ((f.name, rows) for f in fields(self) if (rows := getattr(self, f.name)) is not None)
+
+    def where(self, allowed: Callable[[Pairs], NDArray[np.bool_]]) -> MoreSources:
+        """Only the rows that are allowed."""
+        return MoreSources(**{name: rows.take(allowed(rows)) for name, rows in self.items()})
+
+
+def load_sources(folder: Path, sources: SourceConfig) -> MoreSources:
+    """Those of the data folder that a config gives a share."""
+    return MoreSources(
+        load_clash(folder) if sources.clash else None, load_fold_changes(folder) if sources.effects else None
+    )
+
+
+def load_fold_changes(folder: Path) -> FoldChanges:
+    """Every gene of ``FUNMIRBENCH`` with a UTR in every experiment with a signal (quality good or weak).
+
+    Raises:
+        DataError: a table is damaged, as ``file:line: ...``.
+    """
+    table = folder / FUNMIRBENCH
+    names = ("experiment", "mirna_seq", "type", "geo", "quality")
+    known = {row[0]: row[1:] for row in zip(*columns(table / "experiments.tsv", *names), strict=True)}
+    place = ("gene_id", "gene_symbol", "utr_id")
+    genes = {row[0]: row[1:] for row in zip(*columns(table / "gene_utr.tsv", *place), strict=True)}
+    utrs = load_utrs(folder)
+    kept = [
+        (experiment, gene, float(change))
+        for experiment, gene, change in zip(
+            *columns(table / "lfc.tsv.gz", "experiment", "gene_id", "log2fc"), strict=True
+        )
+        if gene in genes and known[experiment][3] in ("good", "weak")
+    ]
+    experiment, gene = (np.array([row[i] for row in kept], object) for i in range(2))
+    change = [change if known[name][1] == "KO" else -change for name, _, change in kept]
+    mirna, series = (np.array([known[name][i] for name in experiment], object) for i in (0, 2))
+    symbol, utr_id = (np.array([genes[name][i] or name for name in gene], object) for i in range(2))
+    utr = np.array([utrs[name] for name in utr_id], object)
+    return FoldChanges(np.array(change, np.float32), mirna, symbol, utr, utr_id, experiment, series)
+
+
+def load_clash(folder: Path, split: str = "train") -> Pairs:
+    """Windows of ``CLASH`` as pairs: each a UTR of 50 nt. A window stands as its own gene, since the table names none.
+
+    Raises:
+        DataError: the table is damaged, as ``file:line: ...``.
+    """
+    return load_pairs(folder / CLASH, folder).take(columns(folder / CLASH, "split")[0] == split)
+
+
 def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
     """Labelled windows of a TSV with mirna_seq, mrna_seq, mrna_id and label, and how many rows were left out why.
 
@@ -269,6 +368,50 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
     utr_id = [row.get("utr_id") or name for row, name in zip(rows, gene, strict=True)]
     label = _labels(rows) if "label" in rows[0] else np.full(len(rows), np.nan, np.float32)
     return Pairs(label, _rna(rows, "mirna_seq"), np.array(gene, object), utr, np.array(utr_id, object))
+
+
+def rewire(positives: Pairs, known: Pairs, rng_seed: int | Sequence[int] = 2020) -> Pairs:
+    """Decoys: the same miRNAs with the same genes in another pairing.
+
+    The genes of ``positives`` are permuted; a decoy that is a known pair of any label, or whose family has the gene
+    as a positive, or that stands twice, is swapped with another row until none is left. Each miRNA and each gene
+    stands as often among the decoys as among the positives, so neither tells the classes apart.
+
+    Args:
+        positives: pairs to rewire.
+        known: pairs that are no decoys, whatever their label.
+        rng_seed: of the permutation.
+
+    Returns:
+        Pairs with label 0, row i with the miRNA of positive i.
+
+    Raises:
+        ValueError: there is no such pairing.
+    """
+    rng = np.random.default_rng(rng_seed)
+    taken = set(zip(known.mirna, known.gene, strict=True))
+    targets = set(zip(positives.family, positives.gene, strict=True))
+    family = positives.family
+    order = rng.permutation(len(positives))
+
+    def wrong() -> NDArray[np.int64]:
+        genes, seen, rows = positives.gene[order], set(), []
+        for row, pair in enumerate(zip(positives.mirna, genes, strict=True)):
+            if pair in taken or pair in seen or (family[row], genes[row]) in targets:
+                rows.append(row)
+            seen.add(pair)
+        return np.array(rows, np.int64)
+
+    rows, rounds = wrong(), 0
+    while len(rows):
+        if rounds == 1000:
+            raise ValueError(f"positives must have a pairing without known pairs, got {len(rows)} rows left over")
+        for row in rows:
+            other = rng.integers(len(order))
+            order[row], order[other] = order[other], order[row]
+        rows, rounds = wrong(), rounds + 1
+    label = np.zeros(len(positives), np.float32)
+    return Pairs(label, positives.mirna, positives.gene[order], positives.utr[order], positives.utr_id[order])
 
 
 def as_rna(sequence: str) -> str:

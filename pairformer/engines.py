@@ -38,6 +38,10 @@ class Scored:
     """(M,) expensive logit z of the selected rows."""
     weight: NDArray[np.float32] | None
     """(M,) the pair logit minus that without the row's token; None unless asked for."""
+    repression: NDArray[np.float32] | None
+    """(B,) of the additive head, 0 of a bag without candidates; None without one."""
+    contribution: NDArray[np.float32] | None
+    """(M,) of each row to its bag's repression; None likewise."""
 
 
 class Engine(Protocol):
@@ -83,15 +87,21 @@ class NativeEngine:
         except ValueError as error:
             raise ValueError(f"{error}; in {name_or_path}") from error
 
+    @classmethod
+    def of(cls, model: PairFormer) -> NativeEngine:
+        """The engine of a PyTorch model's weights as they are now."""
+        arrays = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
+        return cls(model.config, arrays, model.metadata)
+
     def score(
         self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
     ) -> Scored:
         cheap_logit, keys, _ = self.model.cheap_scan(candidates, threads=threads)
         selection = select_sites(self.config, candidates, cheap_logit, keys, k_max, threads)
-        logit, pair_logit, weight = self.model.aggregate(
+        logit, pair_logit, weight, repression, contribution = self.model.aggregate(
             candidates, selection.rows, selection.offsets, explain, threads
         )
-        return Scored(pair_logit, selection, cheap_logit, logit, weight)
+        return Scored(pair_logit, selection, cheap_logit, logit, weight, repression, contribution)
 
 
 class TorchEngine:
@@ -137,18 +147,20 @@ class TorchEngine:
             torch.set_num_threads(threads)
         try:
             result = self.model(candidates, k_max, threads)
-            weight = self._weights(result) if explain else None
+            weight = self.model.weights(result) if explain else None
         finally:
             torch.set_num_threads(before)
-        pair_logit, logit = (values.float().cpu().numpy() for values in (result.pair_logit, result.logit))
-        return Scored(pair_logit, result.selection, result.cheap_logit, logit, weight)
+        pooled = result.pooled
+        repression, contribution = pooled.repression, pooled.contribution
+        return Scored(
+            _array(pooled.logit), result.selection, result.cheap_logit, _array(result.logit),
+            None if weight is None else _array(weight), None if repression is None else _array(repression),
+            None if contribution is None else _array(contribution),
+        )  # fmt: skip
 
-    def _weights(self, result) -> NDArray[np.float32]:
-        parts = [
-            result.pair_logit[bag] - self.model.masked_logits(result.tokens[bag], int(size))
-            for bag, size in enumerate(np.diff(result.selection.offsets))
-        ]
-        return np.concatenate([np.empty(0, np.float32), *(part.float().cpu().numpy() for part in parts)])
+
+def _array(values) -> NDArray[np.float32]:
+    return values.float().cpu().numpy()
 
 
 def load_engine(name: str, model: str | Path, device: str) -> Engine:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
+from pairformer.data import as_rna
 from pairformer.engines import load_engine
 from pairformer.metrics import at_prior, sigmoid
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
@@ -46,11 +47,14 @@ class Prediction:
     engine: str
     """What computed it."""
     log2_fold_change: float | None
-    """None: no model trained on fold changes."""
+    """Expected of the transcript, beyond what its gene does in other experiments: the baseline plus the sites'
+    contributions; 0 without a candidate, NaN for an invalid pair. None: the model has no additive head."""
+    baseline: float | None
+    """Its part that is of the pair and no site; None likewise."""
     interval: tuple[float, float] | None
-    """Of the fold change; None likewise."""
+    """Held 90 % of the fold changes measured in held-out genes; None where the model knows none."""
     percentile: float | None
-    """Among the targets of that miRNA; None likewise."""
+    """Of 100 pairs of this miRNA in the batch, how many are predicted less repressed, ties as half; None likewise."""
     sites: NDArray[np.void] = field(repr=False)
     """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`."""
     _candidates: Candidates = field(repr=False)
@@ -79,6 +83,12 @@ class Predictions:
     """(B,) why a pair is invalid."""
     engine: str
     """What computed them."""
+    log2_fold_change: NDArray[np.float32] | None
+    """(B,) as in :class:`Prediction`; None for a model without additive head."""
+    interval: NDArray[np.float32] | None
+    """(B, 2); None for a model that knows none."""
+    percentile: NDArray[np.float32] | None
+    """(B,) among the pairs of the same miRNA here; None likewise."""
     _batches: list[_Batch] = field(repr=False)
 
     def __len__(self) -> int:
@@ -95,10 +105,17 @@ class Predictions:
         number = int(np.searchsorted(self._firsts, i, side="right")) - 1
         batch, bag = self._batches[number], i - int(self._firsts[number])
         span = slice(*batch.offsets[bag : bag + 2])
+        sites, change, baseline, interval = batch.sites[span], None, None, None
+        if self.log2_fold_change is not None:
+            change = float(self.log2_fold_change[i])
+            baseline = change - float(sites["contribution"].sum(dtype=np.float64))
+        if self.interval is not None:
+            interval = float(self.interval[i, 0]), float(self.interval[i, 1])
+        percentile = None if self.percentile is None else float(self.percentile[i])
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
-            str(self.status[i]), self.message[i], self.engine, None, None, None,
-            batch.sites[span], batch.candidates, batch.rows[span],
+            str(self.status[i]), self.message[i], self.engine, change, baseline, interval,
+            percentile, sites, batch.candidates, batch.rows[span],
         )  # fmt: skip
 
     @functools.cached_property
@@ -133,6 +150,9 @@ class _Batch:
     site_logit: NDArray[np.float32]
     reason: NDArray[np.uint8]
     weight: NDArray[np.float32] | None
+    log2_fold_change: NDArray[np.float32] | None
+    contribution: NDArray[np.float32] | None
+    """(M,) log2."""
     n_candidates: NDArray[np.int64]
     status: NDArray[np.str_]
 
@@ -142,7 +162,8 @@ class _Batch:
 
     @functools.cached_property
     def sites(self) -> NDArray[np.void]:
-        return site_table(self.candidates, self.rows, self.cheap_logit, self.site_logit, self.reason, self.weight)
+        extra = {"contribution": self.contribution, "weight": self.weight}
+        return site_table(self.candidates, self.rows, self.cheap_logit, self.site_logit, self.reason, extra)
 
 
 def predict(
@@ -164,7 +185,7 @@ def predict(
         mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
         utr: 3'UTR, 5'->3', any length; windows with other letters are passed over. Two sequences must be
             equally long; a single string is broadcast.
-        model: "default" or a directory written by ``PairFormer.save``.
+        model: "default", "paper" (the paper's form and labels) or a directory written by ``PairFormer.save``.
         k_max: candidates the expensive encoder may read per pair, at least 1; None for the model's own.
         engine: "native" (C++ on the CPU), "torch", or "auto": native unless ``device`` names another than the CPU.
             One asked for by name never falls back to another.
@@ -243,21 +264,42 @@ class Scorer:
             utr_length.append(candidates.utr_length)
         logit = np.concatenate([batch.logit for batch in batches])
         probability = sigmoid(self.engine.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
+        changes = [batch.log2_fold_change for batch in batches if batch.log2_fold_change is not None]
+        change = np.concatenate(changes) if changes else None
+        ends = np.array(self.engine.config.effect_interval, np.float32)
         return Predictions(
             probability.astype(np.float32), logit, np.concatenate([batch.n_candidates for batch in batches]),
             np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine.name,
-            batches,
+            change, None if change is None or not len(ends) else change[:, None] + ends,
+            None if change is None else percentiles(mirnas, -change), batches,
         )  # fmt: skip
 
     def _score(self, candidates: Candidates) -> _Batch:
         scored = self.engine.score(candidates, self.k_max, self.threads, self.explain)
         logit, selection = scored.pair_logit, scored.selection
         logit[list(candidates.messages)] = np.nan
+        change = contribution = None
+        if scored.repression is not None and scored.contribution is not None:
+            scale = np.float32(-self.engine.config.effect_scale)
+            change, contribution = scale * scored.repression, scale * scored.contribution
+            change[list(candidates.messages)] = np.nan
         return _Batch(
             logit, candidates.take(selection.rows, selection.offsets), selection.offsets,
-            scored.cheap_logit[selection.rows], scored.logit, selection.reason, scored.weight,
+            scored.cheap_logit[selection.rows], scored.logit, selection.reason, scored.weight, change, contribution,
             candidates.n_candidates, candidates.status,
         )  # fmt: skip
+
+
+def percentiles(mirnas: Strings, score: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(B,) of 100 pairs of the same miRNA, how many have a lower score, ties as half; NaN, not counted, for NaN."""
+    found = np.full(len(score), np.nan, np.float32)
+    real = np.flatnonzero(~np.isnan(score))
+    _, group = np.unique(np.array([as_rna(mirnas[int(i)]) for i in real], object), return_inverse=True)
+    for rows in (real[group == number] for number in range(group.max(initial=-1) + 1)):
+        values = np.sort(score[rows])
+        sides = [np.searchsorted(values, score[rows], side) for side in ("left", "right")]
+        found[rows] = 50 * (sides[0] + sides[1]) / len(rows)
+    return found
 
 
 def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object]) -> Iterator[list[Pair]]:

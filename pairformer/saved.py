@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from pairformer.config import ModelConfig
 
 WEIGHTS = Path(__file__).parent / "weights"
+NAMES = ("default", "paper")
 FILES = ("config.json", "model.safetensors")
 
 
 def model_directory(name_or_path: str | Path) -> Path:
-    """Directory of a model by name ("default") or path; FileNotFoundError where there is none."""
-    directory = WEIGHTS if str(name_or_path) == "default" else Path(name_or_path)
+    """Directory of a model by name ("default" or "paper") or path; FileNotFoundError where there is none."""
+    directory = WEIGHTS / name_or_path if str(name_or_path) in NAMES else Path(name_or_path)
     for name in FILES:
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"model must be 'default' or a directory with {name}, got {name_or_path}")
+            raise FileNotFoundError(f"model must be {', '.join(NAMES)} or a directory with {name}, got {name_or_path}")
     return directory
 
 
@@ -28,7 +29,7 @@ def read_model(name_or_path: str | Path) -> tuple[ModelConfig, dict, dict[str, N
     """Read a saved model.
 
     Args:
-        name_or_path: "default" for the weights shipped with the package, or a directory.
+        name_or_path: "default" or "paper" for weights shipped with the package, or a directory.
 
     Returns:
         config; what else config.json says, and ``model_sha256`` of both files; arrays by name, as float32.

@@ -87,17 +87,19 @@ def site_table(
     cheap_logit: NDArray[np.float32],
     logit: NDArray[np.float32],
     reason: NDArray[np.uint8],
-    weight: NDArray[np.float32] | None = None,
+    extra: dict[str, NDArray[np.float32] | None],
 ) -> NDArray[np.void]:
     """Structured array (M,) of selected candidates, in the order of ``rows``.
 
     Fields: start, end (0-based, half-open); seed_start, seed_end (the matched letters, -1 for none);
     site_id (0, 1, ... per pair from the 5' end, shared by windows over one seed match, -1 for none);
-    seed_type; esa_score; cheap_logit; logit; position; reason; and weight where given: the pair logit
-    minus the pair logit without this token.
+    seed_type; esa_score; cheap_logit; logit; position; reason; and those of ``extra`` that are there: contribution,
+    the site's part of the log2 fold change (0 where another window stands for the site, or there is no seed match), and
+    weight, the pair logit minus the pair logit without this token.
     """
     kind, seed_start, seed_end, anchor = seed_matches(candidates, rows)
-    table = np.empty(len(rows), SITE if weight is None else [*SITE.descr, ("weight", np.float32)])
+    more = {name: values for name, values in extra.items() if values is not None}
+    table = np.empty(len(rows), [*SITE.descr, *((name, np.float32) for name in more)])
     table["start"] = candidates.start[rows]
     table["end"] = table["start"] + WINDOW
     table["seed_start"], table["seed_end"] = seed_start, seed_end
@@ -106,8 +108,8 @@ def site_table(
     table["esa_score"], table["position"] = candidates.esa_score[rows], candidates.position[rows]
     table["cheap_logit"], table["logit"] = cheap_logit, logit
     table["reason"] = np.array(REASONS)[reason]
-    if weight is not None:
-        table["weight"] = weight
+    for name, values in more.items():
+        table[name] = values
     return table
 
 

@@ -148,9 +148,10 @@ def test_budgeted_forward_is_its_steps(model, candidates):
         np.testing.assert_array_equal(result.selection.rows, rows)
         h, z = model.expensive(everything[rows])
         tokens = torch.cat([h, z[:, None], esa[rows, None].float(), position[rows, None]], 1)
-        for bag, logit in enumerate(result.pair_logit):
+        for bag, logit in enumerate(result.pooled.logit):
             span = tokens[result.selection.offsets[bag] : result.selection.offsets[bag + 1]]
-            expected = model.aggregator(span[None], torch.ones(1, len(span), dtype=torch.bool))[0] if len(span) else 0
+            every = torch.ones(1, len(span), dtype=torch.bool)
+            expected = model.aggregators[0](span[None], every)[0] if len(span) else 0
             assert float(logit) == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -160,7 +161,7 @@ def test_batch_composition_changes_nothing(rng, model):
     together = model(pairformer.scan(mirnas, utrs))
     for bag, pair in enumerate(zip(mirnas, utrs, strict=True)):
         alone = model(pairformer.scan(*pair))
-        assert float(alone.pair_logit[0]) == pytest.approx(float(together.pair_logit[bag]), abs=1e-6)
+        assert float(alone.pooled.logit[0]) == pytest.approx(float(together.pooled.logit[bag]), abs=1e-6)
 
 
 def test_token_parts_are_a_field(rng, candidates):
@@ -170,18 +171,47 @@ def test_token_parts_are_a_field(rng, candidates):
     assert config.token_width == 385
     model = PairFormer(config).eval()
     result = model(candidates)
-    np.testing.assert_allclose(result.tokens[result.mask][:, 0], candidates.position[result.selection.rows])
+    np.testing.assert_allclose(
+        result.tokens.padded[result.tokens.mask][:, 0], candidates.position[result.selection.rows]
+    )
 
 
 @torch.no_grad()
-def test_masked_logits(model, candidates):
+def test_weights_are_logits_without_a_token(model, candidates):
     result = model(candidates, k_max=9)
-    left_out = model.masked_logits(result.tokens[0], 9)
+    weight = model.weights(result)
+    assert weight.shape == result.logit.shape
     for k in (0, 4, 8):
         keep = [i for i in range(9) if i != k]
-        alone = model.aggregator(result.tokens[:1, keep], torch.ones(1, 8, dtype=torch.bool))
-        assert float(left_out[k]) == pytest.approx(float(alone[0]), abs=1e-5)
-    assert model.masked_logits(result.tokens[0], 0).shape == (0,)
+        alone = model.aggregators[0](result.tokens.padded[:1, keep], torch.ones(1, 8, dtype=torch.bool))
+        assert float(result.pooled.logit[0] - weight[k]) == pytest.approx(float(alone[0]), abs=1e-5)
+
+
+@torch.no_grad()
+def test_members_are_averaged_and_sites_add_up(candidates):
+    """An ensemble says the mean of its members; repression is the bag's part and its sites' contributions."""
+    config = ModelConfig(aggregator=dataclasses.replace(SMALL, members=3, additive=8), empty_logit=-1.0)
+    torch.manual_seed(0)
+    model = PairFormer(config).eval()
+    result = model(candidates)
+    tokens, pooled = result.tokens, result.pooled
+    bag_of = torch.repeat_interleave(torch.from_numpy(np.diff(result.selection.offsets)))
+    heads = [head(tokens.site, bag_of, tokens.bag) for head in model.additives]
+    full = candidates.n_candidates > 0
+    each = torch.stack([
+        aggregator(tokens.padded, tokens.mask) + head.gain * repression
+        for aggregator, head, (repression, _) in zip(model.aggregators, model.additives, heads, strict=True)
+    ])  # fmt: skip
+    torch.testing.assert_close(pooled.logit[full], each.mean(0)[full])
+    base = torch.stack([head.bag(tokens.bag)[:, 0] for head in model.additives]).mean(0)
+    summed = torch.zeros(len(candidates)).index_add(0, bag_of, pooled.contribution)
+    torch.testing.assert_close(pooled.repression[full], (base + summed)[full])
+    assert (pooled.logit[~full] == -1).all()
+    assert (pooled.repression[~full] == 0).all()
+    stands = tokens.site[:, 10] == 1
+    assert (pooled.contribution[stands] > 0).all()
+    assert (pooled.contribution[~stands] == 0).all()
+    assert 0 < stands.sum() < len(stands)
 
 
 def test_save_and_load(tmp_path, model, candidates):
@@ -189,18 +219,18 @@ def test_save_and_load(tmp_path, model, candidates):
     again = PairFormer.load(tmp_path)
     assert again.config == model.config
     assert again.metadata["note"] == "kept"
-    torch.testing.assert_close(again(candidates).pair_logit, model(candidates).pair_logit, atol=0, rtol=0)
+    torch.testing.assert_close(again(candidates).pooled.logit, model(candidates).pooled.logit, atol=0, rtol=0)
     model.save(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 150_000
     torch.testing.assert_close(
-        PairFormer.load(tmp_path)(candidates).pair_logit, model(candidates).pair_logit, atol=0.05, rtol=0
+        PairFormer.load(tmp_path)(candidates).pooled.logit, model(candidates).pooled.logit, atol=0.05, rtol=0
     )
     config = json.loads((tmp_path / "config.json").read_text())
     config["config"]["aggregator"]["hidden"] = 48
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"model.safetensors must hold the arrays of config.json"):
         PairFormer.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"model must be 'default' or a directory with config.json"):
+    with pytest.raises(FileNotFoundError, match=r"model must be default, paper or a directory with config.json"):
         PairFormer.load(tmp_path / "nowhere")
 
 
@@ -212,6 +242,8 @@ def test_config_round_trip_and_refusals():
         (lambda: AggregatorConfig(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (lambda: ExpensiveConfig(channels=(4,)), "channels must name two or more widths"),
         (lambda: ModelConfig(token=("embedding", "embedding")), "token must name distinct parts"),
+        (lambda: AggregatorConfig(kind="none"), "additive must be 1 or more for kind none, got 0"),
+        (lambda: ModelConfig(effect_interval=(0.1, 0.2)), "effect_interval must be empty or hold a negative and a"),
         (lambda: ModelConfig(esa_min=11), r"esa_min must be in .0, 10., got 11"),
         (lambda: ModelConfig.from_dict({"depth": 3}), "config must have fields among"),
     ]:

@@ -38,6 +38,16 @@ CONFIGS = {
         SMALL, aggregator=AggregatorConfig(width=20, layers=2, heads=4, hidden=17, inducing_points=5)
     ),
     "no_layers": ModelConfig(SMALL, aggregator=AggregatorConfig(layers=0), empty_logit=-0.25),
+    "additive": ModelConfig(
+        SMALL, token=("site",), aggregator=AggregatorConfig(kind="none", additive=9), empty_logit=0.5
+    ),
+    "ensemble": ModelConfig(
+        SMALL,
+        token=("context", "logit", "site"),
+        keep_seed="6mer",
+        empty_logit=-0.25,
+        aggregator=AggregatorConfig(width=20, layers=1, hidden=17, additive=33, members=3),
+    ),
     "deep_sets": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="deep_sets", width=12, hidden=21)),
     "gated": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="gated_attention", width=12, hidden=21)),
     "position_first": ModelConfig(SMALL, token=("position", "logit", "embedding")),
@@ -86,25 +96,34 @@ def shapes(config):
     linear("cheap.embed", c.channels[1], c.width)
     linear("cheap.score1", c.channels[1] + 2, c.hidden)
     linear("cheap.score2", c.hidden, 1)
-    linear("aggregator.project", config.token_width, a.hidden if a.kind == "deep_sets" else a.width)
-    if a.kind == "deep_sets":
-        linear("aggregator.phi.2", a.hidden, a.width)
-    if a.kind == "gated_attention":
-        linear("aggregator.value", a.width, a.hidden)
-        linear("aggregator.gate", a.width, a.hidden)
-        linear("aggregator.weight", a.hidden, 1, bias=False)
-    if a.kind == "set_transformer":
-        for i in range(a.layers):
-            for part in ("gather", "spread") if a.inducing_points else ("attend",):
-                mab(f"aggregator.layers.{i}.{part}")
-            if a.inducing_points:
-                found[f"aggregator.layers.{i}.points"] = (a.inducing_points, a.width)
-        found["aggregator.pool.seeds"] = (a.pool_seeds, a.width)
-        feed_forward("aggregator.pool.feed_forward")
-        mab("aggregator.pool.attend")
-    norm("aggregator.head.0", a.width)
-    linear("aggregator.head.1", a.width, a.width)
-    linear("aggregator.head.4", a.width, 1)
+    for member in range(a.members if a.kind != "none" else 0):
+        at = f"aggregators.{member}"
+        linear(f"{at}.project", config.token_width, a.hidden if a.kind == "deep_sets" else a.width)
+        if a.kind == "deep_sets":
+            linear(f"{at}.phi.2", a.hidden, a.width)
+        if a.kind == "gated_attention":
+            linear(f"{at}.value", a.width, a.hidden)
+            linear(f"{at}.gate", a.width, a.hidden)
+            linear(f"{at}.weight", a.hidden, 1, bias=False)
+        if a.kind == "set_transformer":
+            for i in range(a.layers):
+                for part in ("gather", "spread") if a.inducing_points else ("attend",):
+                    mab(f"{at}.layers.{i}.{part}")
+                if a.inducing_points:
+                    found[f"{at}.layers.{i}.points"] = (a.inducing_points, a.width)
+            found[f"{at}.pool.seeds"] = (a.pool_seeds, a.width)
+            feed_forward(f"{at}.pool.feed_forward")
+            mab(f"{at}.pool.attend")
+        norm(f"{at}.head.0", a.width)
+        linear(f"{at}.head.1", a.width, a.width)
+        linear(f"{at}.head.4", a.width, 1)
+    for member in range(a.members if a.additive else 0):
+        at = f"additives.{member}"
+        found[f"{at}.gain"] = ()
+        for layer, inputs, outputs in (("site.0", 13, a.additive), ("site.3", a.additive, a.additive),
+                                       ("site.5", a.additive, 1), ("bag.0", 11, a.additive),
+                                       ("bag.3", a.additive, 1)):  # fmt: skip
+            linear(f"{at}.{layer}", inputs, outputs)
     return found
 
 
@@ -112,10 +131,11 @@ def arrays_of(config):
     """Random weights of a size that neither fades nor grows from layer to layer; no part of a model is zero."""
     rng = np.random.default_rng(7)
     return {
-        name: (
-            rng.normal(size=shape) * (0.3 if len(shape) == 1 else np.sqrt(1.5 / np.prod(shape[1:])))
-            + (len(shape) == 1 and ("norm" in name or "head.0" in name) and name.endswith("weight"))
-        ).astype(np.float32)
+        name: np.asarray(
+            rng.normal(size=shape) * (0.3 if len(shape) <= 1 else np.sqrt(1.5 / np.prod(shape[1:])))
+            + (len(shape) == 1 and ("norm" in name or "head.0" in name) and name.endswith("weight")),
+            np.float32,
+        )
         for name, shape in shapes(config).items()
     }
 
@@ -175,11 +195,21 @@ def test_every_step_agrees_with_torch(rng, name, variant):
 
     result = model(candidates)
     selection = result.selection
-    site, pair, weight = engine.model.aggregate(candidates, selection.rows, selection.offsets, explain=True)
+    site, pair, weight, repression, contribution = engine.model.aggregate(
+        candidates, selection.rows, selection.offsets, explain=True
+    )
     expected = TorchEngine(model).score(candidates, explain=True)
     close(site, expected.logit)
     close(pair, expected.pair_logit, 2e-5)
     close(weight, expected.weight, 4e-5)
+    if config.aggregator.additive:
+        close(repression, expected.repression)
+        close(contribution, expected.contribution)
+        assert np.ptp(repression) > 0.01
+        assert repression[LENGTHS.index(30)] == 0
+        assert np.ptp(contribution) > 0.01
+    else:
+        assert repression is contribution is expected.repression is expected.contribution is None
     assert np.ptp(pair) > 0.01
     assert pair[LENGTHS.index(30)] == config.empty_logit
 
@@ -221,13 +251,13 @@ def test_real_pairs_select_the_same_rows(data):
 
 
 @pytest.mark.parametrize("variant", _core.variants())
-@pytest.mark.parametrize("name", ["narrow", "wide", "induced", "deep_sets", "gated"])
+@pytest.mark.parametrize("name", ["narrow", "wide", "induced", "additive", "ensemble", "deep_sets", "gated"])
 def test_threads_and_batch_change_nothing(candidates, name, variant):
     engine = native(CONFIGS[name], variant)
     every = engine.score(candidates, threads=1, explain=True)
     for threads in (2, 3, 0):
         found = engine.score(candidates, threads=threads, explain=True)
-        for field in ("pair_logit", "cheap_logit", "logit", "weight"):
+        for field in ("pair_logit", "cheap_logit", "logit", "weight", "repression", "contribution"):
             np.testing.assert_array_equal(getattr(found, field), getattr(every, field))
     rows = np.arange(0, len(candidates.start), 17)
     embedding, logit = engine.model.encode(candidates, rows, threads=2)
@@ -266,9 +296,9 @@ def test_many_bags(rng):
 
 
 @pytest.mark.parametrize("variant", _core.variants())
-@pytest.mark.parametrize("name", ["expensive.blocks.0.conv1", "expensive.squeeze", "aggregator.project",
-                                  "aggregator.layers.0.attend.query", "aggregator.pool.feed_forward.0",
-                                  "aggregator.head.1", "expensive.stem"])  # fmt: skip
+@pytest.mark.parametrize("name", ["expensive.blocks.0.conv1", "expensive.squeeze", "aggregators.0.project",
+                                  "aggregators.0.layers.0.attend.query", "aggregators.0.pool.feed_forward.0",
+                                  "aggregators.0.head.1", "expensive.stem"])  # fmt: skip
 def test_not_a_number_stays_one(candidates, name, variant):
     config = CONFIGS["narrow"]
     arrays = arrays_of(config)
@@ -462,7 +492,7 @@ def test_damaged_models(tmp_path, model):
     before = pairformer.predict(*pair, model=place).logit
     arrays = load_file(place / "model.safetensors")
     config = json.loads((place / "config.json").read_text())
-    arrays["aggregator.head.4.bias"] = arrays["aggregator.head.4.bias"] + 1
+    arrays["aggregators.0.head.4.bias"] = arrays["aggregators.0.head.4.bias"] + 1
     save_file(arrays, place / "model.safetensors")
     os.utime(place / "model.safetensors", (1, 1))
     assert pairformer.predict(*pair, model=place).logit == pytest.approx(before + 1, abs=0.01)

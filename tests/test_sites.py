@@ -49,7 +49,7 @@ def table_of(mirna, utr):
     candidates = pairformer.scan(mirna, utr)
     rows = np.arange(len(candidates.start))
     zeros = np.zeros(len(rows), np.float32)
-    return candidates, site_table(candidates, rows, zeros, zeros, np.zeros(len(rows), np.uint8))
+    return candidates, site_table(candidates, rows, zeros, zeros, np.zeros(len(rows), np.uint8), {})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training: losses by hand, folds that share nothing, every stage learns, resume is exact."""
 
+import dataclasses
 import json
 from dataclasses import fields, replace
 
@@ -78,7 +79,7 @@ def test_every_stage_learns_and_only_joint_epochs_move_the_encoder(folder, tmp_p
     training.train_aggregator(model, bags, None, QUICK, tmp_path / "joint")
     assert any(not torch.equal(before[n], v) for n, v in model.expensive.state_dict().items())
     result = model(scan(pairs.mirna, pairs.utr))
-    assert ranking(pairs.label, result.pair_logit)["roc_auc"] > 0.8
+    assert ranking(pairs.label, result.pooled.logit)["roc_auc"] > 0.8
 
 
 @pytest.mark.parametrize("stop", [1, 3])
@@ -251,13 +252,19 @@ def test_nested_budgets(folder):
     model = PairFormer(SMALL)
     bags = training.Bags(model, pairs, (4, 16))
     for k_max in (4, 16, None):
-        tokens, mask = bags.tokens(range(30), frozen=True, k_max=k_max)
-        expected = model(scan(pairs.mirna, pairs.utr), k_max)
-        assert mask.shape[1] == (k_max or 64)
-        assert torch.equal(mask, expected.mask)
-        torch.testing.assert_close(tokens, expected.tokens)
-        live, _ = bags.tokens(range(30), frozen=False, k_max=k_max)
-        torch.testing.assert_close(live, tokens)
+        tokens = bags.tokens(np.arange(30), frozen=True, k_max=k_max)
+        expected = model(scan(pairs.mirna, pairs.utr), k_max).tokens
+        assert tokens.mask.shape[1] == (k_max or 64)
+        live = bags.tokens(np.arange(30), frozen=False, k_max=k_max)
+        some = bags.tokens(np.arange(10, 20), frozen=True, k_max=k_max)
+        begin, end = (int(tokens.mask[:bag].sum()) for bag in (10, 20))
+        for field in dataclasses.fields(tokens):
+            one = getattr(tokens, field.name)
+            torch.testing.assert_close(one, getattr(expected, field.name))
+            torch.testing.assert_close(getattr(live, field.name), one)
+        torch.testing.assert_close(some.padded, tokens.padded[10:20, : some.padded.shape[1]])
+        torch.testing.assert_close(some.site, tokens.site[begin:end])
+        torch.testing.assert_close(some.bag, tokens.bag[10:20])
 
 
 def test_train_command(folder, tmp_path, command, capsys):
@@ -295,11 +302,12 @@ def test_train_command(folder, tmp_path, command, capsys):
     model = PairFormer.load(tmp_path / "mine/model")
     assert model.config.logit_scale == 0.5
     means = {"look_up": {"pr_auc": None, "roc_auc": None, "within_mirna": None}}
-    assert model.metadata["held_out"] == {"protocol": "made", "logit_scale": 0.5, "means": means}
+    assert model.metadata["held_out"] == {"made": {"logit_scale": 0.5, "means": means}}
     (tmp_path / "report.json").write_text(json.dumps({**report, "held_out": False}))
     assert command(*mine[:-2], "--out", tmp_path / "leaky") == 65
     assert (
-        "report must be of labelled pairs whose genes and families were held out, got made" in capsys.readouterr().err
+        "report must be of a model trained on folds whose genes and families were held out, got made"
+        in capsys.readouterr().err
     )
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert command(*mine, "--logit-scale", 1) == 2

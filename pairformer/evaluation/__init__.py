@@ -19,21 +19,30 @@ import torch
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.config import ModelConfig, TrainConfig, check
-from pairformer.data import SITES, Pairs, Sites, load_sites
+from pairformer.config import AggregatorConfig, ModelConfig, SourceConfig, TrainConfig, check
+from pairformer.data import SITES, MoreSources, Pairs, Sites, load_sites, load_sources
+from pairformer.engines import NativeEngine, Scored
 from pairformer.evaluation import targetnet
 from pairformer.evaluation.audit import overlap
 from pairformer.evaluation.baselines import Scores, identity_scores, pooled_scores, site_logits, untrained_scores
-from pairformer.evaluation.fold_change import effects_table, summarise_effects
-from pairformer.evaluation.protocols import PROTOCOLS, Effects, Fold, Protocol, held_out_sites
+from pairformer.evaluation.fold_change import effect_calibration, effects_table, summarise_effects
+from pairformer.evaluation.protocols import PROTOCOLS, Effects, Fold, Protocol, held_out_pairs, held_out_sites
 from pairformer.evaluation.report import FoldResult, Score, summarise, write
 from pairformer.metrics import balanced_scale
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import chunks
 from pairformer.scan import ESA_MIN, scan
-from pairformer.training import Bags, claim, content_hash, train_aggregator, train_encoders, whole_file
+from pairformer.training import (
+    Bags,
+    claim,
+    content_hash,
+    train_aggregator,
+    train_encoders,
+    whole_file,
+)  # fmt: skip
 
-REFERENCE = "pair-former"
+REFERENCE, REPRESSION = "pair-former", "pair-former repression"
+MIL_KINDS = ("deep_sets", "gated_attention")
 POOLED_AT_ONCE = 256  # pairs whose candidates exist at once
 EFFECTS_ESA_MIN = 8  # pooled scores of fold changes read one candidate in eight: 25 experiments have 1e8
 # In the published code a bag without candidates has probability 0.
@@ -53,6 +62,7 @@ def evaluate(
     allow_overlap: bool = False,
     n_resamples: int = 1000,
     k_max: Sequence[int] = (),
+    baselines: bool = True,
 ) -> dict:
     """Run a protocol; write ``report.json``, ``report.md``, plots, the folds and each fold's model and scores.
 
@@ -70,6 +80,7 @@ def evaluate(
         allow_overlap: go on where a protocol's claim does not hold; the report then says so first.
         n_resamples: of the bootstrap.
         k_max: budgets to score the model at beside its own.
+        baselines: whether site scores are pooled and the other aggregators trained too, most of the time.
 
     Returns:
         What ``report.json`` holds.
@@ -87,6 +98,7 @@ def evaluate(
         rng_seeds = rng_seeds[:1]
     sites, _ = load_sites(folder / SITES, folder, model_config.esa_min)
     folds = protocol.folds(folder)
+    extra = MoreSources() if given else load_sources(folder, config.sources)
     for k in k_max:
         check(k >= 1, "k_max", "be 1 or more", k)
     weights = folder / targetnet.WEIGHTS
@@ -96,13 +108,15 @@ def evaluate(
         "rows_sha256": [[content_hash(part) for part in (f.train, f.validation, f.test)] for f in folds],
         "targetnet_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
         "sites_sha256": content_hash(sites),
+        "sources_sha256": {name: content_hash(rows) for name, rows in extra.items()},
+        "baselines": baselines,
         "model": given.metadata["model_sha256"] if given else model_config.to_dict(),
         "train": None if given else asdict(config),
         "k_max": list(k_max),
     }
     claim(out, run)
     digests = _write_folds(folds, out / "folds")
-    findings, faults = _audit(protocol, folds, sites)
+    findings, faults = _audit(protocol, folds, sites, extra)
     warning = [protocol.warning] if protocol.warning else []
     if given is not None:
         findings.append("what the given model was trained on is not known here: training means that of the baselines")
@@ -129,7 +143,10 @@ def evaluate(
                 began = time.perf_counter()
                 fitted = replace(config, rng_seed=seed)
                 allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
-                scores, covered = _fold_scores(fold, allowed, given, model_config, fitted, place, cache, weights, k_max)
+                more = extra.where(lambda rows, test=fold.test: held_out_pairs(rows, test, protocol.claims))
+                scores, covered = _fold_scores(
+                    fold, allowed, more, given, model_config, fitted, place, cache, weights, k_max, baselines
+                )
                 _save(place / "scores.npz", scores, covered, time.perf_counter() - began)
             results.append(_load(place / "scores.npz", label, fold))
     report: dict = {
@@ -165,7 +182,7 @@ def default_config(protocol: Protocol) -> TrainConfig:
     return replace(config, stage3=replace(config.stage3, epochs=protocol.epochs))
 
 
-def _audit(protocol: Protocol, folds: list[Fold], sites: Sites) -> tuple[list[str], list[str]]:
+def _audit(protocol: Protocol, folds: list[Fold], sites: Sites, extra: MoreSources) -> tuple[list[str], list[str]]:
     """What test rows share with training pairs and with the encoders' windows, and which claims do not hold.
 
     A claim on "pair" is of pairs only; the others are of windows too.
@@ -180,7 +197,9 @@ def _audit(protocol: Protocol, folds: list[Fold], sites: Sites) -> tuple[list[st
         for what, rows, claims in (
             ("training pairs", fold.train.join(fold.validation), protocol.claims),
             ("the encoders' windows", windows, strict),
-        ):
+            *((f"training {name}", part.take(held_out_pairs(part, fold.test, protocol.claims)), strict)
+              for name, part in extra.items()),
+        ):  # fmt: skip
             found = overlap(rows, fold.test)
             faults += [f"{fold.name}: {what}: {text}" for text in found.violations(claims)]
             if len(folds) == 1:
@@ -197,6 +216,7 @@ def _audit(protocol: Protocol, folds: list[Fold], sites: Sites) -> tuple[list[st
 def _fold_scores(
     fold: Fold,
     sites: Sites,
+    extra: MoreSources,
     given: PairFormer | None,
     model_config: ModelConfig,
     config: TrainConfig,
@@ -204,6 +224,7 @@ def _fold_scores(
     cache: Path,
     weights: Path,
     k_max: Sequence[int],
+    baselines: bool,
 ) -> tuple[dict[str, Score], NDArray[np.bool_]]:
     """Every score of a fold's test and validation rows, and which test rows have a candidate."""
     parts = (fold.test, fold.validation)
@@ -226,32 +247,44 @@ def _fold_scores(
         halves = [{name: score[part] for name, score in both.items()} for part in (slice(cut), slice(cut, None))]
         add("identity", halves, logits=IDENTITY_LOGITS)
     add("untrained", [untrained_scores(part) for part in parts], logits=())
-    if weights.is_file():
+    if weights.is_file() and baselines:
         network, digest = targetnet.TargetNet.load(weights), hashlib.sha256(weights.read_bytes()).hexdigest()
         add("pooled", pooled(network, digest, ESA_MIN, TARGETNET_EMPTY), "targetnet_")
     torch.manual_seed(config.rng_seed)
     model = given or PairFormer(model_config)
     key = given.metadata["model_sha256"] if given else train_encoders(model, sites, config, cache / "encoders")
     model.eval()
-    add("pooled", pooled(lambda windows: model.expensive(windows)[1], key, model.config.esa_min), "encoder_")
-    test, validation = scored = [Bags(model, part, k_max) for part in parts]
+    if baselines:
+        add("pooled", pooled(lambda windows: model.expensive(windows)[1], key, model.config.esa_min), "encoder_")
+    candidates = [scan(part.mirna, part.utr, model.config.esa_min, strict=True) for part in parts]
+
+    def scored(k: int | None = None) -> list[Scored]:
+        return [NativeEngine.of(model).score(part, k, torch.get_num_threads()) for part in candidates]
+
     if given is None:
-        bags = Bags(model, fold.train, config.budgets)
-        for kind in ("deep_sets", "gated_attention"):
+        bags, validation = Bags(model, fold.train, config.budgets), Bags(model, fold.validation)
+        for kind in MIL_KINDS if baselines else ():
             torch.manual_seed(config.rng_seed)
-            other = PairFormer(replace(model.config, aggregator=replace(model.config.aggregator, kind=kind)))
-            frozen = replace(config, stage3=replace(config.stage3, joint_epochs=0))
-            train_aggregator(other, bags, validation, frozen, place / kind)
-            add("MIL", [{kind: part.logits(other.aggregator, frozen=True)} for part in scored])
+            model.config = replace(model_config, aggregator=AggregatorConfig(kind))
+            model.new_aggregators()
+            frozen = replace(config, stage3=replace(config.stage3, joint_epochs=0), sources=SourceConfig())
+            train_aggregator(model, bags, validation, frozen, place / kind)
+            add("MIL", [{kind: part.pair_logit} for part in scored()])
         torch.manual_seed(config.rng_seed)
-        model.aggregator = PairFormer(model.config).aggregator
-        train_aggregator(model, bags, validation, config, place)
+        model.config = model_config
+        model.new_aggregators()
+        picks = config.sources == SourceConfig()  # labels alone: an epoch can be picked by labels
+        train_aggregator(model, bags, validation if picks else None, config, place, extra)
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
     for k in (None, *k_max):
         name = REFERENCE if k is None else f"{REFERENCE} at K = {k}"
         scale = model.config.logit_scale  # of a given model: its probabilities are those it serves
-        add("model", [{name: scale * part.logits(model.aggregator, k_max=k)} for part in scored])
-    return scores, test.candidates.n_candidates > 0
+        found = scored(k)
+        add("model", [{name: scale * part.pair_logit} for part in found])
+        repressions = [{REPRESSION: part.repression} for part in found if part.repression is not None]
+        if k is None and repressions:
+            add("model", repressions, logits=())
+    return scores, candidates[0].n_candidates > 0
 
 
 def _pooled(score: Callable, key: str, pairs: Pairs, cache: Path, esa_min: int, empty: float) -> Scores:
@@ -319,10 +352,14 @@ def _effects_report(report: dict, results: list[FoldResult], tests: list, out: P
         {"gene_elsewhere": test.elsewhere, **{name: score.test for name, score in result.scores.items()}}
         for test, result in zip(tests, results, strict=True)
     ]
+    additive = REPRESSION in scores[0]
     report["summary"] = summarise_effects(
-        [test.mirna for test in tests], [test.label for test in tests], [test.raw for test in tests], scores, REFERENCE,
-        n_resamples,
+        [test.mirna for test in tests], [test.label for test in tests], [test.raw for test in tests], scores,
+        REPRESSION if additive else REFERENCE, n_resamples,
     )  # fmt: skip
+    if additive and report["held_out"]:
+        effect = np.concatenate([test.label for test in tests])
+        report |= effect_calibration(np.concatenate([score[REPRESSION] for score in scores]), effect)
     groups = {"gene_elsewhere": "identity", **{name: score.group for name, score in results[0].scores.items()}}
     write(report, results, out, tables=[effects_table(report["summary"], groups)])
     return report

@@ -15,7 +15,7 @@ from pairformer.data import Pairs, Sites
 from pairformer.models.pair_former import EXPENSIVE_CHUNK, chunks
 from pairformer.scan import Strings, scan
 
-Scores = dict[str, NDArray[np.float64]]
+Scores = dict[str, NDArray[np.floating]]
 # Mean log2 repression of one site of each type, as measured for sites in 3'UTRs.
 SEED_WEIGHTS = {"8mer": 0.31, "7mer-m8": 0.161, "7mer-A1": 0.099, "6mer": 0.03, "offset 6mer": 0.015}
 MEAN_AU = 0.55

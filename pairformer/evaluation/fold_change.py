@@ -87,6 +87,23 @@ def summarise_effects(
     return summary
 
 
+def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9) -> dict:
+    """Unit and error of predicted repression, from held-out pairs.
+
+    Args:
+        repression: (M,) as predicted.
+        effect: (M,) measured, -log2.
+        level: share of measured fold changes that the interval holds.
+
+    Returns:
+        effect_scale: least squares, effect = scale * repression; effect_interval: quantiles of what measured log2 fold
+        changes lie off -scale * repression.
+    """
+    scale = float(np.sum(repression * effect) / np.sum(np.square(repression)))
+    ends = np.quantile(scale * repression - effect, ((1 - level) / 2, (1 + level) / 2))
+    return {"effect_scale": round(scale, 4), "effect_interval": [round(float(end), 4) for end in ends]}
+
+
 def effects_table(summary: dict, groups: dict[str, str]) -> str:
     """Markdown: one row a score, mean +- sd over experiments, and the reference's lead in Spearman's rho."""
     lines = [

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
-from pairformer.data import PAIRS, Pairs, Sites, columns, load_pairs, load_utrs
+from pairformer.data import FUNMIRBENCH, PAIRS, Pairs, Sites, columns, load_clash, load_pairs, load_utrs, rewire
 from pairformer.evaluation.audit import near_identical_groups, overlap
 from pairformer.scan import Strings
 
 FOLD_SEED = 2020  # of every split and decoy; the training has its own seed
 VALIDATION = 10  # one part in so many of the training rows
-FUNMIRBENCH, HCT116 = "lfc_funmirbench", "lfc_agarwal2015_hct116/lfc.tsv.gz"
-DEEPTARGETPRO, CLASH = "deeptargetpro_pairs/pairs.tsv", "mirbench_hejret2023/sites.tsv"
+HCT116, DEEPTARGETPRO = "lfc_agarwal2015_hct116/lfc.tsv.gz", "deeptargetpro_pairs/pairs.tsv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,40 +107,23 @@ def held_out_sites(sites: Sites, test: Pairs, claims: Sequence[str]) -> NDArray[
     return allowed
 
 
-def rewire(positives: Pairs, known: Pairs, rng_seed: int = FOLD_SEED) -> Pairs:
-    """Decoys: the same miRNAs with the same genes in another pairing.
+def held_out_pairs(pairs: Pairs, test: Pairs, claims: Sequence[str]) -> NDArray[np.bool_]:
+    """(B,) pairs beside the protocol's own that may be trained on, by its claims.
 
-    The genes of ``positives`` are permuted; a decoy that is a known pair of any label, or whose family has the gene
-    as a positive, or that stands twice, is swapped with another row until none is left. Each miRNA and each gene
-    stands as often among the decoys as among the positives, so neither tells the classes apart.
-
-    Returns:
-        Pairs with label 0, row i with the miRNA of positive i.
+    No test pair itself; where they are claimed, none of a test family, of a test gene, nor with a UTR (a window of 50
+    nt is one) that is nearly identical with one of the test.
     """
-    rng = np.random.default_rng(rng_seed)
-    taken = set(zip(known.mirna, known.gene, strict=True))
-    targets = set(zip(positives.family, positives.gene, strict=True))
-    family = positives.family
-    order = rng.permutation(len(positives))
-
-    def wrong() -> NDArray[np.int64]:
-        genes, seen, rows = positives.gene[order], set(), []
-        for row, pair in enumerate(zip(positives.mirna, genes, strict=True)):
-            if pair in taken or pair in seen or (family[row], genes[row]) in targets:
-                rows.append(row)
-            seen.add(pair)
-        return np.array(rows, np.int64)
-
-    rows, rounds = wrong(), 0
-    while len(rows):
-        if rounds == 1000:
-            raise ValueError(f"positives must have a pairing without known pairs, got {len(rows)} rows left over")
-        for row in rows:
-            other = rng.integers(len(order))
-            order[row], order[other] = order[other], order[row]
-        rows, rounds = wrong(), rounds + 1
-    label = np.zeros(len(positives), np.float32)
-    return Pairs(label, positives.mirna, positives.gene[order], positives.utr[order], positives.utr_id[order])
+    tested = set(zip(test.mirna, test.gene, strict=True))
+    allowed = np.array([pair not in tested for pair in zip(pairs.mirna, pairs.gene, strict=True)])
+    if "family" in claims:
+        allowed &= ~_among(pairs.family, test.family)
+    if "gene" in claims:
+        allowed &= ~_among(pairs.gene, test.gene)
+    if "near_identical" in claims:
+        utrs, asked = np.unique(pairs.utr), np.unique(test.utr)
+        twin, test_twin = np.split(near_identical_groups(np.concatenate([utrs, asked])), [len(utrs)])
+        allowed &= ~_among(pairs.utr, utrs[np.isin(twin, test_twin)])
+    return allowed
 
 
 def _unique_pairs(folder: Path) -> Pairs:
@@ -307,9 +289,8 @@ def _deeptargetpro(folder: Path, new: bool) -> list[Fold]:
     return [_split("deeptargetpro", train, test)]
 
 
-def _clash(folder: Path) -> list[Fold]:
-    pairs, split = load_pairs(folder / CLASH, folder), columns(folder / CLASH, "split")[0]
-    return [_split("sites", pairs.take(split == "train"), pairs.take(split == "test"))]
+def _sites(folder: Path) -> list[Fold]:
+    return [_split("sites", load_clash(folder), load_clash(folder, "test"))]
 
 
 _LEAKY = "Rows of the test, or what gives them away, stand in training: no figure here is accuracy."
@@ -355,5 +336,5 @@ PROTOCOLS = {
         "miRNA identity carries over from training to test: read every figure beside the identity scores."),
     "sites": Protocol(
         "CLASH windows of 50 nt with miRNA frequencies matched (miRBench, Hejret 2023): bags of at most 11 candidates, "
-        "trained on its own training part; encoders saw every labelled window of miRAW.", (), _clash, "", 30),
+        "trained on its own training part; encoders saw every labelled window of miRAW.", (), _sites, "", 30),
 }  # fmt: skip

@@ -28,10 +28,10 @@ DECISIONS = ("accuracy", "precision", "recall", "specificity", "npv", "mcc", "br
 class Score:
     """One score of the rows of a fold; higher means positive."""
 
-    test: NDArray[np.float64]
+    test: NDArray[np.floating]
     """(M,) of the held-out rows."""
 
-    validation: NDArray[np.float64]
+    validation: NDArray[np.floating]
     """(V,) of the rows that choose a threshold and a scale."""
 
     is_logit: bool
@@ -156,7 +156,7 @@ def _has_both(label: NDArray) -> bool:
     return 0 < (label > 0.5).sum() < len(label)
 
 
-def _validation(result: FoldResult, name: str) -> tuple[NDArray, NDArray[np.float64]] | None:
+def _validation(result: FoldResult, name: str) -> tuple[NDArray, NDArray[np.floating]] | None:
     """Labels and one score of the validation rows, where both classes are there."""
     label = result.validation_label
     return (label, result.scores[name].validation) if _has_both(label) else None
@@ -226,7 +226,7 @@ def _over_folds(folds: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _interval(samples: NDArray[np.float64]) -> dict[str, float]:
+def _interval(samples: NDArray[np.floating]) -> dict[str, float]:
     return dict(zip(("low", "high"), metrics.interval(samples), strict=True))
 
 
@@ -242,12 +242,12 @@ def _calibration(used: list[FoldResult], reference: str) -> dict:
     return {"scales": scales, "before": _reliability(label, logit), "after": _reliability(label, scaled)}
 
 
-def _pooled(results: list[FoldResult], name: str) -> tuple[NDArray, NDArray[np.float64]]:
+def _pooled(results: list[FoldResult], name: str) -> tuple[NDArray, NDArray[np.floating]]:
     """Labels and one score of the test rows of several folds."""
     return np.concatenate([r.label for r in results]), np.concatenate([r.scores[name].test for r in results])
 
 
-def _reliability(label: NDArray, logit: NDArray[np.float64]) -> dict:
+def _reliability(label: NDArray, logit: NDArray[np.floating]) -> dict:
     probability = metrics.sigmoid(logit)
     bins = metrics.reliability(label, probability)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pairformer.bags import Candidates, padded_rows
-from pairformer.config import ModelConfig
+from pairformer.config import CONTEXT_FEATURES, SITE_FEATURES, ModelConfig
+from pairformer.models.additive import AdditiveHead
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
 from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.set_transformer import SetTransformer
@@ -26,21 +28,45 @@ CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activa
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What an aggregator reads of B bags, M rows of which are selected, at most K of one bag."""
+
+    padded: Tensor
+    """(B, K, T) tokens, zero where there is none."""
+    mask: Tensor
+    """(B, K) True = real."""
+    site: Tensor
+    """(M, 13) site features, then context."""
+    bag: Tensor
+    """(B, 11) bag features."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What the aggregators say of B bags, averaged over the members."""
+
+    logit: Tensor
+    """(B,) float32."""
+    repression: Tensor | None
+    """(B,) of the additive head, 0 for a bag without rows; None without one."""
+    contribution: Tensor | None
+    """(M,) of each row to it; None likewise."""
+
+
+@dataclass(frozen=True)
 class Budgeted:
     """What the budgeted forward computed for B bags, N candidates, M of them selected."""
 
-    pair_logit: Tensor
-    """(B,) float32."""
+    pooled: Pooled
+    """Logit, repression and contributions."""
     selection: Selection
     """Rows read by the expensive encoder."""
     cheap_logit: NDArray[np.float32]
     """(N,)."""
     logit: Tensor
     """(M,) expensive logit z of the selected rows."""
-    tokens: Tensor
-    """(B, K, T) padded tokens."""
-    mask: Tensor
-    """(B, K) True = real."""
+    tokens: Tokens
+    """What was aggregated."""
 
 
 class PairFormer(nn.Module):
@@ -55,8 +81,20 @@ class PairFormer(nn.Module):
         self.metadata: dict = {}
         self.expensive = ExpensiveEncoder(config.expensive)
         self.cheap = CheapEncoder(config.cheap)
-        aggregator = AGGREGATORS[config.aggregator.kind]
-        self.aggregator = aggregator(config.token_width, config.aggregator, config.empty_logit)
+        self.aggregators, self.additives = nn.ModuleList(), nn.ModuleList()
+        self.new_aggregators()
+
+    def new_aggregators(self) -> None:
+        """Aggregators and additive heads with new initial weights."""
+        config = self.config.aggregator
+        members = range(config.members)
+        self.aggregators = nn.ModuleList(
+            AGGREGATORS[config.kind](self.config.token_width, config, self.config.empty_logit)
+            for _ in members
+            if config.kind != "none"
+        )
+        heads = [AdditiveHead(config.additive, config.dropout) for _ in members] if config.additive else []
+        self.additives = nn.ModuleList(heads)
 
     @torch.no_grad()
     def forward(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> Budgeted:
@@ -73,9 +111,8 @@ class PairFormer(nn.Module):
         cheap_logit, keys = self.cheap_scan(candidates)
         selection = self.select(candidates, cheap_logit, keys, k_max, threads)
         embedding, logit = self.encode_selected(candidates, selection.rows)
-        tokens = self.tokenize(candidates, selection.rows, embedding, logit)
-        padded, mask = pack_tokens(tokens, selection.offsets)
-        return Budgeted(self.aggregator(padded, mask), selection, cheap_logit, logit, padded, mask)
+        tokens = self.tokenize(candidates, selection.rows, selection.offsets, embedding, logit)
+        return Budgeted(self.aggregate(tokens), selection, cheap_logit, logit, tokens)
 
     @property
     def device(self) -> torch.device:
@@ -116,36 +153,85 @@ class PairFormer(nn.Module):
             return empty, empty[:, 0]
         return torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
 
-    def tokenize(self, candidates: Candidates, rows: NDArray[np.int64], embedding: Tensor, logit: Tensor) -> Tensor:
-        """Tokens (M, T) of the given rows, parts in the order of ``config.token``."""
-        columns = {
-            "embedding": lambda: embedding,
-            "logit": lambda: logit[:, None],
-            "esa": lambda: torch.from_numpy(candidates.esa_score[rows]).to(embedding)[:, None],
-            "site": lambda: torch.from_numpy(candidates.site_features(rows)).to(embedding),
-            "position": lambda: torch.from_numpy(candidates.position[rows]).to(embedding)[:, None],
-        }
-        return torch.cat([columns[part]() for part in self.config.token], 1)
+    def tokenize(
+        self,
+        candidates: Candidates,
+        rows: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        embedding: Tensor,
+        logit: Tensor,
+    ) -> Tokens:
+        """Tokens of the given rows (M,), bag by bag at ``offsets`` (B + 1,)."""
+        facts = torch.from_numpy(site_facts(candidates, rows, offsets)).to(embedding)
+        bag = torch.from_numpy(candidates.bag_features()).to(embedding)
+        return self.pack(facts, bag, offsets, embedding, logit)
 
     def _windows(self, candidates: Candidates, rows) -> Tensor:
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         return torch.from_numpy(candidates.encode(rows)).to(self.device)
 
-    @torch.no_grad()
-    def masked_logits(self, tokens: Tensor, count: int) -> Tensor:
-        """Pair logit of one bag with each of its tokens left out in turn.
+    def pack(self, facts: Tensor, bag: Tensor, offsets: NDArray[np.int64], embedding: Tensor, logit: Tensor) -> Tokens:
+        """Tokens from :func:`site_facts` (M, 15), bag features (B, 11) and what the encoder says."""
+        esa, position, site, context = facts.split((1, 1, SITE_FEATURES, CONTEXT_FEATURES), 1)
+        columns = {"embedding": embedding, "logit": logit[:, None], "esa": esa, "position": position, "site": site,
+                   "context": context}  # fmt: skip
+        padded, mask = pack_tokens(torch.cat([columns[part] for part in self.config.token], 1), offsets)
+        return Tokens(padded, mask, facts[:, 2:], bag)
 
-        Args:
-            tokens: (K, T) padded tokens of the bag.
-            count: real tokens, the first ``count``.
+    def aggregate(self, tokens: Tokens) -> Pooled:
+        """Logit, and with an additive head repression and contributions, averaged over the members."""
+        found = self.members(tokens)
+        repression, contribution = (None if part is None else part.mean(0) for part in found[1:])
+        return Pooled(found[0].mean(0), repression, contribution)
 
-        Returns:
-            (count,) float32.
+    def members(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What each of E members says: logit (E, B), repression (E, B) or None, contribution (E, M) or None.
+
+        The logit is that of its aggregator plus ``gain`` times its repression; a bag without rows has
+        ``config.empty_logit`` and repression 0.
         """
-        keep = ~torch.eye(count, dtype=torch.bool, device=tokens.device)
-        # A few masks at a time: every one of them needs all tokens again.
-        parts = keep.split(max(1, 4096 // max(1, count)))
-        return torch.cat([self.aggregator(tokens[:count].expand(len(part), -1, -1), part) for part in parts])
+        filled = tokens.mask.any(1)
+        if self.aggregators:
+            logit = torch.stack([aggregator(tokens.padded, tokens.mask) for aggregator in self.aggregators])
+        else:
+            logit = tokens.bag.new_zeros(len(self.additives), len(tokens.bag))
+        if not self.additives:
+            return logit, None, None
+        bag_of = tokens.mask.nonzero()[:, 0]
+        heads = [head(tokens.site, bag_of, tokens.bag) for head in self.additives]
+        repression, contribution = (torch.stack(part) for part in zip(*heads, strict=True))
+        logit = torch.where(filled, logit + self._gain * repression, self.config.empty_logit)
+        return logit, torch.where(filled, repression, 0.0), contribution
+
+    @property
+    def _gain(self) -> Tensor:
+        """(E, 1) of each member's additive head."""
+        return torch.stack([dict(head.named_parameters())["gain"] for head in self.additives])[:, None]
+
+    @torch.no_grad()
+    def weights(self, budgeted: Budgeted) -> Tensor:
+        """(M,) pair logit minus the pair logit without this row's token, the others as they are."""
+        tokens = budgeted.tokens
+        weight = tokens.padded.new_zeros(int(tokens.mask.sum()))
+        contribution = self.members(tokens)[2]
+        if contribution is not None:
+            weight += (self._gain * contribution).mean(0)
+
+        def relational(padded: Tensor, mask: Tensor) -> Tensor:
+            return torch.stack([aggregator(padded, mask) for aggregator in self.aggregators]).mean(0)
+
+        for bag, (begin, end) in enumerate(pairwise(budgeted.selection.offsets.tolist())):
+            count = end - begin
+            if count == 1:
+                weight[begin] = budgeted.pooled.logit[bag] - self.config.empty_logit
+            elif count and self.aggregators:
+                padded = tokens.padded[bag, :count]
+                keep = ~torch.eye(count, dtype=torch.bool, device=padded.device)
+                # A few masks at a time: every one of them needs all tokens again.
+                parts = keep.split(max(1, 4096 // count))
+                without = torch.cat([relational(padded.expand(len(part), -1, -1), part) for part in parts])
+                weight[begin:end] += relational(padded[None], keep.new_ones(1, count)) - without
+        return weight
 
     def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
         """Write ``model.safetensors`` (half precision unless told) and ``config.json`` (config + metadata)."""
@@ -183,6 +269,14 @@ class PairFormer(nn.Module):
         model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         model.metadata = metadata
         return model.eval()
+
+
+def site_facts(candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(M, 15) what no encoder is needed for: ESA score, position, site features, context; see Candidates."""
+    columns = (candidates.esa_score[rows, None], candidates.position[rows, None])
+    return np.hstack(
+        [*columns, candidates.site_features(rows), candidates.site_context(rows, offsets)], dtype=np.float32
+    )
 
 
 def pack_tokens(tokens: Tensor, offsets: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

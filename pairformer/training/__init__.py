@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pairformer.config import ModelConfig, TrainConfig
-from pairformer.data import Labelled, Pairs, Sites
+from pairformer.data import Labelled, MoreSources, Pairs, Sites
 from pairformer.models import PairFormer
 from pairformer.training.loop import whole_file
 from pairformer.training.stage1_encoder import train_encoder
@@ -20,9 +20,10 @@ from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import Bags, train_aggregator
 
 __all__ = [
-    "Bags", "claim", "content_hash", "encoders_key", "load_encoders", "train", "train_aggregator", "train_encoders",
-    "whole_file",
+    "Bags", "claim", "content_hash", "encoders_key", "load_encoders", "train", "train_aggregator",
+    "train_encoders", "whole_file",
 ]  # fmt: skip
+NOTHING_MORE = MoreSources()
 ENCODER_STAGES: dict[str, Callable[[PairFormer, Sites, TrainConfig, Path], None]] = {
     "stage1": train_encoder,
     "stage2": distill,
@@ -38,7 +39,8 @@ def train(
     model_config: ModelConfig,
     config: TrainConfig,
     encoders: str | Path | None = None,
-    logit_scale: float | None = None,
+    more: MoreSources = NOTHING_MORE,
+    calibration: dict | None = None,
     metadata: dict | None = None,
 ) -> PairFormer:
     """Train up to a stage; a directory that was stopped is taken up where it stood.
@@ -52,7 +54,9 @@ def train(
         model_config: the model.
         config: the training.
         encoders: name or directory of a saved model whose encoders are taken in place of stages 1 and 2.
-        logit_scale: probability = sigmoid(logit_scale * logit) of the saved model.
+        more: what stage 3 learns from beside ``pairs``.
+        calibration: fields of the saved model's config that held-out folds gave: logit_scale, effect_scale,
+            effect_interval.
         metadata: recorded with the weights.
 
     Raises:
@@ -63,8 +67,8 @@ def train(
         if part is not None and len(np.unique(part.label)) < 2:
             raise ValueError(f"{name} must have both labels, got {len(part)} with one")
     source = PairFormer.load(encoders) if encoders is not None else None
-    rows = {name: content_hash(part) for name, part in
-            (("sites", sites), ("pairs", pairs), ("validation", validation)) if part is not None}  # fmt: skip
+    tables = {"sites": sites, "pairs": pairs, "validation": validation, **dict(more.items())}
+    rows = {name: content_hash(part) for name, part in tables.items() if part is not None}
     run = {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows}
     claim(out, run | ({"encoders": source.metadata["model_sha256"]} if source else {}))
     torch.manual_seed(config.rng_seed)
@@ -82,12 +86,10 @@ def train(
     if stage in ENCODER_STAGES:
         return model
     bags = Bags(model, pairs, config.budgets)
-    train_aggregator(model, bags, Bags(model, validation) if validation is not None else None, config, out)
-    if logit_scale is not None:
-        model.config = replace(model.config, logit_scale=logit_scale)
+    train_aggregator(model, bags, Bags(model, validation) if validation is not None else None, config, out, more)
+    model.config = replace(model.config, **(calibration or {}))
     trained_on = {"pairs": len(pairs), "positive_pairs": int(pairs.label.sum())}
-    if sites is not None:
-        trained_on["sites"] = len(sites)
+    trained_on |= {name: len(part) for name, part in (("sites", sites), *more.items()) if part is not None}
     model.save(out / "model", {"trained_on": trained_on, **(metadata or {}), "rows_sha256": rows,
                                "train": asdict(config), "torch": torch.__version__})  # fmt: skip
     return model

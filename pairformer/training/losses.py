@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pairformer.config import DistillConfig, LossConfig
 
 
 def binary_loss(logit: Tensor, label: Tensor, weight: Tensor, config: LossConfig) -> Tensor:
-    """Mean over rows of weight * (bce_weight * BCE + focal_weight * alpha_t * (1 - p_t)^gamma * BCE).
+    """Mean over rows, and members, of weight * (bce_weight * BCE + focal_weight * alpha_t * (1 - p_t)^gamma * BCE).
 
     Args:
-        logit: (M,) before the sigmoid.
+        logit: (M,) before the sigmoid, or (E, M) of E members.
         label: (M,) float 0 or 1, smoothed here; p_t and alpha_t use the smoothed label.
         weight: (M,) float, see :func:`class_weights`.
         config: weights of the two terms, smoothing, focal constants.
     """
-    target = label * (1 - 2 * config.smoothing) + config.smoothing
+    target = (label * (1 - 2 * config.smoothing) + config.smoothing).expand_as(logit)
     bce = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
     p = torch.sigmoid(logit)
     p_t = (p * target + (1 - p) * (1 - target)).clamp(1e-6, 1 - 1e-6)
@@ -33,6 +35,30 @@ def class_weights(label: Tensor) -> Tensor:
     """(M,) weights under which both classes count equally and the mean weight is 1."""
     positive = label.mean()
     return torch.where(label > 0.5, 0.5 / positive, 0.5 / (1 - positive))
+
+
+def mirna_weights(label: Tensor, mirna: NDArray[np.object_]) -> Tensor:
+    """(M,) weights under which both classes of each miRNA count equally, 0 for miRNAs of one class, mean 1.
+
+    A miRNA counts by the rows of its rarer class, so that none stands on a single row.
+    """
+    _, group = np.unique(mirna, return_inverse=True)
+    positive = label.numpy() > 0.5
+    count = np.stack([np.bincount(group, weights=part) for part in (~positive, positive)])  # (2, miRNAs)
+    weight = (count.min(0) / np.maximum(count, 1))[positive.astype(int), group]
+    return torch.from_numpy((weight / max(weight.mean(), 1e-9)).astype(np.float32))
+
+
+def effect_loss(score: Tensor, target: Tensor, scaled: float = 0.1) -> Tensor:
+    """Mean over rows of 1 - Pearson's correlation of (E, B) scores with a (B,) target, and of what holds their scale.
+
+    Experiments differ in strength, which correlation passes over; ``scaled`` times the squared error over the target's
+    variance keeps the scores in its unit.
+    """
+    s, t = score - score.mean(1, keepdim=True), target - target.mean()
+    variance = t.square().mean() + 1e-6
+    correlation = (s * t).mean(1) / (s.square().mean(1) * variance + 1e-6).sqrt()
+    return (1 - correlation + scaled * (score - target).square().mean(1) / variance).mean()
 
 
 def distill_share(epoch: int, epochs: int, config: DistillConfig) -> float:

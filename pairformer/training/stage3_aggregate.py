@@ -1,92 +1,221 @@
-"""Stage 3: ``pairformer train stage3``. Fits the aggregator on pairs, then aggregator and expensive encoder."""
+"""Stage 3: ``pairformer train stage3``. Fits the aggregators on pairs and fold changes, then the encoder with them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pairformer.config import TrainConfig
-from pairformer.data import Pairs
+from pairformer.data import FoldChanges, MoreSources, Pairs, rewire
+from pairformer.engines import NativeEngine
 from pairformer.metrics import ranking
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import chunks, pack_tokens
+from pairformer.models.pair_former import Tokens, chunks, site_facts
 from pairformer.scan import scan
+from pairformer.sites import seed_windows
 from pairformer.training.loop import fit
-from pairformer.training.losses import binary_loss, class_weights
+from pairformer.training.losses import binary_loss, class_weights, effect_loss, mirna_weights
 
 SCORED = 64  # bags scored at once
+READ = 1024  # pairs of an experiment scanned at once
+LEAST_SEED = "offset 6mer"  # of the sites an additive head is trained on
+NOTHING_MORE = MoreSources()
+UNCENTRED = 0.5  # weight of an experiment without others to centre its genes by
 
 
 def train_aggregator(
-    model: PairFormer, bags: Bags, validation: Bags | None, config: TrainConfig, run_dir: Path
+    model: PairFormer,
+    bags: Bags,
+    validation: Bags | None,
+    config: TrainConfig,
+    run_dir: Path,
+    more: MoreSources = NOTHING_MORE,
 ) -> None:
-    """Train ``model.aggregator`` on the budgeted forward, at the end with ``model.expensive``.
+    """Train aggregators and additive heads on the budgeted forward, at the end with ``model.expensive``.
 
     Pairs without a candidate have a constant logit and nothing to teach: they are left out of training, not of
-    validation. With ``config.budgets`` each batch draws one of them.
+    validation. With ``config.budgets`` each batch draws one of them. Every member has a loss of its own. With fold
+    changes every step adds that of one experiment.
 
     Args:
         model: the encoders are trained.
         bags: training pairs, with ``config.budgets``.
         validation: pairs to pick the epoch by, by class-balanced PR-AUC; None for the last epoch.
-        config: the training.
+        config: the training; a source whose rows are not given is left out.
         run_dir: checkpoint and log.
+        more: further sources.
     """
-    kept = np.flatnonzero(bags.candidates.n_candidates)
-    label = torch.from_numpy(bags.label[kept])
-    weight = class_weights(label)
-    trained = nn.ModuleDict({"aggregator": model.aggregator, "expensive": model.expensive})
+    trained = nn.ModuleDict(
+        {"aggregators": model.aggregators, "additives": model.additives, "expensive": model.expensive}
+    )
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
     frozen = not config.stage3.joint_epochs  # throughout: then the validation tokens stay too
+    clash = Bags(model, more.clash, config.budgets) if more.clash is not None else None
+    labelled = _Labelled(model, bags, clash, config)
+    experiments: list[Experiment] = []
+    if more.effects is not None and config.sources.effects and model.additives:
+        experiments = list(read_experiments(more.effects, model.config.esa_min))
 
     def step(rows, epoch):
         # torch's generator, which the loop seeds by epoch: a resumed run draws the same budgets
         k_max = config.budgets[int(torch.randint(len(config.budgets), ()))] if config.budgets else None
-        tokens, mask = bags.tokens(kept[rows], frozen=epoch < first_joint, k_max=k_max)
-        return binary_loss(model.aggregator(tokens, mask), label[rows], weight[rows], config.loss)
+        loss = torch.zeros(())
+        for part, mine in labelled.parts(rows, epoch):
+            tokens = part.bags.tokens(part.rows[mine], frozen=epoch < first_joint, k_max=k_max)
+            found = binary_loss(model.members(tokens)[0], part.label[mine], part.weight[mine], config.loss)
+            loss = loss + found * (len(mine) / len(rows))
+        if experiments:
+            experiment = experiments[int(torch.randint(len(experiments), ()))]
+            heads = [head(experiment.site, experiment.bag_of, experiment.bag)[0] for head in model.additives]
+            found = effect_loss(torch.stack(heads), experiment.effect)
+            loss = loss + config.sources.effects * experiment.weight * found
+        return loss
 
-    fit("stage3", trained, len(kept), step, config.stage3, run_dir, config.rng_seed,
-        (lambda: ranking(validation.label, validation.logits(model.aggregator, frozen))) if validation else None,
+    fit("stage3", trained, len(labelled) or len(experiments) * config.stage3.batch_size, step, config.stage3, run_dir,
+        config.rng_seed, (lambda: ranking(validation.pairs.label, validation.logits(frozen))) if validation else None,
         joint=model.expensive)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one source of labels."""
+
+    bags: Bags
+    rows: NDArray[np.int64]
+    """Numbers of the bags."""
+    label: Tensor
+    weight: Tensor
+
+
+class _Labelled:
+    """Rows of all sources of labels, numbered through; decoys are drawn when an epoch is first asked for."""
+
+    def __init__(self, model: PairFormer, bags: Bags, clash: Bags | None, config: TrainConfig) -> None:
+        sources = config.sources
+        self._model, self._bags, self._config, self._epoch = model, bags, config, -1
+        self._parts: list[_Part] = []
+        for source, share in ((bags, sources.labels), (clash, sources.clash)):
+            if source is not None and share:
+                rows = np.flatnonzero(source.candidates.n_candidates)
+                label = torch.from_numpy(source.pairs.label[rows])
+                per_mirna = sources.per_mirna or source is clash
+                weight = mirna_weights(label, source.pairs.mirna[rows]) if per_mirna else class_weights(label)
+                kept = np.flatnonzero(weight)  # numbers of rows that teach something
+                self._parts.append(_Part(source, rows[kept], label[kept], share * weight[kept]))
+        self._positive = np.flatnonzero((bags.pairs.label > 0.5) & (bags.candidates.n_candidates > 0))
+        if sources.decoys:
+            ones = torch.ones(len(self._positive))
+            self._parts.append(_Part(bags, self._positive, ones, sources.decoys * ones))
+        self._sizes = [len(part.rows) for part in self._parts]
+
+    def __len__(self) -> int:
+        return sum(self._sizes) + (len(self._positive) if self._config.sources.decoys else 0)
+
+    def parts(self, rows: NDArray[np.int64], epoch: int) -> Iterator[tuple[_Part, NDArray[np.int64]]]:
+        """The sources that the given of all rows belong to, and the numbers they have there."""
+        parts, sizes = self._parts, self._sizes
+        if self._config.sources.decoys:
+            if epoch != self._epoch:
+                self._epoch, self._decoys = epoch, self._draw(epoch)
+            parts, sizes = [*parts, self._decoys], [*sizes, len(self._positive)]
+        begin = 0
+        for part, size in zip(parts, sizes, strict=True):
+            mine = rows[(rows >= begin) & (rows < begin + size)] - begin
+            if len(mine):
+                yield part, mine
+            begin += size
+
+    def _draw(self, epoch: int) -> _Part:
+        seed = [self._config.rng_seed, epoch]
+        decoys = rewire(self._bags.pairs.take(self._positive), self._bags.pairs, seed)
+        zeros = torch.zeros(len(decoys))
+        bags = Bags(self._model, decoys, self._config.budgets)
+        return _Part(bags, np.arange(len(decoys)), zeros, self._config.sources.decoys * (zeros + 1))
+
+
 class Bags:
-    """Selected candidates of many pairs; their tokens, cached for as long as the encoder is frozen.
+    """Selected candidates of many pairs; what the encoder says of them, kept for as long as it is frozen.
 
     The cheap encoder does not change in stage 3, so each pair is scanned, scored and selected once per budget.
     """
 
     def __init__(self, model: PairFormer, pairs: Pairs, budgets: Sequence[int] = ()) -> None:
-        model.eval()
-        self.model, self.label = model, pairs.label
+        self.model, self.pairs = model.eval(), pairs
         self.candidates = scan(pairs.mirna, pairs.utr, model.config.esa_min, strict=True)
-        signals = model.cheap_scan(self.candidates)
-        self._selected = {k: model.select(self.candidates, *signals, k) for k in (None, *budgets)}
+        self._native = NativeEngine.of(model).model
+        cheap_logit, keys, _ = self._native.cheap_scan(self.candidates, threads=torch.get_num_threads())
+        self._selected = {k: model.select(self.candidates, cheap_logit, keys, k) for k in (None, *budgets)}
+        self._facts = {k: torch.from_numpy(site_facts(self.candidates, chosen.rows, chosen.offsets))
+                       for k, chosen in self._selected.items()}  # fmt: skip
+        self._bag = torch.from_numpy(self.candidates.bag_features())
         self._read = np.unique(np.concatenate([selection.rows for selection in self._selected.values()]))
-        self._tokens: torch.Tensor | None = None
+        self._encoded: tuple[Tensor, Tensor] | None = None
 
-    def tokens(self, bags, frozen: bool, k_max: int | None = None):
-        """Padded tokens and mask of some bags; ``frozen`` reads the cache, else gradients reach the encoder."""
+    def tokens(self, bags: NDArray[np.int64], frozen: bool, k_max: int | None = None) -> Tokens:
+        """Tokens of some bags; ``frozen`` reads what is kept, else gradients reach the encoder."""
         selection = self._selected[k_max]
-        spans = [selection.rows[slice(*selection.offsets[bag : bag + 2])] for bag in bags]
-        rows, offsets = np.concatenate(spans), np.cumsum([0, *map(len, spans)])
-        if not frozen:
-            return pack_tokens(self._encode(rows), offsets)
-        if self._tokens is None:
-            with torch.no_grad():
-                self._tokens = self._encode(self._read)
-        return pack_tokens(self._tokens[torch.from_numpy(np.searchsorted(self._read, rows))], offsets)
+        spans = [np.arange(*selection.offsets[bag : bag + 2]) for bag in bags]
+        numbers, offsets = np.concatenate(spans), np.cumsum([0, *map(len, spans)])
+        rows = selection.rows[numbers]
+        if frozen:
+            at = torch.from_numpy(np.searchsorted(self._read, rows))
+            embedding, logit = (part[at] for part in self._frozen())
+        else:
+            embedding, logit = self.model.encode_selected(self.candidates, rows)
+        facts = self._facts[k_max][torch.from_numpy(numbers)]
+        return self.model.pack(facts, self._bag[torch.from_numpy(np.asarray(bags))], offsets, embedding, logit)
 
     @torch.no_grad()
-    def logits(self, aggregator: nn.Module, frozen: bool = False, k_max: int | None = None) -> np.ndarray:
-        """(B,) pair logits, with the encoder as it is now or as it was when the cache was filled."""
-        parts = [range(part.start, part.stop) for part in chunks(len(self.label), SCORED)]
-        return torch.cat([aggregator(*self.tokens(part, frozen, k_max)) for part in parts]).numpy()
+    def logits(self, frozen: bool = False, k_max: int | None = None) -> NDArray[np.float32]:
+        """(B,) pair logits, with the encoder as it is now or as it was when it was first read."""
+        parts = [np.arange(part.start, part.stop) for part in chunks(len(self.pairs), SCORED)]
+        return torch.cat([self.model.aggregate(self.tokens(part, frozen, k_max)).logit for part in parts]).numpy()
 
-    def _encode(self, rows):
-        embedding, logit = self.model.encode_selected(self.candidates, rows)
-        return self.model.tokenize(self.candidates, rows, embedding, logit)
+    def _frozen(self) -> tuple[Tensor, Tensor]:
+        if self._encoded is None:
+            found = self._native.encode(self.candidates, self._read, threads=torch.get_num_threads())
+            self._encoded = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        return self._encoded
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an additive head reads of the G genes of one experiment, and their repression."""
+
+    site: Tensor
+    """(M, 13) windows that stand for a site: features, then context."""
+    bag_of: Tensor
+    """(M,) int64 gene number."""
+    bag: Tensor
+    """(G, 11)."""
+    effect: Tensor
+    """(G,) repression, centred."""
+    weight: float
+    """In the loss."""
+
+
+def read_experiments(effects: FoldChanges, esa_min: int) -> Iterator[Experiment]:
+    """Every experiment with the seed sites of its genes: those a model with ``keep_seed`` selects where they fit."""
+    centred = effects.centred()
+    shared = {series for series in set(effects.series) if len(set(effects.experiment[effects.series == series])) > 1}
+    for name in np.unique(centred.experiment):
+        genes = centred.take(centred.experiment == name)
+        sites, bags, numbers = [], [], []
+        for part in chunks(len(genes), READ):
+            candidates = scan(genes.mirna[part], genes.utr[part], esa_min)
+            none = np.zeros(len(candidates.start), np.float32)
+            rows = np.flatnonzero(seed_windows(candidates, none, LEAST_SEED))  # type: ignore[arg-type]
+            owner = candidates.bag_of(rows)
+            offsets = np.searchsorted(owner, np.arange(len(candidates) + 1))
+            sites.append(site_facts(candidates, rows, offsets)[:, 2:])
+            bags.append(candidates.bag_features())
+            numbers.append(part.start + owner)
+        site, number, bag = (torch.from_numpy(np.concatenate(part)) for part in (sites, numbers, bags))
+        weight = 1.0 if genes.series[0] in shared else UNCENTRED
+        yield Experiment(site, number, bag, torch.from_numpy(genes.label), weight)
