@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pairformer import testing
-from pairformer.data import PAIRS, SITES, UTRS, Pairs, load_pairs, load_sites
+from pairformer.data import PAIRS, SITES, UTRS, MoreSources, Pairs, load_pairs, load_sites
 from pairformer.metrics import ranking
 from pairformer.scan import scan
 from pairformer.sites import SEED_TYPES, seed_matches
@@ -304,7 +304,9 @@ def test_a_planted_leak_is_refused(folder, tmp_path, command, capsys, monkeypatc
     assert f"protocol planted must share nothing by {claim}, got planted: training pairs: {claim}: " in message
     assert not (tmp_path / "run/seed2020").exists()
     monkeypatch.setitem(PROTOCOLS, "planted", Protocol("None was.", (claim,), lambda _: [honest]))
-    found, faults = evaluation._audit(PROTOCOLS["planted"], [honest], load_sites(folder / SITES, folder)[0])
+    found, faults = evaluation._audit(
+        PROTOCOLS["planted"], [honest], load_sites(folder / SITES, folder)[0], MoreSources()
+    )
     assert len(found) == 12
     assert not faults
 
@@ -313,7 +315,9 @@ def test_windows_of_a_test_family_are_refused(folder, monkeypatch):
     """Encoders that saw a window of a test family are found, not only training pairs."""
     honest = PROTOCOLS["both-disjoint"].folds(folder)[0]
     monkeypatch.setattr(evaluation, "held_out_sites", lambda sites, *_: np.ones(len(sites), bool))
-    _, faults = evaluation._audit(PROTOCOLS["both-disjoint"], [honest], load_sites(folder / SITES, folder)[0])
+    _, faults = evaluation._audit(
+        PROTOCOLS["both-disjoint"], [honest], load_sites(folder / SITES, folder)[0], MoreSources()
+    )
     assert any("the encoders' windows: family: " in fault for fault in faults)
 
 
@@ -383,7 +387,7 @@ def test_a_run_of_other_sequences_is_not_taken_up(folder, tmp_path, command, cap
 def test_real_claims_hold(data, name):
     sites, _ = load_sites(data / SITES, data)
     folds = PROTOCOLS[name].folds(data)
-    _, faults = evaluation._audit(PROTOCOLS[name], folds[:2], sites)
+    _, faults = evaluation._audit(PROTOCOLS[name], folds[:2], sites, MoreSources())
     assert not faults
 
 

@@ -182,7 +182,7 @@ def test_bad_mirna(model, mirna, message):
         ({"threads": "2"}, TypeError, "threads must be an int, got '2'"),
         ({"device": "abacus"}, ValueError, "device must be auto, cpu or one PyTorch finds here, got abacus"),
         ({"device": "meta"}, ValueError, "device must be auto, cpu or one PyTorch finds here, got meta"),
-        ({"model": "no/such"}, FileNotFoundError, "model must be 'default' or a directory with .*, got no/such"),
+        ({"model": "no/such"}, FileNotFoundError, "model must be default, paper or a directory with .*, got no/such"),
     ],
 )
 def test_bad_setting(model, setting, error, message):
@@ -219,7 +219,7 @@ def test_rewritten_model_is_read_again(tmp_path, model, rng, monkeypatch):
     utr = testing.random_rna(rng, 200)
     first = pairformer.predict(LET7, utr, model=model).logit
     other = PairFormer.load(model)
-    other.aggregator.head[-1].bias.data += 1
+    other.aggregators[0].head[-1].bias.data += 1
     other.save(tmp_path / model.name)
     for name in ("config.json", "model.safetensors"):
         written = (model / name).stat().st_mtime_ns
@@ -236,11 +236,11 @@ def test_weight_is_the_change_when_a_site_is_left_out(model, rng, k_max):
     found = pairformer.predict(LET7, utr, model=model, k_max=k_max, explain=True)
     loaded = PairFormer.load(model)
     forward = loaded(pairformer.scan(LET7, utr), k_max)
-    tokens = forward.tokens[0]
+    tokens = forward.tokens.padded[0]
     assert len(found.sites) == len(tokens) == min(k_max, found.n_candidates)
     for i, weight in enumerate(found.sites["weight"]):
         rest = tokens[[j for j in range(len(tokens)) if j != i]][None]
-        without = loaded.aggregator(rest, rest.new_ones(rest.shape[:2], dtype=bool))
+        without = loaded.aggregators[0](rest, rest.new_ones(rest.shape[:2], dtype=bool))
         assert weight == pytest.approx(found.logit - without.item(), abs=1e-6)
 
 
@@ -444,7 +444,11 @@ def test_foreign_bytes_in_names(command, files):
         ([LET7, "utrs"], 66, "utr must be a sequence or a FASTA file, got 'utrs'; no such file"),
         (["mirnas.fa", "utrs.fa.gz", "--explain"], 2, "--explain adds a column to the site table; name one"),
         ([LET7, "."], 66, "utr must be a sequence or a FASTA file, got the directory ."),
-        ([LET7, "ACGU", "--model", "none"], 66, "model must be 'default' or a directory with config.json, got none"),
+        (
+            [LET7, "ACGU", "--model", "none"],
+            66,
+            "model must be default, paper or a directory with config.json, got none",
+        ),
         ([LET7], 2, "give MIRNA and UTR, or --pairs"),
         ([LET7, "ACGU", "--pairs", "pairs.tsv"], 2, "give MIRNA and UTR, or --pairs, not both"),
         (["-", "-"], 2, "only one of MIRNA and UTR can be '-'"),
