@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 import pairformer
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import AggregatorConfig, ModelConfig, TrainConfig
+from pairformer.config import RECIPES, AggregatorConfig, ModelConfig, recipe
 from pairformer.data import (
     DATA_VARIABLE,
     PAIRS,
@@ -41,6 +42,7 @@ from pairformer.scan import ESA_MIN, scan
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+DEFAULTS = recipe("default")[::-1]
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 COORDINATES = "coordinates are 1-based and inclusive"
@@ -212,10 +214,18 @@ def scan_command(mirna, utr, output, esa_min, threads):
     help="report.json of held-out folds: of labelled pairs, or of fold changes.",
 )
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
+@click.option(
+    "--recipe",
+    "name",
+    type=click.Choice(RECIPES),
+    default="default",
+    show_default=True,
+    help="Model and training that the options below change; their defaults are those of the default.",
+)
 @click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-@config_options(TrainConfig(), ModelConfig(), without=("effect_scale", "effect_interval"))
-def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size, threads, **options):
+@config_options(*DEFAULTS, without=("effect_scale", "effect_interval"))
+def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
     import json
 
@@ -227,7 +237,8 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
     if calibrate and options["logit_scale"] is not None:
         raise click.UsageError("--calibrate and --logit-scale set the same; give one")
     _set_threads(threads)
-    config, model_config = overridden(TrainConfig(), options), overridden(_sized(size), options)
+    model_config, config = recipe(name)
+    config, model_config = overridden(config, options), overridden(_sized(model_config, size), options)
     more = config.sources.clash or config.sources.effects
     folder = data_folder(data) if data or more or not pairs or not (sites or encoders) else None
     windows, counts = None, dict[str, int]()
@@ -279,11 +290,19 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, size,
     help="Pool site scores and train other aggregators too; without them it is several times faster.",
 )
 @click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--recipe",
+    "name",
+    type=click.Choice(RECIPES),
+    default="default",
+    show_default=True,
+    help="Model and training that the options below change; their defaults are those of the default.",
+)
 @click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-@config_options(TrainConfig(), ModelConfig(), without=("rng_seed", *CALIBRATED))
+@config_options(*DEFAULTS, without=("rng_seed", *CALIBRATED))
 def evaluate(
-    protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, baselines, resamples, size, threads,
+    protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, baselines, resamples, name, size, threads,
     **options,
 ):  # fmt: skip
     """Score a model by a protocol, beside what identity alone and simple scores reach on the same rows.
@@ -298,19 +317,24 @@ def evaluate(
     family-disjoint    no miRNA family in common     deeptargetpro    its pairs; 90 % are miRAW's (-new: the rest)
     both-disjoint      neither in common             sites            CLASH windows of 50 nt
     """
-    from pairformer.evaluation import PROTOCOLS, default_config
+    from pairformer.evaluation import PROTOCOLS
     from pairformer.evaluation import evaluate as run
 
     if trained == (model is not None):
         raise click.UsageError("give --train, or --model NAME")
-    own = len(seeds) > 1 or size != "default" or any(value is not None for value in options.values())
+    own = (
+        len(seeds) > 1 or (name, size) != ("default", "default") or any(value is not None for value in options.values())
+    )
     if model is not None and own:
         raise click.UsageError("options of model and training, and several --seeds, need --train; --model has its own")
     if protocol not in PROTOCOLS:
         raise click.UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {protocol}")
     _set_threads(threads)
-    config = overridden(default_config(PROTOCOLS[protocol]), options)
-    model_config = overridden(_sized(size), options)
+    model_config, config = recipe(name)
+    if name == "paper":
+        config = replace(config, stage3=replace(config.stage3, epochs=PROTOCOLS[protocol].epochs))
+    config = overridden(config, options)
+    model_config = overridden(_sized(model_config, size), options)
     run(
         protocol, data_folder(data), out, model, model_config, config, seeds, cache, allow_overlap, resamples, k_max,
         baselines,
@@ -348,8 +372,10 @@ def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _sized(size: str) -> ModelConfig:
-    return ModelConfig(aggregator=AggregatorConfig.paper() if size == "paper" else AggregatorConfig())
+def _sized(config: ModelConfig, size: str) -> ModelConfig:
+    large = AggregatorConfig.paper()
+    sizes = {name: getattr(large, name) for name in ("width", "heads", "hidden")} if size == "paper" else {}
+    return replace(config, aggregator=replace(config.aggregator, **sizes))
 
 
 def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, ...]]:

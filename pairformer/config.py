@@ -387,6 +387,8 @@ class TrainConfig:
         default_factory=lambda: JointStageConfig(6, 32, 5e-4, 1e-2, joint_epochs=2, joint_lr=1e-4)
     )
     """Aggregator on pairs, then both."""
+    additive: StageConfig = field(default_factory=lambda: StageConfig(12, 64, 3e-3, 1e-2, clip=0.1))
+    """Additive heads, where there are any, first in stage 3."""
     sources: SourceConfig = field(default_factory=SourceConfig)
     """What stage 3 learns from."""
     budgets: tuple[int, ...] = ()
@@ -395,6 +397,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "budgets", tuple(self.budgets))
         check(all(k >= 1 for k in self.budgets), "budgets", "be 1 or more each", self.budgets)
+
+
+RECIPES = ("default", "paper")
+
+
+def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
+    """Model and training of the weights of this name that ship with the package.
+
+    "paper": the paper's form in the default size, trained on pair labels alone. "default": seed sites are never
+    dropped, tokens know what surrounds them, an additive head beside a shallower Set Transformer, three of each,
+    trained on fold changes, decoys, CLASH and labels weighted within each miRNA, with the encoders frozen.
+    """
+    check(name in RECIPES, "recipe", f"be one of {', '.join(RECIPES)}", repr(name))
+    if name == "paper":
+        return ModelConfig(), TrainConfig()
+    return (
+        ModelConfig(
+            aggregator=AggregatorConfig(layers=1, additive=32, members=3),
+            token=("embedding", "logit", "esa", "position", "site", "context"),
+            keep_seed="offset 6mer",
+        ),
+        TrainConfig(
+            stage3=JointStageConfig(4, 64, 1e-3, 1e-2),
+            sources=SourceConfig(per_mirna=True, decoys=3.0, clash=1.0, effects=1.0),
+        ),
+    )
 
 
 def check(holds: bool, name: str, rule: str, value: object) -> None:

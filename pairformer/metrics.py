@@ -220,7 +220,7 @@ def bootstrap(
     return np.concatenate(means) if means else np.empty((0, len(folds[0]), 2))
 
 
-def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+def interval(samples: NDArray[np.floating], level: float = 0.95) -> tuple[float, float]:
     """Low and high percentile that hold the middle ``level`` of (R,) samples; NaN ones do not count."""
     samples = samples[~np.isnan(samples)]
     if not len(samples):

@@ -92,15 +92,25 @@ def folder(tmp_path_factory):
         copied.append(f"m1\t{mirnas[g % 12]}\tENSG{g},ENSG{(g + 1) % 60}\t{testing.random_rna(rng, 40)}\t0\ttrain\t")
         copied.append(f"m1\t{mirnas[g % 12]}\tENSGX\t{utr[5:45]}\t0\ttrain\t" if g else copied[0])
         effects += [f"E{e}\tU{g}\t{rng.gauss(0, 1):.3f}\t1" for e in range(9)]
-    experiments = [f"E{e}\t{mirnas[e]}\t{'GSE124530' if e < 8 else 'GSE1'}" for e in range(9)]
-    gene_utr = [f"U{g}\tG{g}" for g in range(60)]
+    kinds = ["OE", "KO", *["OE"] * 7]
+    experiments = [
+        f"E{e}\t{mirnas[e]}\t{kinds[e]}\t{'GSE124530' if e < 8 else 'GSE1'}\t{'no seed signal' if e == 7 else 'good'}"
+        for e in range(9)
+    ]
+    clash = ["mirna_seq\tmrna_id\tmrna_seq\tlabel\tsplit"]
+    for i in range(60):
+        window, site = testing.random_rna(rng, 50), mirnas[i % 12][:9].translate(complement)[::-1]
+        window = window[:30] + site + window[39:] if i % 2 else window
+        clash.append(f"{mirnas[i % 12 // 2]}\t\t{window}\t{i % 2}\t{'train' if i < 50 else 'test'}")
+    gene_utr = [f"U{g}\tG{g}\tU{g}" for g in range(60)]
     tables = {
         "miraw_cts/cts.tsv.gz": cts + copied,
         "miraw_pairs/pairs.tsv": pairs,
         "utr3_human/utr3_human.tsv.gz": utrs,
         "lfc_funmirbench/lfc.tsv.gz": effects,
-        "lfc_funmirbench/experiments.tsv": ["experiment\tmirna_seq\tgeo", *experiments],
-        "lfc_funmirbench/gene_utr.tsv": ["gene_id\tgene_symbol", *gene_utr],
+        "lfc_funmirbench/experiments.tsv": ["experiment\tmirna_seq\ttype\tgeo\tquality", *experiments],
+        "lfc_funmirbench/gene_utr.tsv": ["gene_id\tgene_symbol\tutr_id", *gene_utr],
+        "mirbench_hejret2023/sites.tsv": clash,
     }
     for name, lines in tables.items():
         (path / name).parent.mkdir(exist_ok=True)

@@ -26,8 +26,8 @@ from pairformer.evaluation.protocols import PROTOCOLS, Fold, Protocol, group_fol
 from pairformer.evaluation.targetnet import WEIGHTS, TargetNet  # noqa: E402
 
 MADE = ("half-split", "deduplicated", "gene-disjoint", "family-disjoint", "both-disjoint", "rewired", "fold-change")
-QUICK = ("--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2, "--stage3.joint-epochs", 1,
-         "--aggregator.width", 16, "--aggregator.layers", 1, "--resamples", 50)  # fmt: skip
+QUICK = ("--recipe", "paper", "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2,
+         "--stage3.joint-epochs", 1, "--aggregator.width", 16, "--aggregator.layers", 1, "--resamples", 50)  # fmt: skip
 
 
 def pairs(mirna, utr_id, gene, label):

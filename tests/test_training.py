@@ -7,16 +7,37 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from pairformer.config import AggregatorConfig, JointStageConfig, LossConfig, ModelConfig, StageConfig, TrainConfig
-from pairformer.data import PAIRS, SITES, Sites, load_pairs, load_sites
+from pairformer.config import (
+    AggregatorConfig,
+    JointStageConfig,
+    LossConfig,
+    ModelConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+)  # fmt: skip
+from pairformer.data import (
+    FUNMIRBENCH,
+    PAIRS,
+    SITES,
+    MoreSources,
+    Sites,
+    columns,
+    load_fold_changes,
+    load_pairs,
+    load_sites,
+)  # fmt: skip
+from pairformer.engines import NativeEngine
 from pairformer.metrics import ranking
 from pairformer.scan import scan
 
 torch = pytest.importorskip("torch")
-from pairformer import training  # noqa: E402
+from pairformer import predict, training  # noqa: E402
+from pairformer.evaluation.baselines import seed_sites  # noqa: E402
 from pairformer.models import PairFormer  # noqa: E402
-from pairformer.training import losses  # noqa: E402
+from pairformer.training import losses, stage3_aggregate  # noqa: E402
 from pairformer.training.loop import fit  # noqa: E402
+from pairformer.training.losses import effect_loss, mirna_weights  # noqa: E402
 
 SMALL = ModelConfig(aggregator=AggregatorConfig(width=16, layers=1, heads=2, hidden=32, dropout=0.0))
 QUICK = TrainConfig(
@@ -269,9 +290,7 @@ def test_nested_budgets(folder):
 
 def test_train_command(folder, tmp_path, command, capsys):
     """Stage by stage as a user types it, then at once, then on tables of their own with the encoders taken over."""
-    from pairformer import predict
-
-    common = ("--data", folder, "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2,
+    common = ("--recipe", "paper", "--data", folder, "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2,
               "--stage3.joint-epochs", 1)  # fmt: skip
     out = tmp_path / "run"
     assert command("train", "stage2", "--out", out, *common) == 66  # stage 1 is missing
@@ -296,7 +315,8 @@ def test_train_command(folder, tmp_path, command, capsys):
     scores = {"look_up": {"metrics": {name: {"mean": None} for name in ("pr_auc", "roc_auc", "within_mirna")}}}
     report = {"protocol": "made", "held_out": True, "logit_scale": 0.5, "summary": {"scores": scores}}
     (tmp_path / "report.json").write_text(json.dumps(report))
-    mine = ("train", "stage3", "--pairs", tmp_path / "mine.tsv", "--encoders", out / "model", "--stage3.epochs", 2,
+    mine = ("train", "stage3", "--recipe", "paper", "--pairs", tmp_path / "mine.tsv", "--encoders", out / "model",
+            "--stage3.epochs", 2,
             "--validation", 0.2, "--calibrate", tmp_path / "report.json", "--out", tmp_path / "mine")  # fmt: skip
     assert command(*mine) == 0
     model = PairFormer.load(tmp_path / "mine/model")
@@ -319,11 +339,117 @@ def test_train_command(folder, tmp_path, command, capsys):
     assert pair.probability == pytest.approx(1 / (1 + np.exp(-0.5 * pair.logit)), rel=1e-5)
     (tmp_path / "bad.tsv").write_text("".join(rows[:3]).replace("\t1\n", "\t2\n").replace("\t0\n", "\t2\n"))
     capsys.readouterr()
-    assert command("train", "all", "--pairs", tmp_path / "bad.tsv", *mine[4:]) == 65
+    assert command("train", "all", "--recipe", "paper", "--pairs", tmp_path / "bad.tsv", *mine[6:]) == 65
     assert f"{tmp_path / 'bad.tsv'}:2: label must be 0 or 1, got 2" in capsys.readouterr().err
     assert command(*mine[:-2], "--aggregator.width", 30, "--out", tmp_path / "odd") == 0
     assert command(*mine[:-2], "--cheap.hidden", 30, "--out", tmp_path / "other") == 2  # not these encoders
     assert command(*mine[:-2], "--aggregator.width", 31, "--out", tmp_path / "odder") == 2  # heads do not divide it
+
+
+def test_heads_learn_from_effects_and_from_decoys(folder, tmp_path):
+    """Each source alone teaches the additive head that a seed site represses; the aggregators move it no more."""
+    pairs = load_pairs(folder / PAIRS, folder)
+    made = load_fold_changes(folder)
+    bags = np.array([len(list(seed_sites(m, u))) for m, u in zip(made.mirna, made.utr, strict=True)])
+    rng = np.random.default_rng(0)
+    effects = replace(made, label=(0.5 * bags + rng.normal(0, 0.2, len(bags))).astype(np.float32))
+    config = ModelConfig(aggregator=AggregatorConfig(width=16, layers=1, hidden=16, additive=8, members=2))
+    stage = StageConfig(20, 16, 1e-2, ema_decay=0.5)
+    for name, sources in (("effects", SourceConfig(effects=1.0)), ("decoys", SourceConfig(decoys=1.0))):
+        torch.manual_seed(0)
+        model = PairFormer(config)
+        train = TrainConfig(additive=stage, stage3=JointStageConfig(1, 64, 1e-3), sources=sources)
+        training.train_aggregator(
+            model, training.Bags(model, pairs), None, train, tmp_path / name, MoreSources(effects=effects)
+        )
+        scored = NativeEngine.of(model).score(scan(made.mirna, made.utr))
+        assert np.corrcoef(scored.repression, bags)[0, 1] > 0.5, name
+        heads = torch.load(tmp_path / name / "additive.pt", weights_only=True)["average"]
+        for key, value in model.additives.state_dict().items():
+            assert torch.equal(value, heads[key])
+
+
+def test_decoys_are_drawn_anew_each_epoch(folder):
+    pairs = load_pairs(folder / PAIRS, folder)
+    torch.manual_seed(0)
+    model = PairFormer(SMALL)
+    decoys = stage3_aggregate._Decoys(model, training.Bags(model, pairs), TrainConfig(sources=SourceConfig(decoys=2.0)))
+    positives, drawn = decoys.parts(0)
+    assert (positives.label == 1).all()
+    assert (drawn.label == 0).all()
+    assert (drawn.weight == 2).all()
+    known = set(zip(pairs.mirna, pairs.gene, strict=True))
+    first = list(zip(drawn.bags.pairs.mirna, drawn.bags.pairs.gene, strict=True))
+    assert known.isdisjoint(first)
+    real = pairs.take(positives.rows)
+    assert sorted(drawn.bags.pairs.gene) == sorted(real.gene)
+    assert drawn.bags.pairs.mirna.tolist() == real.mirna.tolist()
+    assert decoys.parts(0)[1] is drawn
+    again = decoys.parts(1)[1].bags.pairs
+    assert list(zip(again.mirna, again.gene, strict=True)) != first
+
+
+def test_mirna_weights():
+    label = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1], dtype=torch.float32)
+    mirna = np.array(["A", "A", "A", "A", "B", "B", "C", "C"], object)
+    weight = mirna_weights(label, mirna)
+    assert weight.mean() == pytest.approx(1)
+    assert (weight[6:] == 0).all()  # one class: its name would be all there is to learn
+    assert float(weight[:3].sum()) == pytest.approx(float(weight[3]))
+    assert weight[4] == weight[5] == weight[3]
+
+
+def test_effect_loss():
+    """0 for the target itself; scale counts for little, sign for most."""
+    target = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    assert float(effect_loss(target[None], target)) == pytest.approx(0, abs=1e-4)
+    assert float(effect_loss(2 * target[None], target)) == pytest.approx(0.1, abs=0.01)
+    assert float(effect_loss(-target[None], target)) == pytest.approx(2.4, abs=0.02)
+    both = effect_loss(torch.stack([target, -target]), target)
+    assert float(both) == pytest.approx(1.2, abs=0.02)
+
+
+def test_fold_changes_are_centred(folder):
+    """By hand: other families' mean of the gene in the series, then the experiment's median; KO turns the sign."""
+    rows = load_fold_changes(folder)
+    assert set(rows.experiment) == {f"E{e}" for e in range(9)} - {"E7"}
+    table = {(c[0], c[1]): float(c[2]) for c in zip(*columns(folder / FUNMIRBENCH / "lfc.tsv.gz", "experiment",
+             "gene_id", "log2fc"), strict=True)}  # fmt: skip
+    for i in range(0, len(rows), 50):
+        measured = table[rows.experiment[i], rows.utr_id[i]]
+        assert rows.label[i] == pytest.approx(measured if rows.experiment[i] == "E1" else -measured)
+    centred = rows.centred()
+    for name in ("E3", "E8"):
+        mine = rows.take(rows.experiment == name)
+        alone = mine.label.astype(float)
+        if name == "E3":
+            others = (rows.family != mine.family[0]) & (rows.series == "GSE124530")
+            alone -= [
+                rows.label[
+                    (rows.utr_id == gene) & (rows.family != mine.family[0]) & (rows.series == "GSE124530")
+                ].mean()
+                for gene in mine.utr_id
+            ]
+        expected = np.clip(alone - np.median(alone), -1.5, 1.5)
+        np.testing.assert_allclose(centred.label[rows.experiment == name], expected, atol=1e-5)
+
+
+def test_default_recipe(folder, tmp_path, command):
+    """As a user types it: the model predicts fold changes that its sites and the baseline add up to."""
+    assert command("train", "all", "--data", folder, "--out", tmp_path / "run", "--stage1.epochs", 1, "--stage2.epochs",
+                   1, "--stage3.epochs", 1, "--additive.epochs", 2, "--threads", 1) == 0  # fmt: skip
+    model = PairFormer.load(tmp_path / "run/model")
+    assert model.config.keep_seed == "offset 6mer"
+    assert model.metadata["trained_on"]["effects"] > 300
+    mirna, utr = "UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 20 + "CUACCUCA" + "GACU" * 20
+    for engine in ("native", "torch"):
+        found = predict(mirna, utr, model=tmp_path / "run/model", engine=engine)
+        assert found.interval is None  # no held-out folds were given
+        assert found.percentile == 50
+        contribution = found.sites["contribution"]
+        assert found.log2_fold_change == pytest.approx(found.baseline + contribution.sum(), abs=1e-6)
+        assert (contribution <= 0).all()
+        assert (contribution < 0).sum() == len(set(found.sites["site_id"]) - {-1}) > 0
 
 
 def test_real_training_rows(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -92,7 +93,7 @@ def evaluate(
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
     protocol, cache = PROTOCOLS[name], cache or out / "cache"
     model_config = model_config or ModelConfig()
-    config = config or default_config(protocol)
+    config = config or replace(TrainConfig(), stage3=replace(TrainConfig().stage3, epochs=protocol.epochs))
     given = PairFormer.load(model) if model is not None else None
     if given is not None:
         rng_seeds = rng_seeds[:1]
@@ -143,7 +144,7 @@ def evaluate(
                 began = time.perf_counter()
                 fitted = replace(config, rng_seed=seed)
                 allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
-                more = extra.where(lambda rows, test=fold.test: held_out_pairs(rows, test, protocol.claims))
+                more = extra.where(functools.partial(held_out_pairs, test=fold.test, claims=protocol.claims))
                 scores, covered = _fold_scores(
                     fold, allowed, more, given, model_config, fitted, place, cache, weights, k_max, baselines
                 )
@@ -174,12 +175,6 @@ def evaluate(
         report["logit_scale"] = round(balanced_scale(*map(np.concatenate, zip(*pairs, strict=True))), 4)
     write(report, results, out)
     return report
-
-
-def default_config(protocol: Protocol) -> TrainConfig:
-    """The default training with the protocol's epochs of stage 3."""
-    config = TrainConfig()
-    return replace(config, stage3=replace(config.stage3, epochs=protocol.epochs))
 
 
 def _audit(protocol: Protocol, folds: list[Fold], sites: Sites, extra: MoreSources) -> tuple[list[str], list[str]]:

@@ -37,49 +37,73 @@ def train_aggregator(
     run_dir: Path,
     more: MoreSources = NOTHING_MORE,
 ) -> None:
-    """Train aggregators and additive heads on the budgeted forward, at the end with ``model.expensive``.
+    """Train the additive heads, then the aggregators beside them, at the end with ``model.expensive``.
 
     Pairs without a candidate have a constant logit and nothing to teach: they are left out of training, not of
-    validation. With ``config.budgets`` each batch draws one of them. Every member has a loss of its own. With fold
-    changes every step adds that of one experiment.
+    validation. With ``config.budgets`` each batch of the aggregators draws one of them. Every member has a loss of its
+    own. The heads see no labels but decoys: labels would teach them the miRNA.
 
     Args:
         model: the encoders are trained.
         bags: training pairs, with ``config.budgets``.
-        validation: pairs to pick the epoch by, by class-balanced PR-AUC; None for the last epoch.
+        validation: pairs to pick the aggregators' epoch by, by class-balanced PR-AUC; None for the last epoch.
         config: the training; a source whose rows are not given is left out.
-        run_dir: checkpoint and log.
+        run_dir: checkpoints and log.
         more: further sources.
     """
-    trained = nn.ModuleDict(
-        {"aggregators": model.aggregators, "additives": model.additives, "expensive": model.expensive}
-    )
+    decoys = _Decoys(model, bags, config)
+    if model.additives:
+        _train_heads(model, decoys, config, run_dir, more.effects)
+    if not model.aggregators:
+        return
+    clash = Bags(model, more.clash, config.budgets) if more.clash is not None else None
+    sources = _Sources(bags, clash, decoys, config)
+    trained = nn.ModuleDict({"aggregators": model.aggregators, "expensive": model.expensive})
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
     frozen = not config.stage3.joint_epochs  # throughout: then the validation tokens stay too
-    clash = Bags(model, more.clash, config.budgets) if more.clash is not None else None
-    labelled = _Labelled(model, bags, clash, config)
-    experiments: list[Experiment] = []
-    if more.effects is not None and config.sources.effects and model.additives:
-        experiments = list(read_experiments(more.effects, model.config.esa_min))
 
     def step(rows, epoch):
         # torch's generator, which the loop seeds by epoch: a resumed run draws the same budgets
         k_max = config.budgets[int(torch.randint(len(config.budgets), ()))] if config.budgets else None
         loss = torch.zeros(())
-        for part, mine in labelled.parts(rows, epoch):
+        for part, mine in sources.parts(rows, epoch):
             tokens = part.bags.tokens(part.rows[mine], frozen=epoch < first_joint, k_max=k_max)
             found = binary_loss(model.members(tokens)[0], part.label[mine], part.weight[mine], config.loss)
             loss = loss + found * (len(mine) / len(rows))
+        return loss
+
+    model.additives.requires_grad_(False)
+    fit("stage3", trained, len(sources), step, config.stage3, run_dir, config.rng_seed,
+        (lambda: ranking(validation.pairs.label, validation.logits(frozen))) if validation else None,
+        joint=model.expensive)  # fmt: skip
+    model.additives.requires_grad_(True)
+
+
+def _train_heads(
+    model: PairFormer, decoys: _Decoys, config: TrainConfig, run_dir: Path, effects: FoldChanges | None
+) -> None:
+    """Fit the additive heads to fold changes, one experiment a step, and to positive pairs against decoys."""
+    sources, experiments = config.sources, list[Experiment]()
+    if effects is not None and sources.effects:
+        experiments = list(read_experiments(effects, model.config.esa_min))
+    count = len(decoys.positive) if sources.decoys else 0
+
+    def step(rows, epoch):
+        loss = torch.zeros(())
+        for part in decoys.parts(epoch) if count else ():
+            _, facts, bag, offsets = part.bags.facts(part.rows[rows])
+            bag_of = torch.repeat_interleave(torch.from_numpy(np.diff(offsets)))
+            logit = torch.stack([head.gain * head(facts[:, 2:], bag_of, bag)[0] for head in model.additives])
+            loss = loss + binary_loss(logit, part.label[rows], part.weight[rows], config.loss) / 2
         if experiments:
             experiment = experiments[int(torch.randint(len(experiments), ()))]
             heads = [head(experiment.site, experiment.bag_of, experiment.bag)[0] for head in model.additives]
             found = effect_loss(torch.stack(heads), experiment.effect)
-            loss = loss + config.sources.effects * experiment.weight * found
+            loss = loss + sources.effects * experiment.weight * found
         return loss
 
-    fit("stage3", trained, len(labelled) or len(experiments) * config.stage3.batch_size, step, config.stage3, run_dir,
-        config.rng_seed, (lambda: ranking(validation.pairs.label, validation.logits(frozen))) if validation else None,
-        joint=model.expensive)  # fmt: skip
+    rows = count or len(experiments) * config.additive.batch_size
+    fit("additive", model.additives, rows, step, config.additive, run_dir, config.rng_seed)
 
 
 @dataclass(frozen=True)
@@ -93,50 +117,52 @@ class _Part:
     weight: Tensor
 
 
-class _Labelled:
-    """Rows of all sources of labels, numbered through; decoys are drawn when an epoch is first asked for."""
+class _Decoys:
+    """Positive pairs and as many decoys, drawn when an epoch is first asked for."""
 
-    def __init__(self, model: PairFormer, bags: Bags, clash: Bags | None, config: TrainConfig) -> None:
-        sources = config.sources
+    def __init__(self, model: PairFormer, bags: Bags, config: TrainConfig) -> None:
         self._model, self._bags, self._config, self._epoch = model, bags, config, -1
+        self.positive = np.flatnonzero((bags.pairs.label > 0.5) & (bags.candidates.n_candidates > 0))
+        self._weight = torch.full((len(self.positive),), config.sources.decoys)
+
+    def parts(self, epoch: int) -> tuple[_Part, _Part]:
+        """The positives, and the decoys of an epoch."""
+        if epoch != self._epoch:
+            seed = [self._config.rng_seed, epoch]
+            pairs = rewire(self._bags.pairs.take(self.positive), self._bags.pairs, seed)
+            bags = Bags(self._model, pairs, self._config.budgets)
+            self._epoch, zeros = epoch, torch.zeros(len(pairs))
+            self._decoys = _Part(bags, np.arange(len(pairs)), zeros, self._weight)
+        return _Part(self._bags, self.positive, torch.ones(len(self.positive)), self._weight), self._decoys
+
+
+class _Sources:
+    """Rows of all sources of labels, numbered through."""
+
+    def __init__(self, bags: Bags, clash: Bags | None, decoys: _Decoys, config: TrainConfig) -> None:
+        shares = config.sources
+        self._decoys = decoys if shares.decoys else None
         self._parts: list[_Part] = []
-        for source, share in ((bags, sources.labels), (clash, sources.clash)):
+        for source, share in ((bags, shares.labels), (clash, shares.clash)):
             if source is not None and share:
                 rows = np.flatnonzero(source.candidates.n_candidates)
                 label = torch.from_numpy(source.pairs.label[rows])
-                per_mirna = sources.per_mirna or source is clash
+                per_mirna = shares.per_mirna or source is clash
                 weight = mirna_weights(label, source.pairs.mirna[rows]) if per_mirna else class_weights(label)
-                kept = np.flatnonzero(weight)  # numbers of rows that teach something
+                kept = np.flatnonzero(weight)  # the others teach nothing
                 self._parts.append(_Part(source, rows[kept], label[kept], share * weight[kept]))
-        self._positive = np.flatnonzero((bags.pairs.label > 0.5) & (bags.candidates.n_candidates > 0))
-        if sources.decoys:
-            ones = torch.ones(len(self._positive))
-            self._parts.append(_Part(bags, self._positive, ones, sources.decoys * ones))
-        self._sizes = [len(part.rows) for part in self._parts]
 
     def __len__(self) -> int:
-        return sum(self._sizes) + (len(self._positive) if self._config.sources.decoys else 0)
+        return sum(len(part.rows) for part in self._parts) + (2 * len(self._decoys.positive) if self._decoys else 0)
 
     def parts(self, rows: NDArray[np.int64], epoch: int) -> Iterator[tuple[_Part, NDArray[np.int64]]]:
         """The sources that the given of all rows belong to, and the numbers they have there."""
-        parts, sizes = self._parts, self._sizes
-        if self._config.sources.decoys:
-            if epoch != self._epoch:
-                self._epoch, self._decoys = epoch, self._draw(epoch)
-            parts, sizes = [*parts, self._decoys], [*sizes, len(self._positive)]
         begin = 0
-        for part, size in zip(parts, sizes, strict=True):
-            mine = rows[(rows >= begin) & (rows < begin + size)] - begin
+        for part in (*self._parts, *(self._decoys.parts(epoch) if self._decoys else ())):
+            mine = rows[(rows >= begin) & (rows < begin + len(part.rows))] - begin
             if len(mine):
                 yield part, mine
-            begin += size
-
-    def _draw(self, epoch: int) -> _Part:
-        seed = [self._config.rng_seed, epoch]
-        decoys = rewire(self._bags.pairs.take(self._positive), self._bags.pairs, seed)
-        zeros = torch.zeros(len(decoys))
-        bags = Bags(self._model, decoys, self._config.budgets)
-        return _Part(bags, np.arange(len(decoys)), zeros, self._config.sources.decoys * (zeros + 1))
+            begin += len(part.rows)
 
 
 class Bags:
@@ -157,19 +183,25 @@ class Bags:
         self._read = np.unique(np.concatenate([selection.rows for selection in self._selected.values()]))
         self._encoded: tuple[Tensor, Tensor] | None = None
 
-    def tokens(self, bags: NDArray[np.int64], frozen: bool, k_max: int | None = None) -> Tokens:
-        """Tokens of some bags; ``frozen`` reads what is kept, else gradients reach the encoder."""
+    def facts(
+        self, bags: NDArray[np.int64], k_max: int | None = None
+    ) -> tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.int64]]:
+        """Selected rows (M,) of some bags, their facts (M, 15), the bags' features (B, 11), offsets (B + 1,)."""
         selection = self._selected[k_max]
         spans = [np.arange(*selection.offsets[bag : bag + 2]) for bag in bags]
         numbers, offsets = np.concatenate(spans), np.cumsum([0, *map(len, spans)])
-        rows = selection.rows[numbers]
+        facts = self._facts[k_max][torch.from_numpy(numbers)]
+        return selection.rows[numbers], facts, self._bag[torch.from_numpy(bags)], offsets
+
+    def tokens(self, bags: NDArray[np.int64], frozen: bool, k_max: int | None = None) -> Tokens:
+        """Tokens of some bags; ``frozen`` reads what is kept, else gradients reach the encoder."""
+        rows, facts, bag, offsets = self.facts(bags, k_max)
         if frozen:
             at = torch.from_numpy(np.searchsorted(self._read, rows))
             embedding, logit = (part[at] for part in self._frozen())
         else:
             embedding, logit = self.model.encode_selected(self.candidates, rows)
-        facts = self._facts[k_max][torch.from_numpy(numbers)]
-        return self.model.pack(facts, self._bag[torch.from_numpy(np.asarray(bags))], offsets, embedding, logit)
+        return self.model.pack(facts, bag, offsets, embedding, logit)
 
     @torch.no_grad()
     def logits(self, frozen: bool = False, k_max: int | None = None) -> NDArray[np.float32]:
