@@ -387,7 +387,7 @@ class TrainConfig:
         default_factory=lambda: JointStageConfig(6, 32, 5e-4, 1e-2, joint_epochs=2, joint_lr=1e-4)
     )
     """Aggregator on pairs, then both."""
-    additive: StageConfig = field(default_factory=lambda: StageConfig(12, 64, 3e-3, 1e-2, clip=0.1))
+    additive: StageConfig = field(default_factory=lambda: StageConfig(24, 64, 3e-3, 1e-2, clip=0.1))
     """Additive heads, where there are any, first in stage 3."""
     sources: SourceConfig = field(default_factory=SourceConfig)
     """What stage 3 learns from."""
@@ -419,8 +419,8 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
             keep_seed="offset 6mer",
         ),
         TrainConfig(
-            stage3=JointStageConfig(4, 64, 1e-3, 1e-2),
-            sources=SourceConfig(per_mirna=True, decoys=3.0, clash=1.0, effects=1.0),
+            stage3=JointStageConfig(3, 64, 1e-3, 1e-2),
+            sources=SourceConfig(per_mirna=True, decoys=10.0, clash=1.0, effects=1.0),
         ),
     )
 

@@ -51,13 +51,12 @@ def train_aggregator(
         run_dir: checkpoints and log.
         more: further sources.
     """
-    decoys = _Decoys(model, bags, config)
     if model.additives:
-        _train_heads(model, decoys, config, run_dir, more.effects)
+        _train_heads(model, bags.pairs, config, run_dir, more.effects)
     if not model.aggregators:
         return
     clash = Bags(model, more.clash, config.budgets) if more.clash is not None else None
-    sources = _Sources(bags, clash, decoys, config)
+    sources = _Sources(model, bags, clash, config)
     trained = nn.ModuleDict({"aggregators": model.aggregators, "expensive": model.expensive})
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
     frozen = not config.stage3.joint_epochs  # throughout: then the validation tokens stay too
@@ -80,29 +79,34 @@ def train_aggregator(
 
 
 def _train_heads(
-    model: PairFormer, decoys: _Decoys, config: TrainConfig, run_dir: Path, effects: FoldChanges | None
+    model: PairFormer, pairs: Pairs, config: TrainConfig, run_dir: Path, effects: FoldChanges | None
 ) -> None:
     """Fit the additive heads to fold changes, one experiment a step, and to positive pairs against decoys."""
-    sources, experiments = config.sources, list[Experiment]()
-    if effects is not None and sources.effects:
-        experiments = list(read_experiments(effects, model.config.esa_min))
-    count = len(decoys.positive) if sources.decoys else 0
+    sources, esa_min = config.sources, model.config.esa_min
+    experiments = list(read_experiments(effects, esa_min)) if effects is not None and sources.effects else []
+    positives = pairs.take(pairs.label > 0.5)
+    real, decoys = read_seed_sites(positives, esa_min), dict[int, SeedSites]()
 
     def step(rows, epoch):
         loss = torch.zeros(())
-        for part in decoys.parts(epoch) if count else ():
-            _, facts, bag, offsets = part.bags.facts(part.rows[rows])
-            bag_of = torch.repeat_interleave(torch.from_numpy(np.diff(offsets)))
-            logit = torch.stack([head.gain * head(facts[:, 2:], bag_of, bag)[0] for head in model.additives])
-            loss = loss + binary_loss(logit, part.label[rows], part.weight[rows], config.loss) / 2
+        if sources.decoys:
+            if epoch not in decoys:
+                decoys.clear()
+                drawn = rewire(positives, pairs, [config.rng_seed, epoch])
+                decoys[epoch] = read_seed_sites(drawn, esa_min)
+            both = [part.take(rows) for part in (real, decoys[epoch])]
+            logit = torch.cat([
+                torch.stack([head.gain * head(*part)[0] for head in model.additives]) for part in both
+            ], 1)  # fmt: skip
+            label = torch.arange(2 * len(rows)) < len(rows)
+            loss = loss + sources.decoys * binary_loss(logit, label.float(), torch.ones(len(label)), config.loss)
         if experiments:
             experiment = experiments[int(torch.randint(len(experiments), ()))]
-            heads = [head(experiment.site, experiment.bag_of, experiment.bag)[0] for head in model.additives]
-            found = effect_loss(torch.stack(heads), experiment.effect)
-            loss = loss + sources.effects * experiment.weight * found
+            score = torch.stack([head(*experiment.sites.all())[0] for head in model.additives])
+            loss = loss + sources.effects * experiment.weight * effect_loss(score, experiment.effect)
         return loss
 
-    rows = count or len(experiments) * config.additive.batch_size
+    rows = len(positives) if sources.decoys else len(experiments) * config.additive.batch_size
     fit("additive", model.additives, rows, step, config.additive, run_dir, config.rng_seed)
 
 
@@ -117,31 +121,12 @@ class _Part:
     weight: Tensor
 
 
-class _Decoys:
-    """Positive pairs and as many decoys, drawn when an epoch is first asked for."""
-
-    def __init__(self, model: PairFormer, bags: Bags, config: TrainConfig) -> None:
-        self._model, self._bags, self._config, self._epoch = model, bags, config, -1
-        self.positive = np.flatnonzero((bags.pairs.label > 0.5) & (bags.candidates.n_candidates > 0))
-        self._weight = torch.full((len(self.positive),), config.sources.decoys)
-
-    def parts(self, epoch: int) -> tuple[_Part, _Part]:
-        """The positives, and the decoys of an epoch."""
-        if epoch != self._epoch:
-            seed = [self._config.rng_seed, epoch]
-            pairs = rewire(self._bags.pairs.take(self.positive), self._bags.pairs, seed)
-            bags = Bags(self._model, pairs, self._config.budgets)
-            self._epoch, zeros = epoch, torch.zeros(len(pairs))
-            self._decoys = _Part(bags, np.arange(len(pairs)), zeros, self._weight)
-        return _Part(self._bags, self.positive, torch.ones(len(self.positive)), self._weight), self._decoys
-
-
 class _Sources:
-    """Rows of all sources of labels, numbered through."""
+    """Rows of all sources of labels, numbered through; decoys are drawn when an epoch is first asked for."""
 
-    def __init__(self, bags: Bags, clash: Bags | None, decoys: _Decoys, config: TrainConfig) -> None:
+    def __init__(self, model: PairFormer, bags: Bags, clash: Bags | None, config: TrainConfig) -> None:
         shares = config.sources
-        self._decoys = decoys if shares.decoys else None
+        self._model, self._config, self._epoch = model, config, -1
         self._parts: list[_Part] = []
         for source, share in ((bags, shares.labels), (clash, shares.clash)):
             if source is not None and share:
@@ -151,18 +136,30 @@ class _Sources:
                 weight = mirna_weights(label, source.pairs.mirna[rows]) if per_mirna else class_weights(label)
                 kept = np.flatnonzero(weight)  # the others teach nothing
                 self._parts.append(_Part(source, rows[kept], label[kept], share * weight[kept]))
+        positive = np.flatnonzero((bags.pairs.label > 0.5) & (bags.candidates.n_candidates > 0))
+        weight = torch.full((len(positive) if shares.decoys else 0,), shares.decoys)
+        self._positives = _Part(bags, positive[: len(weight)], torch.ones(len(weight)), weight)
 
     def __len__(self) -> int:
-        return sum(len(part.rows) for part in self._parts) + (2 * len(self._decoys.positive) if self._decoys else 0)
+        return sum(len(part.rows) for part in self._parts) + 2 * len(self._positives.rows)
 
     def parts(self, rows: NDArray[np.int64], epoch: int) -> Iterator[tuple[_Part, NDArray[np.int64]]]:
         """The sources that the given of all rows belong to, and the numbers they have there."""
+        decoys = (self._positives, self._decoys(epoch)) if len(self._positives.rows) else ()
         begin = 0
-        for part in (*self._parts, *(self._decoys.parts(epoch) if self._decoys else ())):
+        for part in (*self._parts, *decoys):
             mine = rows[(rows >= begin) & (rows < begin + len(part.rows))] - begin
             if len(mine):
                 yield part, mine
             begin += len(part.rows)
+
+    def _decoys(self, epoch: int) -> _Part:
+        if epoch != self._epoch:
+            pairs, rows = self._positives.bags.pairs, self._positives.rows
+            drawn = rewire(pairs.take(rows), pairs, [self._config.rng_seed, epoch])
+            bags, zeros = Bags(self._model, drawn, self._config.budgets), torch.zeros(len(rows))
+            self._epoch, self._drawn = epoch, _Part(bags, np.arange(len(rows)), zeros, self._positives.weight)
+        return self._drawn
 
 
 class Bags:
@@ -183,25 +180,19 @@ class Bags:
         self._read = np.unique(np.concatenate([selection.rows for selection in self._selected.values()]))
         self._encoded: tuple[Tensor, Tensor] | None = None
 
-    def facts(
-        self, bags: NDArray[np.int64], k_max: int | None = None
-    ) -> tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.int64]]:
-        """Selected rows (M,) of some bags, their facts (M, 15), the bags' features (B, 11), offsets (B + 1,)."""
+    def tokens(self, bags: NDArray[np.int64], frozen: bool, k_max: int | None = None) -> Tokens:
+        """Tokens of some bags; ``frozen`` reads what is kept, else gradients reach the encoder."""
         selection = self._selected[k_max]
         spans = [np.arange(*selection.offsets[bag : bag + 2]) for bag in bags]
         numbers, offsets = np.concatenate(spans), np.cumsum([0, *map(len, spans)])
-        facts = self._facts[k_max][torch.from_numpy(numbers)]
-        return selection.rows[numbers], facts, self._bag[torch.from_numpy(bags)], offsets
-
-    def tokens(self, bags: NDArray[np.int64], frozen: bool, k_max: int | None = None) -> Tokens:
-        """Tokens of some bags; ``frozen`` reads what is kept, else gradients reach the encoder."""
-        rows, facts, bag, offsets = self.facts(bags, k_max)
+        rows = selection.rows[numbers]
         if frozen:
             at = torch.from_numpy(np.searchsorted(self._read, rows))
             embedding, logit = (part[at] for part in self._frozen())
         else:
             embedding, logit = self.model.encode_selected(self.candidates, rows)
-        return self.model.pack(facts, bag, offsets, embedding, logit)
+        facts = self._facts[k_max][torch.from_numpy(numbers)]
+        return self.model.pack(facts, self._bag[torch.from_numpy(bags)], offsets, embedding, logit)
 
     @torch.no_grad()
     def logits(self, frozen: bool = False, k_max: int | None = None) -> NDArray[np.float32]:
@@ -217,15 +208,47 @@ class Bags:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What an additive head reads of the G genes of one experiment, and their repression."""
+class SeedSites:
+    """What an additive head reads of B pairs: all seed sites, which a model with ``keep_seed`` selects if they fit."""
 
     site: Tensor
-    """(M, 13) windows that stand for a site: features, then context."""
-    bag_of: Tensor
-    """(M,) int64 gene number."""
+    """(M, 13) windows that stand for a site, pair by pair: features, then context."""
+    offsets: NDArray[np.int64]
+    """(B + 1,)."""
     bag: Tensor
-    """(G, 11)."""
+    """(B, 11)."""
+
+    def all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Arguments of an additive head, for all pairs."""
+        return self.site, torch.repeat_interleave(torch.from_numpy(np.diff(self.offsets))), self.bag
+
+    def take(self, pairs: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for some pairs."""
+        spans = [np.arange(*self.offsets[pair : pair + 2]) for pair in pairs]
+        owner = torch.repeat_interleave(torch.tensor([len(span) for span in spans]))
+        return self.site[torch.from_numpy(np.concatenate(spans))], owner, self.bag[torch.from_numpy(pairs)]
+
+
+def read_seed_sites(pairs: Pairs, esa_min: int) -> SeedSites:
+    """Seed sites of pairs, of ``LEAST_SEED`` or better."""
+    sites, bags, counts = [], [], []
+    for part in chunks(len(pairs), READ):
+        candidates = scan(pairs.mirna[part], pairs.utr[part], esa_min)
+        none = np.zeros(len(candidates.start), np.float32)
+        rows = np.flatnonzero(seed_windows(candidates, none, LEAST_SEED))  # type: ignore[arg-type]
+        offsets = np.searchsorted(rows, candidates.offsets)
+        sites.append(site_facts(candidates, rows, offsets)[:, 2:])
+        bags.append(candidates.bag_features())
+        counts.append(np.diff(offsets))
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return SeedSites(torch.from_numpy(np.concatenate(sites)), offsets, torch.from_numpy(np.concatenate(bags)))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The G genes of one experiment."""
+
+    sites: SeedSites
     effect: Tensor
     """(G,) repression, centred."""
     weight: float
@@ -233,21 +256,10 @@ class Experiment:
 
 
 def read_experiments(effects: FoldChanges, esa_min: int) -> Iterator[Experiment]:
-    """Every experiment with the seed sites of its genes: those a model with ``keep_seed`` selects where they fit."""
+    """Every experiment with the seed sites of its genes."""
     centred = effects.centred()
     shared = {series for series in set(effects.series) if len(set(effects.experiment[effects.series == series])) > 1}
     for name in np.unique(centred.experiment):
         genes = centred.take(centred.experiment == name)
-        sites, bags, numbers = [], [], []
-        for part in chunks(len(genes), READ):
-            candidates = scan(genes.mirna[part], genes.utr[part], esa_min)
-            none = np.zeros(len(candidates.start), np.float32)
-            rows = np.flatnonzero(seed_windows(candidates, none, LEAST_SEED))  # type: ignore[arg-type]
-            owner = candidates.bag_of(rows)
-            offsets = np.searchsorted(owner, np.arange(len(candidates) + 1))
-            sites.append(site_facts(candidates, rows, offsets)[:, 2:])
-            bags.append(candidates.bag_features())
-            numbers.append(part.start + owner)
-        site, number, bag = (torch.from_numpy(np.concatenate(part)) for part in (sites, numbers, bags))
         weight = 1.0 if genes.series[0] in shared else UNCENTRED
-        yield Experiment(site, number, bag, torch.from_numpy(genes.label), weight)
+        yield Experiment(read_seed_sites(genes, esa_min), torch.from_numpy(genes.label), weight)
