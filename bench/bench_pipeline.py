@@ -23,15 +23,20 @@ import pytest
 
 import pairformer
 from pairformer import STSelector, reference, testing
-from pairformer.config import AggregatorConfig, ModelConfig
+from pairformer.config import AggregatorConfig, ModelConfig, recipe
 from pairformer.engines import ENGINES, NativeEngine
+from pairformer.sites import select_sites
 
 torch = pytest.importorskip("torch")
 from pairformer.models import PairFormer  # noqa: E402
-from pairformer.models.pair_former import CHEAP_CHUNK, chunks, pack_tokens  # noqa: E402
+from pairformer.models.pair_former import CHEAP_CHUNK, chunks  # noqa: E402
 
 N_PAIRS, K_MAX = 64, 64
-SIZES = {"default": AggregatorConfig(), "paper": AggregatorConfig.paper()}
+MODELS = {
+    "default": recipe("default")[0],
+    "paper": ModelConfig(),
+    "paper size": ModelConfig(aggregator=AggregatorConfig.paper()),
+}
 STAGES = {
     "CTS generation / filtering": None,
     "gather_all_cpu": 201.5,
@@ -65,13 +70,13 @@ def pairs():
 @functools.cache
 def model_of(size):
     torch.manual_seed(0)
-    return PairFormer(ModelConfig(aggregator=SIZES[size])).eval()
+    return PairFormer(MODELS[size]).eval()
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Directories of the models, which ``predict`` reads."""
-    directories = {size: tmp_path_factory.mktemp(size) for size in SIZES}
+    directories = {size: tmp_path_factory.mktemp(size.replace(" ", "_")) for size in MODELS}
     for size, directory in directories.items():
         model_of(size).save(directory, half=False)
     return directories
@@ -88,8 +93,8 @@ class Stages:
         self.cheap_logit, self.keys = self.cheap()
         self.selection = self.select()
         self.embedding, self.logit = self.expensive()
-        self.tokens, self.mask = self.tokenize()
-        self.pair_logit = self.aggregate().numpy()
+        self.tokens = self.tokenize()
+        self.pair_logit = self.aggregate().logit.numpy()
 
     def scan(self):
         return pairformer.scan(*self.pairs, threads=self.threads)
@@ -108,13 +113,11 @@ class Stages:
         return self.model.encode_selected(self.candidates, self.selection.rows)
 
     def tokenize(self):
-        rows = self.selection.rows
-        return pack_tokens(
-            self.model.tokenize(self.candidates, rows, self.embedding, self.logit), self.selection.offsets
-        )
+        chosen = self.selection
+        return self.model.tokenize(self.candidates, chosen.rows, chosen.offsets, self.embedding, self.logit)
 
     def aggregate(self):
-        return self.model.aggregator(self.tokens, self.mask)
+        return self.model.aggregate(self.tokens)
 
 
 class NativeStages:
@@ -122,8 +125,7 @@ class NativeStages:
 
     def __init__(self, stages):
         self.stages, self.threads = stages, 1
-        arrays = {name: value.numpy() for name, value in stages.model.state_dict().items()}
-        self.engine = NativeEngine(stages.model.config, arrays, {})
+        self.engine = NativeEngine.of(stages.model)
         calls = (stages.scan, self.cheap, stages.select, self.expensive, self.aggregate, self.all_rows)
         self.calls = dict(zip(NATIVE_STAGES, calls, strict=True))
         np.testing.assert_allclose(self.cheap()[0], stages.cheap_logit, rtol=0, atol=1e-5)
@@ -151,13 +153,15 @@ def twin_logit(model, mirna, utr):
     windows = torch.from_numpy(np.stack([reference.encode(mirna, utr[start : start + 40]) for start, *_ in rows]))
     esa, position = torch.tensor([row[1] for row in rows]), torch.tensor(np.array([row[2] for row in rows]))
     cheap_logit, embedding = model.cheap(windows, esa, position)
-    offsets = np.array([0, len(rows)])
-    chosen, _, _ = reference.select(
-        cheap_logit.numpy(), embedding.numpy(), position.numpy(), offsets, model.config.selector
-    )
-    h, z = model.expensive(windows[chosen])
-    tokens = torch.cat([h, z[:, None], esa[chosen, None], position[chosen, None]], 1)
-    return float(model.aggregator(tokens[None], torch.ones(1, len(chosen), dtype=torch.bool)))
+    config, candidates = model.config, pairformer.scan(mirna, utr)
+    keys = STSelector.from_config(config.selector).keys(embedding.numpy())
+    chosen = select_sites(config, candidates, cheap_logit.numpy(), keys).rows
+    if config.keep_seed == "none":
+        offsets = np.array([0, len(rows)])
+        plain = reference.select(cheap_logit.numpy(), embedding.numpy(), position.numpy(), offsets, config.selector)
+        np.testing.assert_array_equal(chosen, plain[0])
+    tokens = model.tokenize(candidates, chosen, np.array([0, len(chosen)]), *model.expensive(windows[chosen]))
+    return float(model.aggregate(tokens).logit)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +184,7 @@ def stages_of(pairs):
 @pytest.mark.benchmark(group="whole path, 64 pairs, K=64")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", MODELS)
 def bench_end_to_end(timed, stages_of, saved, pairs, size, threads, engine):
     def run():
         return pairformer.predict(*pairs, model=saved[size], engine=engine, device="cpu", threads=threads)
@@ -206,7 +210,9 @@ def bench_one_pair(timed, saved, threads, engine):
 @pytest.mark.benchmark(group="stages in PyTorch, 64 pairs, K=64")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("stage", "size"), [(stage, "default") for stage in STAGES] + [("aggregation", "paper")], ids=lambda value: value
+    ("stage", "size"),
+    [(stage, "default") for stage in STAGES] + [("aggregation", "paper size")],
+    ids=lambda value: value,
 )
 def bench_stage(timed, benchmark, torch_threads, stages_of, stage, size, threads):
     stages = stages_of(size)
@@ -220,7 +226,7 @@ def bench_stage(timed, benchmark, torch_threads, stages_of, stage, size, threads
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("stage", "size"),
-    [(stage, "default") for stage in NATIVE_STAGES] + [("expensive encode on K to aggregation", "paper")],
+    [(stage, "default") for stage in NATIVE_STAGES] + [("expensive encode on K to aggregation", "paper size")],
     ids=lambda value: value,
 )
 def bench_native_stage(timed, benchmark, stages_of, stage, size, threads):
@@ -273,15 +279,16 @@ def naive(stages):
     candidates, model = stages.scan(), stages.model
     embedding, logit = model.encode_selected(candidates, np.arange(len(candidates.start)))
     top = STSelector(K_MAX, variant="S0").select(logit.numpy(), None, candidates.position, candidates.offsets)
-    tokens = model.tokenize(candidates, top.rows, embedding[top.rows], logit[top.rows])
-    return model.aggregator(*pack_tokens(tokens, top.offsets)).numpy()
+    tokens = model.tokenize(candidates, top.rows, top.offsets, embedding[top.rows], logit[top.rows])
+    return model.aggregate(tokens).logit.numpy()
 
 
 def naive_bag(stages, rows):
     embedding, logit = stages.model.encode_selected(stages.candidates, rows)
     top = np.sort(np.argsort(-logit.numpy(), kind="stable")[:K_MAX])
-    tokens = stages.model.tokenize(stages.candidates, rows[top], embedding[top], logit[top])
-    return float(stages.model.aggregator(tokens[None], torch.ones(1, len(top), dtype=torch.bool)))
+    offsets = (stages.candidates.offsets > rows[0]) * len(top)
+    tokens = stages.model.tokenize(stages.candidates, rows[top], offsets, embedding[top], logit[top])
+    return float(stages.model.aggregate(tokens).logit[stages.candidates.bag_of(rows[:1])[0]])
 
 
 def targetnet_like(stages):

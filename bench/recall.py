@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import pairformer
+from pairformer.config import recipe
 from pairformer.data import PAIRS, load_pairs
 from pairformer.engines import NativeEngine
 from pairformer.sites import SEED_TYPES, seed_matches, seed_windows
@@ -21,7 +22,7 @@ def main(folder: Path) -> None:
     pairs = load_pairs(folder / PAIRS, folder)
     candidates = pairformer.scan(pairs.mirna, pairs.utr)
     cheap_logit, keys, _ = NativeEngine.load().model.cheap_scan(candidates)
-    keep = seed_windows(candidates, cheap_logit, PERFECT)
+    keep = seed_windows(candidates, cheap_logit, recipe("default")[0].keep_seed)
     kind, _, _, anchor = seed_matches(candidates, np.arange(len(cheap_logit)))
     bag = candidates.bag_of()
 
@@ -32,7 +33,7 @@ def main(folder: Path) -> None:
 
     total = sites_per_bag(np.arange(len(bag)))
     print(f"{len(candidates)} pairs, {len(bag)} candidates, {total.sum()} sites in {np.count_nonzero(total)} pairs\n")
-    print("| K | " + " | ".join(f"{v}: sites, all" for v in ("S0", "S1", "S2", "S2 and seed sites kept")) + " |")
+    print("| K | " + " | ".join(f"{v}: sites, all" for v in ("S0", "S1", "S2", "default")) + " |")
     print("|---" * 5 + "|")
     for k_max in (8, 16, 32, 64):
         cells = []

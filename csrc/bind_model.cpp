@@ -165,15 +165,15 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
   return py::make_tuple(site_logit, pair_logit, weight, repression, contribution);
 }
 
-py::array_t<bool> seed_windows(const py::object& candidates, const py::array& cheap_logit, int least,
-                               int64_t threads_asked) {
+py::array_t<uint8_t> seed_windows(const py::object& candidates, const py::array& cheap_logit, int least,
+                                  int64_t threads_asked) {
   const int threads = checked_threads(threads_asked);
   const HeldCandidates held(candidates);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
   check_rows(cheap_logit, "cheap_logit", held.start.size(), "start");
   const Candidates& view = held.view;
-  py::array_t<bool> mark(cheap_logit.size());
-  bool* const data = mark.mutable_data();
+  py::array_t<uint8_t> mark(cheap_logit.size());
+  uint8_t* const data = mark.mutable_data();
   {
     const py::gil_scoped_release unlocked;
     mark_seed_windows(view.batch, view.offsets, view.start, logit, static_cast<SeedKind>(least), threads,
@@ -186,8 +186,8 @@ py::array_t<bool> seed_windows(const py::object& candidates, const py::array& ch
 
 void bind_model(py::module_& m) {
   m.def("seed_windows", &seed_windows,
-        "Mask (N,) of the best window of each site with such a seed match or longer.", "candidates"_a,
-        "cheap_logit"_a, "least"_a, "threads"_a = 0);
+        "Kind (N,) of match at the best window of each site with such a seed match or longer, else 0.",
+        "candidates"_a, "cheap_logit"_a, "least"_a, "threads"_a = 0);
   py::class_<Model>(m, "Model", "The models of a ModelConfig on the CPU, from float32 arrays by name.")
       .def(py::init(&model_of), "config"_a, "arrays"_a, "variant"_a = "auto")
       .def_property_readonly("variant", &Model::variant)

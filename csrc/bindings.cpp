@@ -224,9 +224,9 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
     throw py::value_error("position must be an (N,) array for variants S1 and S2, got None");
   }
 
-  const bool* marked = nullptr;
+  const uint8_t* marked = nullptr;
   if (keep) {
-    marked = checked<bool>(*keep, "keep", 1, "(N,)");
+    marked = checked<uint8_t>(*keep, "keep", 1, "(N,)");
     check_rows(*keep, "keep", n, "cheap_logit");
   }
 

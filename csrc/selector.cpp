@@ -61,7 +61,7 @@ class BagSelector {
 
   // Rows first_row .. first_row + n - 1 of the inputs; writes min(k_max, n) rows. False, and nothing
   // written, if a logit or position is not finite.
-  bool select(const float* logit, const float* position, const bool* keep, int64_t first_row, int64_t n,
+  bool select(const float* logit, const float* position, const uint8_t* keep, int64_t first_row, int64_t n,
               int64_t* rows, uint8_t* reason) {
     n_ = n;
     k_ = std::min(settings_.k_max, n);
@@ -89,13 +89,17 @@ class BagSelector {
   static constexpr uint64_t kTaken =
       UINT64_MAX;  // the key of a row that step A is not to see; no score has it
 
-  // Before step A. The rows marked, the best of them if they are more than k_; k_ becomes the places left.
-  void take_kept(const bool* keep) {
+  // Before step A. The rows marked, those of the highest mark and then the best if they are more than k_; k_
+  // becomes the places left.
+  void take_kept(const uint8_t* keep) {
     best_.clear();
     for (int64_t i = 0; i < n_; ++i)
       if (keep[i]) best_.push_back({keys_[i], i});
     const auto kept = std::min(k_, static_cast<int64_t>(best_.size()));
-    std::partial_sort(best_.begin(), best_.begin() + kept, best_.end());
+    std::partial_sort(best_.begin(), best_.begin() + kept, best_.end(),
+                      [&](const Ranked& a, const Ranked& b) {
+                        return keep[a.row] != keep[b.row] ? keep[a.row] > keep[b.row] : a < b;
+                      });
     for (int64_t i = 0; i < kept; ++i) {
       take(best_[i], kKept);
       keys_[best_[i].row] = kTaken;
@@ -365,7 +369,7 @@ class BagSelector {
 
 }  // namespace
 
-void select(const Ragged<float>& logit, const float* position, const bool* keep, const HashSource& hash,
+void select(const Ragged<float>& logit, const float* position, const uint8_t* keep, const HashSource& hash,
             const SelectorSettings& settings, const int64_t* out_offsets, int64_t* rows, uint8_t* reason,
             int threads) {
   const auto bit = bit_of_dimension(settings.rng_seed, hash.width);

@@ -38,10 +38,11 @@ struct HashSource {
 enum Reason : uint8_t { kTop = 0, kCoverage = 1, kFill = 2, kKept = 3 };
 
 // A bag of n rows gets exactly min(k_max, n) of them, ascending, at out_offsets[b] of rows and reason.
-// position may be nullptr unless settings.cover. Rows that `keep` marks (nullptr for none) come first, the
-// best of them where they are more than k_max; steps A-E share out the places left among the others. Throws
-// std::invalid_argument for the first row whose logit or position is not finite.
-void select(const Ragged<float>& logit, const float* position, const bool* keep, const HashSource& hash,
+// position may be nullptr unless settings.cover. Rows that `keep` marks (nullptr for none; 0: not) come
+// first, those of the highest mark and then the best where they are more than k_max; steps A-E share out the
+// places left among the others. Throws std::invalid_argument for the first row whose logit or position is not
+// finite.
+void select(const Ragged<float>& logit, const float* position, const uint8_t* keep, const HashSource& hash,
             const SelectorSettings& settings, const int64_t* out_offsets, int64_t* rows, uint8_t* reason,
             int threads);
 

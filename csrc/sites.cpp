@@ -91,7 +91,7 @@ SeedMatch seed_match(const SitePair& pair, int32_t window) {
 }
 
 void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int32_t* start,
-                       const float* logit, SeedKind least, int threads, bool* mark) {
+                       const float* logit, SeedKind least, int threads, uint8_t* mark) {
   struct Site {
     int32_t anchor;
     SeedKind kind;
@@ -103,7 +103,7 @@ void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int
     const SitePair pair(batch, bag);
     std::vector<Site> sites;
     for (int64_t row = offsets[bag]; row < offsets[bag + 1]; ++row) {
-      mark[row] = false;
+      mark[row] = kNoSeed;
       check_window(batch, bag, start[row]);
       const SeedMatch match = seed_match(pair, start[row]);
       if (match.kind < least) continue;
@@ -115,7 +115,7 @@ void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int
       else if (match.kind > known->kind || (match.kind == known->kind && logit[row] > logit[known->row]))
         *known = {match.anchor, match.kind, row};
     }
-    for (const Site& site : sites) mark[site.row] = true;
+    for (const Site& site : sites) mark[site.row] = site.kind;
   });
 }
 

@@ -17,10 +17,11 @@ constexpr int kSiteFeatures = 10;
 constexpr int kContextFeatures = 3;
 constexpr int kBagFeatures = 11;
 
-// Marks one window of every site whose match is `least` or longer: the one that sees most of the match, of
-// those the one of the best logit, of those the first. start and logit are of rows bag by bag at offsets.
+// Marks with its kind one window of every site whose match is `least` or longer: the one that sees most of
+// the match, of those the one of the best logit, of those the first. start and logit are of rows bag by bag
+// at offsets.
 void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int32_t* start,
-                       const float* logit, SeedKind least, int threads, bool* mark);
+                       const float* logit, SeedKind least, int threads, uint8_t* mark);
 
 // The miRNA and the UTR of one bag.
 struct SitePair {

@@ -133,7 +133,7 @@ def select(
     ends = [0]
     for first, last in pairwise(offsets):
         bag = slice(first, last)
-        kept = np.zeros(last - first, bool) if keep is None else keep[bag]
+        kept = np.zeros(last - first, np.uint8) if keep is None else keep[bag]
         chosen = _select_bag(cheap_logit[bag], keys[bag], position[bag], config, kept)
         for row in sorted(chosen):
             rows.append(int(first) + row)
@@ -153,7 +153,8 @@ def _select_bag(
     order = [int(row) for row in np.lexsort((np.arange(n), position, -logit))]
 
     # Rows to keep come first; the others share the places left.
-    kept = dict.fromkeys([row for row in order if keep[row]][:k], 3)
+    marked = sorted((row for row in order if keep[row]), key=lambda row: -int(keep[row]))
+    kept = dict.fromkeys(marked[:k], 3)
     order = [row for row in order if row not in kept]
     k -= len(kept)
 

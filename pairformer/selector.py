@@ -85,8 +85,9 @@ class STSelector:
             position: (N,) float32 in [0, 1], window centre over UTR length; or None for S0.
             offsets: (B + 1,) int64.
             threads: most threads to use, 0 for all the process may use.
-            keep: (N,) bool, rows that are kept before all others; where they are more than the budget, the best of
-                them. The others share the places left as if these were the budget. None for no such rows.
+            keep: (N,) bool or uint8, rows (not 0) that are kept before all others; where they are more than the
+                budget those of the highest number, of equal ones the best. The others share the places left as if
+                these were the budget. None for no such rows.
 
         Returns:
             Selection, of NumPy arrays or of PyTorch tensors as ``cheap_logit`` is. If n <= k_max all rows
@@ -107,7 +108,7 @@ class STSelector:
             _to_numpy("offsets", offsets),
             self.config,
             threads,
-            None if keep is None else _to_numpy("keep", keep),
+            None if keep is None else _marks(_to_numpy("keep", keep)),
         )
         return Selection(_like(cheap_logit, rows), _like(cheap_logit, ends), _like(cheap_logit, reason))
 
@@ -154,3 +155,7 @@ def _keys_or_embedding(value: Any) -> np.ndarray:
 def _like(kind: Any, array: np.ndarray) -> Any:
     """A tensor over the array if ``kind`` is one."""
     return sys.modules["torch"].from_numpy(array) if _is_tensor(kind) else array
+
+
+def _marks(keep: np.ndarray) -> np.ndarray:
+    return keep.view(np.uint8) if keep.dtype == bool else keep

@@ -50,7 +50,7 @@ def seed_matches(candidates: Candidates, rows: NDArray[np.int64]) -> tuple[NDArr
 
 def seed_windows(
     candidates: Candidates, cheap_logit: NDArray[np.float32], seed_type: str, threads: int = 0
-) -> NDArray[np.bool_] | None:
+) -> NDArray[np.uint8] | None:
     """One window of every site with this seed match or a longer one, for ``STSelector.select(keep=...)``.
 
     Args:
@@ -60,7 +60,8 @@ def seed_windows(
         threads: most threads to use, 0 for all the process may use.
 
     Returns:
-        (N,) bool: of the windows of a site the one that sees the longest match, of those the one of the best logit,
+        (N,) uint8, index into ``SEED_TYPES``, so that longer matches come first, or 0: of the windows of a site the
+        one that sees the longest match, of those the one of the best logit,
         of those the first. None for "none".
     """
     least = SEED_TYPES.index(seed_type)

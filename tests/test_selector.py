@@ -447,7 +447,7 @@ def test_kept_rows_come_first_as_in_the_twin(variant, rho, share):
         testing.bags_of_sizes(rng, np.array([50, 700, 2000]), dim=16),
     ):
         bags = tuple(bags)
-        keep = rng.random(len(bags[0])) < share
+        keep = rng.integers(1, 4, len(bags[0])).astype(np.uint8) * (rng.random(len(bags[0])) < share)
         ours = _core.select(*bags, config, 1, keep)
         for mine, theirs in zip(ours, reference.select(*bags, config, keep), strict=True):
             np.testing.assert_array_equal(mine, theirs, strict=True)
@@ -457,6 +457,8 @@ def test_kept_rows_come_first_as_in_the_twin(variant, rho, share):
             marked = {int(first) + i for i in np.flatnonzero(keep[first:last])}
             assert len(mine) == min(40, last - first)
             assert len(mine & marked) == min(40, len(marked))
+            highest = {row for row in marked if keep[row] == 3}
+            assert len(mine & highest) == min(40, len(highest))
 
 
 def test_keep_must_be_a_mask_of_all_rows():
@@ -465,5 +467,5 @@ def test_keep_must_be_a_mask_of_all_rows():
     assert picked(selector.select(*bags, keep=np.array([False, False, True]))) == {2: 3}
     with pytest.raises(ValueError, match="keep must have 3 rows"):
         selector.select(*bags, keep=np.array([True]))
-    with pytest.raises(TypeError, match="keep must be bool, got uint8"):
-        selector.select(*bags, keep=np.zeros(3, np.uint8))
+    with pytest.raises(TypeError, match="keep must be uint8, got int64"):
+        selector.select(*bags, keep=np.zeros(3, np.int64))
