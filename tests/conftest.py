@@ -16,7 +16,19 @@ def rng():
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """Directory of a small model with random weights."""
+    """Directory of a small model of the paper's form with random weights."""
+    return _saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def additive_model(tmp_path_factory):
+    """Directory of a small model that predicts fold changes, with random weights."""
+    place = tmp_path_factory.mktemp("additive_model")
+    calibration = {"effect_scale": 2.0, "effect_interval": (-0.5, 0.25)}
+    return _saved(place, {"additive": 8, "members": 2}, keep_seed="offset 6mer", **calibration)
+
+
+def _saved(directory, aggregator=None, **config):
     torch = pytest.importorskip("torch")
 
     from pairformer.config import AggregatorConfig, CheapConfig, ExpensiveConfig, ModelConfig, SelectorConfig
@@ -27,10 +39,10 @@ def model(tmp_path_factory):
         ExpensiveConfig(channels=(8, 8, 8), se_reduction=2, pooled_length=4),
         CheapConfig(channels=(8, 8), width=32, hidden=8),
         SelectorConfig(k_max=16),
-        AggregatorConfig(width=16, layers=2, hidden=16),
+        AggregatorConfig(width=16, layers=2, hidden=16, **(aggregator or {})),
         logit_scale=0.5,
+        **config,
     )
-    directory = tmp_path_factory.mktemp("model")
     PairFormer(config).save(directory)
     return directory
 
