@@ -406,7 +406,7 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
     """Model and training of the weights of this name that ship with the package.
 
     "paper": the paper's form in the default size, trained on pair labels alone. "default": seed sites are never
-    dropped, tokens know what surrounds them, an additive head beside a shallower Set Transformer, three of each,
+    dropped, tokens know what surrounds them, an additive head beside a shallower Set Transformer, five of each,
     trained on fold changes, decoys, CLASH and labels weighted within each miRNA, with the encoders frozen.
     """
     check(name in RECIPES, "recipe", f"be one of {', '.join(RECIPES)}", repr(name))
@@ -414,13 +414,13 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
         return ModelConfig(), TrainConfig()
     return (
         ModelConfig(
-            aggregator=AggregatorConfig(layers=1, additive=32, members=3),
+            aggregator=AggregatorConfig(layers=1, additive=32, members=5),
             token=("embedding", "logit", "esa", "position", "site", "context"),
             keep_seed="offset 6mer",
         ),
         TrainConfig(
             stage3=JointStageConfig(3, 64, 1e-3, 1e-2),
-            sources=SourceConfig(per_mirna=True, decoys=10.0, clash=1.0, effects=1.0),
+            sources=SourceConfig(per_mirna=True, decoys=15.0, clash=1.0, effects=1.0),
         ),
     )
 

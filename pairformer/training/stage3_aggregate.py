@@ -52,7 +52,7 @@ def train_aggregator(
         more: further sources.
     """
     if model.additives:
-        _train_heads(model, bags.pairs, config, run_dir, more.effects)
+        train_heads(model, bags.pairs, config, run_dir, more.effects)
     if not model.aggregators:
         return
     clash = Bags(model, more.clash, config.budgets) if more.clash is not None else None
@@ -78,7 +78,7 @@ def train_aggregator(
     model.additives.requires_grad_(True)
 
 
-def _train_heads(
+def train_heads(
     model: PairFormer, pairs: Pairs, config: TrainConfig, run_dir: Path, effects: FoldChanges | None
 ) -> None:
     """Fit the additive heads to fold changes, one experiment a step, and to positive pairs against decoys."""

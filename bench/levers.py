@@ -1,0 +1,114 @@
+"""What each part of the additive heads' training is worth: python bench/levers.py DATA PROTOCOL LEVER...
+
+``fold-change``: 1,500 genes, 4 x 2 blocks of families and genes; ``rewired``: its 9 blocks. The heads of the default
+recipe with one thing changed, one seed, against the default on the same rows; encoders have no part in it.
+"""
+
+import contextlib
+import io
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pairformer.config import recipe
+from pairformer.data import MoreSources, load_fold_changes
+from pairformer.evaluation.fold_change import experiment_metrics
+from pairformer.evaluation.protocols import PROTOCOLS, Fold, group_folds, held_out_pairs
+from pairformer.metrics import ranking
+from pairformer.models import PairFormer
+from pairformer.training.stage3_aggregate import read_seed_sites, train_heads
+
+SITE = {"seed type": range(5), "local AU": [5], "3' pairing": [6], "distances to the ends": [7, 8],
+        "distances to other sites": [11, 12], "UTR length": [9]}  # fmt: skip
+BAG = {"UTR length": [0], "UTR composition": [1, 2, 3], "number of candidates": [4], "miRNA composition": range(5, 11)}
+SOURCES = {
+    "default": {},
+    "fold changes alone": {"decoys": 0.0},
+    "decoys alone": {"effects": 0.0},
+    "decoys at 3": {"decoys": 3.0},
+}
+METRICS = {"fold-change": ("Spearman", "r2", "ROC-AUC of the top 5 %"), "rewired": ("ROC-AUC",)}
+
+
+def small_folds(folder: Path) -> list[Fold]:
+    """The rows of ``fold-change``, 1,500 genes in 4 x 2 blocks."""
+    folds = PROTOCOLS["fold-change"].folds(folder)
+    test = folds[0].test
+    for fold in folds[1:]:
+        test = test.join(fold.test)
+    genes = np.random.default_rng(2020).choice(np.unique(test.gene), 1500, replace=False)
+    test = test.take(np.isin(test.gene, genes))
+    pairs = folds[0].train.join(folds[0].validation)
+    for fold in folds[1:]:
+        pairs = pairs.join(fold.train.join(fold.validation))
+    _, first = np.unique([f"{m} {g}" for m, g in zip(pairs.mirna, pairs.gene, strict=True)], return_index=True)
+    pairs, blocks = pairs.take(first), []
+    family, gene = (group_folds(names, np.ones(len(test)), n) for names, n in ((test.family, 4), (test.gene, 2)))
+    for f, g in np.ndindex(4, 2):
+        rows = test.take((family == f) & (gene == g))
+        allowed = pairs.take(held_out_pairs(pairs, rows, PROTOCOLS["fold-change"].claims))
+        blocks.append(Fold(f"families {f}, genes {g}", allowed, allowed.take(np.arange(0)), rows))
+    return blocks
+
+
+def scores(folder: Path, name: str, folds: list[Fold], lever: str, mask_of: dict[str, list[int]]) -> list[np.ndarray]:
+    """Repression of each fold's test rows by heads trained with a lever."""
+    config, train = recipe("default")
+    train = replace(train, sources=replace(train.sources, **SOURCES.get(lever, {"decoys": 0.0})))
+    effects, found = load_fold_changes(folder), []
+    for fold in folds:
+        more = MoreSources(effects=effects.take(held_out_pairs(effects, fold.test, PROTOCOLS[name].claims)))
+        torch.manual_seed(train.rng_seed)
+        model = PairFormer(replace(config, aggregator=replace(config.aggregator, kind="none")))
+        for head in model.additives:
+            for layer, gone in ((head.site[0], mask_of["site"]), (head.bag[0], mask_of["bag"])):
+                kept = torch.ones(layer.weight.shape[1])
+                kept[list(gone)] = 0
+                layer.weight.data *= kept  # what a weight of zero reads it does not know; decay keeps it zero
+                layer.weight.register_hook(lambda gradient, kept=kept: gradient * kept)
+        with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
+            train_heads(model, fold.train.join(fold.validation), train, Path(place), more.effects)
+        with torch.no_grad():
+            arguments = read_seed_sites(fold.test, config.esa_min).all()
+            found.append(torch.stack([head(*arguments)[0] for head in model.additives]).mean(0).numpy())
+    return found
+
+
+def table(name: str, folds: list[Fold], found: list[np.ndarray]) -> np.ndarray:
+    """(units, metrics): by experiment, or by block."""
+    if name == "rewired":
+        return np.array([[ranking(f.test.label, s)["roc_auc"]] for f, s in zip(folds, found, strict=True)])
+    rows: dict[str, list] = {}
+    for fold, score in zip(folds, found, strict=True):
+        for mirna in np.unique(fold.test.mirna):
+            k = fold.test.mirna == mirna
+            rows.setdefault(mirna, []).append(experiment_metrics(fold.test.label[k], fold.test.raw[k], score[k])[:3])
+    return np.array([np.mean(values, 0) for values in rows.values()])
+
+
+def main(folder: Path, name: str, levers: list[str]) -> None:
+    torch.set_num_threads(1)
+    folds = small_folds(folder) if name == "fold-change" else PROTOCOLS[name].folds(folder)
+    print("| lever | " + " | ".join(f"{m}, difference to the first row" for m in METRICS[name]) + " |")
+    print("|---" * (1 + len(METRICS[name])) + "|")
+    first = None
+    for lever in levers:
+        gone = lever.removeprefix("without ")
+        mask_of = {"site": SITE.get(gone, []), "bag": BAG.get(gone, [])}
+        if lever not in SOURCES and not any(len(columns) for columns in mask_of.values()):
+            sys.exit(f"lever must be one of {', '.join((*SOURCES, *SITE, *BAG))}, got {lever}")
+        values = table(name, folds, scores(folder, name, folds, lever, mask_of))
+        first = values if first is None else first
+        drawn = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+        low, high = np.quantile((values - first)[drawn].mean(1), (0.025, 0.975), axis=0)
+        cells = [f"{m:.4f} ± {s:.3f}, {d:+.4f} [{a:+.4f}, {b:+.4f}]" for m, s, d, a, b in zip(
+            values.mean(0), values.std(0), (values - first).mean(0), low, high, strict=True)]  # fmt: skip
+        print(f"| {lever} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
