@@ -369,6 +369,15 @@ def test_heads_learn_from_effects_and_from_decoys(folder, tmp_path):
             assert torch.equal(value, heads[key])
 
 
+def test_a_stage_without_rows_is_refused(folder, tmp_path):
+    pairs = load_pairs(folder / PAIRS, folder)
+    nothing = TrainConfig(sources=SourceConfig(labels=0.0))
+    for aggregator, stage in ((AggregatorConfig(kind="none", additive=4), "additive"), (SMALL.aggregator, "stage3")):
+        model = PairFormer(ModelConfig(aggregator=aggregator))
+        with pytest.raises(ValueError, match=f"{stage} must have rows to train on, got 0; give one of its sources"):
+            training.train_aggregator(model, training.Bags(model, pairs), None, nothing, tmp_path)
+
+
 def test_decoys_are_drawn_anew_each_epoch(folder):
     pairs = load_pairs(folder / PAIRS, folder)
     torch.manual_seed(0)

@@ -53,7 +53,12 @@ def fit(
         validate: metrics of the averaged weights after each epoch; the epoch with the best "pr_auc" is kept, the
             earlier of equal ones. None: the last epoch is kept.
         joint: part of ``module`` trained in the last ``config.joint_epochs`` only.
+
+    Raises:
+        ValueError: there are no rows.
     """
+    if n_rows < 1:
+        raise ValueError(f"{stage} must have rows to train on, got {n_rows}; give one of its sources a share and rows")
     run_dir.mkdir(parents=True, exist_ok=True)
     joint_epochs, joint_lr = (
         (config.joint_epochs, config.joint_lr) if isinstance(config, JointStageConfig) else (0, 0.0)
