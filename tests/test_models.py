@@ -10,7 +10,15 @@ import pytest
 import pairformer
 from pairformer import testing
 from pairformer.bags import padded_rows
-from pairformer.config import AggregatorConfig, CheapConfig, ExpensiveConfig, ModelConfig, SelectorConfig
+from pairformer.config import (
+    RECIPES,
+    AggregatorConfig,
+    CheapConfig,
+    ExpensiveConfig,
+    ModelConfig,
+    SelectorConfig,
+    recipe,
+)  # fmt: skip
 
 torch = pytest.importorskip("torch")
 from pairformer.models import ISAB, MAB, PMA, SAB, CheapEncoder, ExpensiveEncoder, PairFormer, SetTransformer  # noqa: E402
@@ -272,22 +280,32 @@ def test_cuda_equals_cpu(rng):
     cpu, cuda = model(candidates), model.to("cuda")(candidates)
     np.testing.assert_allclose(cuda.cheap_logit, cpu.cheap_logit, atol=1e-5)
     np.testing.assert_array_equal(cuda.selection.rows, cpu.selection.rows)
-    torch.testing.assert_close(cuda.pair_logit.cpu(), cpu.pair_logit, atol=1e-4, rtol=0)
+    torch.testing.assert_close(cuda.pooled.logit.cpu(), cpu.pooled.logit, atol=1e-4, rtol=0)
 
 
-def test_default_weights():
-    """The shipped model: small, of the default size, with its record, and empty bags at even odds."""
-    weights = ROOT / "pairformer/weights"
-    assert sum(path.stat().st_size for path in weights.iterdir()) < 4_000_000
-    model = PairFormer.load()
-    assert parameters(model) == 14_241 + 6_801 + 179_713
-    assert model.config.empty_logit == 0
-    record = model.metadata
-    assert record["trained_on"] == {"pairs": 5928, "positive_pairs": 5380, "sites": 55937}
-    held_out = record["held_out"]
-    assert {"look_up", "mirna_prior", "gene_prior", "seed_score"} < set(held_out["means"])
-    assert model.config.logit_scale == held_out["logit_scale"]
-    card = (ROOT / "MODEL_CARD.md").read_text()
-    assert f"sigmoid({held_out['logit_scale']:.3f} * logit)" in card
+def test_shipped_weights():
+    """Small, of their recipes, with their records, which the card repeats; empty bags at even odds."""
+    weights, card = ROOT / "pairformer/weights", (ROOT / "MODEL_CARD.md").read_text()
+    assert sum(path.stat().st_size for path in weights.rglob("*.*")) < 8_000_000
+    models = {name: PairFormer.load(name) for name in RECIPES}
+    calibrated = ("logit_scale", "effect_scale", "effect_interval")
+    for name, model in models.items():
+        plain = {field: getattr(ModelConfig(), field) for field in calibrated}
+        assert dataclasses.replace(model.config, **plain) == recipe(name)[0]
+        assert model.config.empty_logit == 0
+        assert f"sigmoid({model.config.logit_scale:.3f} * logit)" in card
+    paper, default = models["paper"], models["default"]
+    assert parameters(paper) == 14_241 + 6_801 + 179_713
+    assert paper.metadata["trained_on"] == {"pairs": 5928, "positive_pairs": 5380, "sites": 55937}
     for metric in ("pr_auc", "roc_auc", "within_mirna"):
-        assert f"**{held_out['means']['pair-former'][metric]:.3f}**" in card
+        assert f"**{paper.metadata['held_out']['means']['pair-former'][metric]:.3f}**" in card
+    trained_on = {"pairs": 5928, "positive_pairs": 5380, "clash": 8193, "effects": 172153}
+    assert default.metadata["trained_on"] == trained_on
+    held_out = default.metadata["held_out"]
+    assert default.config.logit_scale == held_out["rewired"]["logit_scale"]
+    assert list(default.config.effect_interval) == held_out["fold-change"]["effect_interval"]
+    for metric in ("spearman", "r2", "auroc_top"):
+        assert f"**{held_out['fold-change']['means']['pair-former repression'][metric]:.3f} ±" in card
+    for name in ("expensive", "cheap"):  # one pair of encoders
+        for one, other in zip(*(getattr(model, name).parameters() for model in models.values()), strict=True):
+            assert torch.equal(one, other)
