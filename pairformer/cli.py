@@ -308,8 +308,8 @@ def evaluate(
     """Score a model by a protocol, beside what identity alone and simple scores reach on the same rows.
 
     What test and training share is printed first; a protocol that claims they share nothing is refused where they do.
-    With --recipe paper stage 3 runs 30 epochs for half-split, deduplicated and sites unless told otherwise, and the best
-    by validation is kept; the default recipe keeps the last.
+    With --recipe paper stage 3 runs 30 epochs for half-split, deduplicated and sites unless told otherwise, and the
+    best by validation is kept; the default recipe keeps the last.
 
     \b
     half-split         the paper's split; leaks      rewired          same miRNAs and genes, other pairing
