@@ -350,8 +350,14 @@ class JointStageConfig(StageConfig):
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Weight of each source in the loss of stage 3; 0 leaves it out."""
+    """Weight of each source in the losses; 0 leaves it out. The first three are of stages 1 and 2."""
 
+    windows: float = 1.0
+    """Labelled windows of 40 nt, both classes alike."""
+    clash_windows: float = 0.0
+    """Best candidates of CLASH windows whose negatives have the positives' miRNAs; both classes of each miRNA alike."""
+    clash_original: float = 0.0
+    """The same of CLASH windows with uncorrected negatives."""
     labels: float = 1.0
     """Labelled pairs."""
     per_mirna: bool = False
@@ -361,12 +367,16 @@ class SourceConfig:
     """Positive pairs against the same miRNAs and genes in another pairing, drawn anew each epoch."""
     clash: float = 0.0
     """Windows of CLASH, each a bag."""
+    instances: float = 0.0
+    """Labelled windows inside labelled pairs, where they are selected: lambda of PAIR-Former eq. 8. They teach the
+    encoder, in joint epochs."""
     effects: float = 0.0
     """Measured fold changes, one experiment at a time: 1 - correlation with the additive head's repression."""
 
     def __post_init__(self) -> None:
-        for name in ("labels", "decoys", "clash", "effects"):
-            check(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+        for f in fields(self):
+            if f.name != "per_mirna":
+                check(getattr(self, f.name) >= 0, f.name, "not be negative", getattr(self, f.name))
 
 
 @dataclass(frozen=True)
@@ -395,6 +405,8 @@ class TrainConfig:
     """Budgets k_max that stage 3 draws from, one per batch, so that one model serves each; empty: the model's own."""
 
     def __post_init__(self) -> None:
+        check(not self.sources.instances or self.stage3.joint_epochs > 0, "joint_epochs",
+              "be 1 or more where instances have a share", self.stage3.joint_epochs)  # fmt: skip
         object.__setattr__(self, "budgets", tuple(self.budgets))
         check(all(k >= 1 for k in self.budgets), "budgets", "be 1 or more each", self.budgets)
 

@@ -22,7 +22,8 @@ from pairformer.scan import scan
 
 DATA_VARIABLE = "PAIRFORMER_DATA"
 SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
-CLASH, FUNMIRBENCH = "mirbench_hejret2023/sites.tsv", "lfc_funmirbench"
+CLASH, CLASH_ORIGINAL = "mirbench_hejret2023/sites.tsv", "clash_hejret2023_original/sites.tsv.gz"
+FUNMIRBENCH = "lfc_funmirbench"
 _CHANGES = ("experiment", "gene_id", "log2fc")
 MOST_EFFECT = 1.5  # log2; effects beyond say more of the measurement than of a miRNA
 _MIRNA = re.compile("[ACGUTacgut]{1,35}")
@@ -197,6 +198,8 @@ class Sites(Labelled):
     """(M,) 6-10."""
     position: NDArray[np.float32]
     """(M,) 0.5: a window by itself is its own middle."""
+    weight: NDArray[np.float32]
+    """(M,) In the losses of stages 1 and 2; 1 until the sources are put together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,12 +248,17 @@ class FoldChanges(Pairs):
 
 @dataclass(frozen=True, eq=False)
 class MoreSources:
-    """What stage 3 learns from beside labelled pairs."""
+    """What is learnt from beside labelled windows of 40 nt and labelled pairs."""
 
     clash: Pairs | None = None
-    """Windows as bags."""
+    """Windows of 50 nt with negatives of the same miRNA frequencies: bags of stage 3, and their best candidates
+    windows of stages 1 and 2."""
+    clash_original: Pairs | None = None
+    """The same positives with ten times as many negatives, uncorrected: stages 1 and 2."""
     effects: FoldChanges | None = None
     """Measured fold changes."""
+    instances: Pairs | None = None
+    """Windows of 40 nt with labels of their own that lie in a labelled pair of their miRNA."""
 
     def items(self) -> Iterator[tuple[str, Pairs]]:
         """Names and rows of those that are there."""
@@ -264,7 +272,10 @@ class MoreSources:
 def load_sources(folder: Path, sources: SourceConfig) -> MoreSources:
     """Those of the data folder that a config gives a share."""
     return MoreSources(
-        load_clash(folder) if sources.clash else None, load_fold_changes(folder) if sources.effects else None
+        load_clash(folder) if sources.clash or sources.clash_windows else None,
+        load_clash(folder, "train_1_10", CLASH_ORIGINAL) if sources.clash_original else None,
+        load_fold_changes(folder) if sources.effects else None,
+        load_instances(folder) if sources.instances else None,
     )
 
 
@@ -295,13 +306,39 @@ def load_fold_changes(folder: Path) -> FoldChanges:
     return FoldChanges(np.array(change, np.float32), mirna, symbol, utr, utr_id, experiment, series)
 
 
-def load_clash(folder: Path, split: str = "train") -> Pairs:
-    """Windows of ``CLASH`` as pairs: each a UTR of 50 nt. A window stands as its own gene, since the table names none.
+def load_clash(folder: Path, split: str = "train", table: str = CLASH) -> Pairs:
+    """Windows of CLASH as pairs: each a UTR of 50 nt. A window stands as its own gene, since the table names none.
 
     Raises:
         DataError: the table is damaged, as ``file:line: ...``.
     """
-    return load_pairs(folder / CLASH, folder).take(columns(folder / CLASH, "split")[0] == split)
+    return load_pairs(folder / table, folder).take(columns(folder / table, "split")[0] == split)
+
+
+def load_instances(folder: Path) -> Pairs:
+    """Windows of ``SITES`` that lie in a labelled pair of their miRNA, each as a UTR of 40 nt.
+
+    Raises:
+        DataError: the table is damaged, as ``file:line: ...``.
+    """
+    return load_pairs(folder / SITES, folder).take(columns(folder / SITES, "in_miraw_pair")[0] != "")
+
+
+def best_windows(pairs: Pairs, esa_min: int) -> Sites:
+    """The candidate of each pair with the highest ESA score, the first of equal ones, with the pair's label; pairs
+    without a candidate are left out."""
+    candidates = scan(pairs.mirna, pairs.utr, esa_min, strict=True)
+    order = np.lexsort((candidates.start, -candidates.esa_score.astype(int), candidates.bag_of()))
+    has = candidates.n_candidates > 0
+    rows = order[candidates.offsets[:-1][has]]
+    window = np.array(
+        [utr[s : s + WINDOW] for utr, s in zip(pairs.utr[has], candidates.start[rows], strict=True)], object
+    )
+    middle, weight = np.full(len(rows), 0.5, np.float32), np.ones(len(rows), np.float32)
+    return Sites(
+        pairs.label[has], pairs.mirna[has], pairs.gene[has], window, candidates.encode(rows),
+        candidates.esa_score[rows], middle, weight,
+    )  # fmt: skip
 
 
 def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
@@ -332,6 +369,7 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
     sites = Sites(
         _labels(kept), _rna(kept, "mirna_seq"), np.array(gene, object), _rna(kept, "mrna_seq"),
         candidates.encode(found), candidates.esa_score[found], candidates.position[found],
+        np.ones(len(kept), np.float32),
     )  # fmt: skip
     return sites, counts
 

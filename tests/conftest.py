@@ -123,6 +123,7 @@ def folder(tmp_path_factory):
         "lfc_funmirbench/experiments.tsv": ["experiment\tmirna_seq\ttype\tgeo\tquality", *experiments],
         "lfc_funmirbench/gene_utr.tsv": ["gene_id\tgene_symbol\tutr_id", *gene_utr],
         "mirbench_hejret2023/sites.tsv": clash,
+        "clash_hejret2023_original/sites.tsv.gz": [line.replace("\ttrain", "\ttrain_1_10") for line in clash],
     }
     for name, lines in tables.items():
         (path / name).parent.mkdir(exist_ok=True)

@@ -24,8 +24,10 @@ from pairformer.data import (
     Sites,
     columns,
     load_fold_changes,
+    load_instances,
     load_pairs,
     load_sites,
+    load_sources,
 )  # fmt: skip
 from pairformer.engines import NativeEngine
 from pairformer.metrics import ranking
@@ -35,7 +37,7 @@ torch = pytest.importorskip("torch")
 from pairformer import predict, training  # noqa: E402
 from pairformer.evaluation.baselines import seed_sites  # noqa: E402
 from pairformer.models import PairFormer  # noqa: E402
-from pairformer.training import losses, stage3_aggregate  # noqa: E402
+from pairformer.training import losses, stage1_encoder, stage3_aggregate  # noqa: E402
 from pairformer.training.loop import fit  # noqa: E402
 from pairformer.training.losses import effect_loss, mirna_weights  # noqa: E402
 
@@ -213,7 +215,9 @@ def test_caches_of_two_splits_never_meet(folder, tmp_path):
              ({"rng_seed": 1}, {"loss": LossConfig(smoothing=0.1)}, {"stage2": StageConfig(2, 64, 1e-2)})}  # fmt: skip
     keys |= {training.encoders_key(replace(SMALL, cheap=replace(SMALL.cheap, hidden=8)), splits[0], quick)}
     assert len(keys) == 9
-    assert training.encoders_key(SMALL, splits[0], replace(quick, budgets=(4,))) == shared[0][0]  # not of stages 1, 2
+    weighted = stage1_encoder.weighted_windows(splits[0], MoreSources(), SourceConfig(), 6)
+    assert training.encoders_key(SMALL, weighted, replace(quick, budgets=(4,))) == shared[0][0]  # not of stages 1, 2
+    assert training.encoders_key(SMALL, replace(weighted, weight=2 * weighted.weight), quick) != shared[0][0]
 
 
 def other(value):
@@ -378,6 +382,68 @@ def test_a_stage_without_rows_is_refused(folder, tmp_path):
             training.train_aggregator(model, training.Bags(model, pairs), None, nothing, tmp_path)
 
 
+def test_windows_of_all_sources(folder):
+    """A CLASH window of 50 nt gives its best candidate; each source has its share, each miRNA both classes alike."""
+    sites, _ = load_sites(folder / SITES, folder)
+    sources = SourceConfig(windows=0.5, clash_windows=2.0, clash_original=3.0)
+    more = load_sources(folder, sources)
+    assert [name for name, _ in more.items()] == ["clash", "clash_original"]
+    windows = stage1_encoder.weighted_windows(sites, more, sources, 6)
+    np.testing.assert_allclose(windows.weight[: len(sites)], 0.5 * losses.class_weights(torch.from_numpy(sites.label)))
+    own = windows.take(np.arange(len(sites), len(windows)))
+    n = len(own) // 2
+    assert own.take(np.arange(n)).weight.mean() == pytest.approx(2)
+    assert own.take(np.arange(n, 2 * n)).weight.mean() == pytest.approx(3)
+    candidates = scan(more.clash.mirna, more.clash.utr)
+    best = np.maximum.reduceat(candidates.esa_score, candidates.offsets[:-1])
+    row = {(m, u): i for i, (m, u) in enumerate(zip(more.clash.mirna, more.clash.utr, strict=True))}
+    for i in range(n):
+        pair = row[own.mirna[i], own.gene[i]]  # a window of 50 nt stands as its own gene
+        assert own.window[i] in own.gene[i]
+        assert len(own.window[i]) == 40
+        assert own.label[i] == more.clash.label[pair]
+        assert own.esa_score[i] == best[pair]
+        np.testing.assert_array_equal(own.one_hot[i], scan(own.mirna[i], own.window[i]).encode()[0])
+    for mirna in set(own.mirna[:n]):
+        mine = own.mirna[:n] == mirna
+        total = [own.weight[:n][mine & (own.label[:n] == label)].sum() for label in (0, 1)]
+        assert total[0] == pytest.approx(total[1], rel=1e-5)
+    assert len(stage1_encoder.weighted_windows(sites, more, SourceConfig(windows=0, clash_windows=1), 6)) == n
+
+
+def test_labelled_windows_teach_where_they_are_selected(folder, tmp_path):
+    """Eq. 8: a window's own label reaches the encoder's logit of it, in joint epochs, if the window is selected."""
+    pairs = load_pairs(folder / PAIRS, folder)
+    pairs = pairs.take(np.array([len(utr) > 60 for utr in pairs.utr]))
+    windows = replace(pairs, utr=np.array([utr[5:45] for utr in pairs.utr], object), label=1 - pairs.label)
+    torch.manual_seed(0)
+    model = PairFormer(SMALL)
+    bags = training.Bags(model, pairs, (4, 64))
+    instances = stage3_aggregate.Instances(bags, windows)
+    starts = bags.candidates.start[instances.row]
+    assert len(starts) > 50
+    assert (starts == 5).all()
+    owner = bags.candidates.bag_of(instances.row)
+    np.testing.assert_array_equal(instances.label, 1 - pairs.label[owner])
+    every = np.arange(len(pairs))
+    few, all_of_them = (instances.of(every, k) for k in (4, None))
+    assert 0 < len(few) < len(all_of_them)
+    assert set(owner[instances.of(every[:9], None)]) <= set(range(9))
+
+    config = replace(QUICK, stage3=JointStageConfig(4, 16, 5e-3, ema_decay=0.5, joint_epochs=4, joint_lr=1e-2))
+    before, found = {n: v.clone() for n, v in model.state_dict().items()}, []
+    for share in (0.0, 5.0):
+        model.load_state_dict(before)
+        mine = replace(config, sources=SourceConfig(instances=share))
+        training.train_aggregator(model, bags, None, mine, tmp_path / str(share), MoreSources(instances=windows))
+        with torch.no_grad():
+            logit = model.encode_selected(bags.candidates, instances.row[all_of_them])[1]
+        found.append(ranking(instances.label[all_of_them], logit)["roc_auc"])
+    assert found[1] > found[0] + 0.1
+    with pytest.raises(ValueError, match="joint_epochs must be 1 or more where instances have a share, got 0"):
+        TrainConfig(stage3=JointStageConfig(4, 16, 5e-3), sources=SourceConfig(instances=1.0))
+
+
 def test_decoys_are_drawn_anew_each_epoch(folder):
     pairs = load_pairs(folder / PAIRS, folder)
     torch.manual_seed(0)
@@ -461,6 +527,7 @@ def test_default_recipe(folder, tmp_path, command):
 
 def test_real_training_rows(data):
     sites, counts = load_sites(data / SITES, data)
+    assert len(load_instances(data)) == 93
     assert counts == {"rows": 61_805, "in_a_pair": 93, "no_candidate": 5_775, "used": 55_937}
     assert isinstance(sites, Sites)
     assert len(load_pairs(data / PAIRS, data)) == 5_928

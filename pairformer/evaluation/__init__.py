@@ -144,7 +144,7 @@ def evaluate(
                 began = time.perf_counter()
                 fitted = replace(config, rng_seed=seed)
                 allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
-                more = extra.where(functools.partial(held_out_pairs, test=fold.test, claims=protocol.claims))
+                more = extra.where(functools.partial(_may_train, fold, protocol.claims))
                 scores, covered = _fold_scores(
                     fold, allowed, more, given, model_config, fitted, place, cache, weights, k_max, baselines
                 )
@@ -177,6 +177,11 @@ def evaluate(
     return report
 
 
+def _may_train(fold: Fold, claims: Sequence[str], pairs: Pairs) -> NDArray[np.bool_]:
+    """(B,) pairs of a further source that a fold may train on."""
+    return held_out_pairs(pairs, fold.test, claims) & held_out_pairs(pairs, fold.validation, ())
+
+
 def _audit(protocol: Protocol, folds: list[Fold], sites: Sites, extra: MoreSources) -> tuple[list[str], list[str]]:
     """What test rows share with training pairs and with the encoders' windows, and which claims do not hold.
 
@@ -192,7 +197,7 @@ def _audit(protocol: Protocol, folds: list[Fold], sites: Sites, extra: MoreSourc
         for what, rows, claims in (
             ("training pairs", fold.train.join(fold.validation), protocol.claims),
             ("the encoders' windows", windows, strict),
-            *((f"training {name}", part.take(held_out_pairs(part, fold.test, protocol.claims)), strict)
+            *((f"training {name}", part.take(_may_train(fold, protocol.claims, part)), strict)
               for name, part in extra.items()),
         ):  # fmt: skip
             found = overlap(rows, fold.test)
@@ -247,7 +252,7 @@ def _fold_scores(
         add("pooled", pooled(network, digest, ESA_MIN, TARGETNET_EMPTY), "targetnet_")
     torch.manual_seed(config.rng_seed)
     model = given or PairFormer(model_config)
-    key = given.metadata["model_sha256"] if given else train_encoders(model, sites, config, cache / "encoders")
+    key = given.metadata["model_sha256"] if given else train_encoders(model, sites, config, cache / "encoders", extra)
     model.eval()
     if baselines:
         add("pooled", pooled(lambda windows: model.expensive(windows)[1], key, model.config.esa_min), "encoder_")

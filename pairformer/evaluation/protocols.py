@@ -89,6 +89,11 @@ def _among(values: Iterable[str], names: Iterable[str]) -> NDArray[np.bool_]:
     return np.array([value in known for value in values])
 
 
+def _windows(utrs: Iterable[str]) -> set[str]:
+    """Every 40 nt of some UTRs."""
+    return {utr[i : i + WINDOW] for utr in set(utrs) for i in range(len(utr) - WINDOW + 1)}
+
+
 def held_out_sites(sites: Sites, test: Pairs, claims: Sequence[str]) -> NDArray[np.bool_]:
     """(M,) windows that the encoders may see: the protocol's claim on pairs holds for windows too.
 
@@ -102,26 +107,29 @@ def held_out_sites(sites: Sites, test: Pairs, claims: Sequence[str]) -> NDArray[
         genes = set(test.gene)
         allowed &= np.array([genes.isdisjoint(names.split(",")) for names in sites.gene])
     if {"gene", "near_identical"} & set(claims):
-        windows = {utr[i : i + WINDOW] for utr in set(test.utr) for i in range(len(utr) - WINDOW + 1)}
-        allowed &= ~_among(sites.window, windows)
+        allowed &= ~_among(sites.window, _windows(test.utr))
     return allowed
 
 
 def held_out_pairs(pairs: Pairs, test: Pairs, claims: Sequence[str]) -> NDArray[np.bool_]:
     """(B,) pairs beside the protocol's own that may be trained on, by its claims.
 
-    No test pair itself; where they are claimed, none of a test family, of a test gene, nor with a UTR (a window of 50
-    nt is one) that is nearly identical with one of the test.
+    No test pair itself; where they are claimed, none of a test family, of a test gene, nor with a UTR that is nearly
+    identical with one of the test. A UTR without a gene's name, such as a window of CLASH, is of a test gene if they
+    have 40 nt in common.
     """
-    tested = set(zip(test.mirna, test.gene, strict=True))
-    allowed = np.array([pair not in tested for pair in zip(pairs.mirna, pairs.gene, strict=True)])
+    asked = set(zip(test.mirna, test.gene, strict=True))
+    allowed = np.array([pair not in asked for pair in zip(pairs.mirna, pairs.gene, strict=True)], bool)
     if "family" in claims:
         allowed &= ~_among(pairs.family, test.family)
     if "gene" in claims:
         allowed &= ~_among(pairs.gene, test.gene)
+        nameless = np.flatnonzero(pairs.gene == pairs.utr)
+        tested = _windows(test.utr) if len(nameless) else set()
+        allowed[nameless] &= np.array([tested.isdisjoint(_windows([utr])) for utr in pairs.utr[nameless]], bool)
     if "near_identical" in claims:
-        utrs, asked = np.unique(pairs.utr), np.unique(test.utr)
-        twin, test_twin = np.split(near_identical_groups(np.concatenate([utrs, asked])), [len(utrs)])
+        utrs, others = np.unique(pairs.utr), np.unique(test.utr)
+        twin, test_twin = np.split(near_identical_groups(np.concatenate([utrs, others])), [len(utrs)])
         allowed &= ~_among(pairs.utr, utrs[np.isin(twin, test_twin)])
     return allowed
 

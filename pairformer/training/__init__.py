@@ -15,7 +15,7 @@ from pairformer.config import ModelConfig, TrainConfig
 from pairformer.data import Labelled, MoreSources, Pairs, Sites
 from pairformer.models import PairFormer
 from pairformer.training.loop import whole_file
-from pairformer.training.stage1_encoder import train_encoder
+from pairformer.training.stage1_encoder import train_encoder, weighted_windows
 from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import Bags, train_aggregator
 
@@ -54,7 +54,7 @@ def train(
         model_config: the model.
         config: the training.
         encoders: name or directory of a saved model whose encoders are taken in place of stages 1 and 2.
-        more: what stage 3 learns from beside ``pairs``.
+        more: what is learnt from beside ``sites`` and ``pairs``.
         calibration: fields of the saved model's config that held-out folds gave: logit_scale, effect_scale,
             effect_interval.
         metadata: recorded with the weights.
@@ -76,11 +76,12 @@ def train(
     if source is not None:
         load_encoders(model, source)
     elif sites is not None:
+        windows = weighted_windows(sites, more, config.sources, model_config.esa_min)
         last = stage if stage in ENCODER_STAGES else "stage2"
         for name, run_stage in ENCODER_STAGES.items():
             if stage not in ("all", name) and not _finished(out / f"{name}.pt", getattr(config, name).epochs):
                 raise FileNotFoundError(f"{stage} needs {name} finished in {out}; run `pairformer train {name}` first")
-            run_stage(model, sites, config, out)
+            run_stage(model, windows, config, out)
             if name == last:
                 break
     if stage in ENCODER_STAGES:
@@ -95,15 +96,18 @@ def train(
     return model
 
 
-def train_encoders(model: PairFormer, sites: Sites, config: TrainConfig, cache: Path) -> str:
+def train_encoders(
+    model: PairFormer, sites: Sites, config: TrainConfig, cache: Path, more: MoreSources = NOTHING_MORE
+) -> str:
     """Stages 1 and 2 in the folder of ``cache`` that is named by all they depend on; a finished one is read.
 
     Returns:
         The name: sha256 of the windows' rows, the encoders' configs and the part of the training they see.
     """
-    key = encoders_key(model.config, sites, config)
+    windows = weighted_windows(sites, more, config.sources, model.config.esa_min)
+    key = encoders_key(model.config, windows, config)
     for run_stage in ENCODER_STAGES.values():
-        run_stage(model, sites, config, cache / key)
+        run_stage(model, windows, config, cache / key)
     return key
 
 

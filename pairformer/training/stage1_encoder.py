@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pairformer.config import TrainConfig
-from pairformer.data import Sites
+from pairformer.config import SourceConfig, TrainConfig
+from pairformer.data import MoreSources, Sites, best_windows
 from pairformer.models import PairFormer
 from pairformer.training.loop import fit
-from pairformer.training.losses import binary_loss, class_weights
+from pairformer.training.losses import binary_loss, class_weights, mirna_weights
+
+
+def weighted_windows(sites: Sites, more: MoreSources, sources: SourceConfig, esa_min: int) -> Sites:
+    """Windows of all sources of stages 1 and 2, weighted by share and class.
+
+    CLASH is weighted within each miRNA, so that a miRNA's frequency among its positives teaches nothing.
+    """
+    parts = [replace(sites, weight=sources.windows * class_weights(torch.from_numpy(sites.label)).numpy())]
+    for pairs, share in ((more.clash, sources.clash_windows), (more.clash_original, sources.clash_original)):
+        if pairs is not None and share:
+            best = best_windows(pairs, esa_min)
+            weight = mirna_weights(torch.from_numpy(best.label), best.mirna).numpy()
+            parts.append(replace(best, weight=share * weight))
+    joined = functools.reduce(Sites.join, parts)
+    return joined.take(joined.weight > 0)  # the others teach nothing
 
 
 def train_encoder(model: PairFormer, sites: Sites, config: TrainConfig, run_dir: Path) -> None:
-    """Train ``model.expensive`` on sites."""
+    """Train ``model.expensive`` on windows."""
     windows = torch.from_numpy(sites.one_hot)
-    label = torch.from_numpy(sites.label)
-    weight = class_weights(label)
+    label, weight = torch.from_numpy(sites.label), torch.from_numpy(sites.weight)
 
     def step(rows, epoch):
         _, logit = model.expensive(windows[rows])

@@ -15,7 +15,6 @@ from pairformer.models.pair_former import EXPENSIVE_CHUNK
 from pairformer.training.loop import fit
 from pairformer.training.losses import (
     binary_loss,
-    class_weights,
     distill_feature,
     distill_logit,
     distill_relation,
@@ -27,8 +26,7 @@ def distill(model: PairFormer, sites: Sites, config: TrainConfig, run_dir: Path)
     """Train ``model.cheap``; the teacher, ``model.expensive``, is frozen and read once."""
     windows = torch.from_numpy(sites.one_hot)
     esa_score, position = torch.from_numpy(sites.esa_score), torch.from_numpy(sites.position)
-    label = torch.from_numpy(sites.label)
-    weight = class_weights(label)
+    label, weight = torch.from_numpy(sites.label), torch.from_numpy(sites.weight)
     model.eval()
     with torch.no_grad():
         parts = [model.expensive(part) for part in windows.split(EXPENSIVE_CHUNK)]

@@ -41,7 +41,8 @@ def train_aggregator(
 
     Pairs without a candidate have a constant logit and nothing to teach: they are left out of training, not of
     validation. With ``config.budgets`` each batch of the aggregators draws one of them. Every member has a loss of its
-    own. The heads see no labels but decoys: labels would teach them the miRNA.
+    own. The heads see no labels but decoys: labels would teach them the miRNA. Labelled windows inside labelled pairs
+    teach the encoder in joint epochs, where they are selected (eq. 8).
 
     Args:
         model: the encoders are trained.
@@ -55,9 +56,10 @@ def train_aggregator(
         train_heads(model, bags.pairs, config, run_dir, more.effects)
     if not model.aggregators:
         return
-    clash = Bags(model, more.clash, config.budgets) if more.clash is not None else None
+    clash = Bags(model, more.clash, config.budgets) if more.clash is not None and config.sources.clash else None
     sources = _Sources(model, bags, clash, config)
     trained = nn.ModuleDict({"aggregators": model.aggregators, "expensive": model.expensive})
+    instances = Instances(bags, more.instances if config.sources.instances else None)
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
     frozen = not config.stage3.joint_epochs  # throughout: then the validation tokens stay too
 
@@ -69,6 +71,11 @@ def train_aggregator(
             tokens = part.bags.tokens(part.rows[mine], frozen=epoch < first_joint, k_max=k_max)
             found = binary_loss(model.members(tokens)[0], part.label[mine], part.weight[mine], config.loss)
             loss = loss + found * (len(mine) / len(rows))
+            known = instances.of(part.rows[mine], k_max) if part.bags is bags and epoch >= first_joint else ()
+            if len(known):
+                _, logit = model.encode_selected(bags.candidates, instances.row[known])
+                found = binary_loss(logit, instances.label[known], torch.ones(len(known)), config.loss)
+                loss = loss + found * (config.sources.instances * len(known) / len(rows))
         return loss
 
     model.additives.requires_grad_(False)
@@ -200,11 +207,40 @@ class Bags:
         parts = [np.arange(part.start, part.stop) for part in chunks(len(self.pairs), SCORED)]
         return torch.cat([self.model.aggregate(self.tokens(part, frozen, k_max)).logit for part in parts]).numpy()
 
+    def selects(self, rows: NDArray[np.int64], k_max: int | None) -> NDArray[np.bool_]:
+        """Which candidates (rows) are selected at a budget."""
+        return np.isin(rows, self._selected[k_max].rows)
+
     def _frozen(self) -> tuple[Tensor, Tensor]:
         if self._encoded is None:
             found = self._native.encode(self.candidates, self._read, threads=torch.get_num_threads())
             self._encoded = torch.from_numpy(found[0]), torch.from_numpy(found[1])
         return self._encoded
+
+
+class Instances:
+    """Candidates with a label of their own, of bags that hold a labelled window of their miRNA."""
+
+    def __init__(self, bags: Bags, windows: Pairs | None) -> None:
+        known: dict[str, list[tuple[str, float]]] = {}
+        for mirna, window, label in (
+            () if windows is None else zip(windows.mirna, windows.utr, windows.label, strict=True)
+        ):
+            known.setdefault(mirna, []).append((window, label))
+        candidates, found = bags.candidates, []
+        for bag, (mirna, utr) in enumerate(zip(bags.pairs.mirna, bags.pairs.utr, strict=True)):
+            first, last = candidates.offsets[bag : bag + 2]
+            starts = candidates.start[first:last]
+            for window, label in known.get(mirna, ()):
+                found += [(bag, first + at, label) for at in np.flatnonzero(starts == utr.find(window))]
+        bag_of, rows, labels = zip(*found, strict=True) if found else ((), (), ())
+        self._bags, self._bag_of = bags, np.array(bag_of, np.int64)
+        self.row, self.label = np.array(rows, np.int64), torch.tensor(labels, dtype=torch.float32)
+
+    def of(self, bags: NDArray[np.int64], k_max: int | None) -> NDArray[np.int64]:
+        """Numbers of those in some bags that are selected at a budget."""
+        mine = np.flatnonzero(np.isin(self._bag_of, bags))
+        return mine[self._bags.selects(self.row[mine], k_max)]
 
 
 @dataclass(frozen=True)
