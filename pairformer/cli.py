@@ -48,7 +48,7 @@ ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the 
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
 FIGURES = ("pr_auc", "roc_auc", "within_mirna", "spearman", "r2", "auroc_top")  # kept with a calibrated model
-CALIBRATED = ("logit_scale", "effect_scale", "effect_interval")  # what held-out folds give a model
+CALIBRATED = ("logit_scale", "effect_scale", "effect_interval", "effect_widening")  # what held-out folds give a model
 EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high")
 SITE_HEADER = (
     "mirna_id", "utr_id", "start", "end", "seed_start", "seed_end", "site_id", "seed_type", "esa_score",
@@ -224,7 +224,7 @@ def scan_command(mirna, utr, output, esa_min, threads):
 )
 @click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-@config_options(*DEFAULTS, without=("effect_scale", "effect_interval"))
+@config_options(*DEFAULTS, without=CALIBRATED[1:])
 def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
     import json

@@ -232,6 +232,8 @@ class ModelConfig:
     """log2 fold change = -effect_scale * repression, of the additive head; fitted on held-out folds."""
     effect_interval: tuple[float, ...] = ()
     """Lowest and highest log2 that measured fold changes lie off the predicted in 90 % of held-out genes, or empty."""
+    effect_widening: tuple[float, float] = (0.0, 0.0)
+    """What the two grow by, outwards, for each log2 of predicted repression."""
 
     @property
     def token_width(self) -> int:
@@ -257,6 +259,9 @@ class ModelConfig:
         ends = self.effect_interval
         check(not ends or (len(ends) == 2 and ends[0] < 0 < ends[1]), "effect_interval",
               "be empty or hold a negative and a positive number", ends)  # fmt: skip
+        object.__setattr__(self, "effect_widening", tuple(self.effect_widening))
+        growth = self.effect_widening
+        check(len(growth) == 2 and min(growth) >= 0, "effect_widening", "be two numbers of 0 or more", growth)
 
     def to_dict(self) -> dict:
         """Plain nested dict, for JSON."""
@@ -417,22 +422,25 @@ RECIPES = ("default", "paper")
 def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
     """Model and training of the weights of this name that ship with the package.
 
-    "paper": the paper's form in the default size, trained on pair labels alone. "default": seed sites are never
-    dropped, tokens know what surrounds them, an additive head beside a shallower Set Transformer, five of each,
-    trained on fold changes, decoys, CLASH and labels weighted within each miRNA, with the encoders frozen.
+    "paper": the paper's form in the default size, trained on labels alone. "default": seed sites are never dropped,
+    tokens know what surrounds them, an additive head beside a Set Transformer that pools without self-attention, five
+    of each, trained on fold changes, decoys, CLASH and labels weighted within each miRNA, with the encoders frozen.
     """
     check(name in RECIPES, "recipe", f"be one of {', '.join(RECIPES)}", repr(name))
     if name == "paper":
         return ModelConfig(), TrainConfig()
     return (
         ModelConfig(
-            aggregator=AggregatorConfig(layers=1, additive=32, members=5),
+            aggregator=AggregatorConfig(layers=0, additive=32, members=5),
             token=("embedding", "logit", "esa", "position", "site", "context"),
             keep_seed="offset 6mer",
         ),
         TrainConfig(
-            stage3=JointStageConfig(3, 64, 1e-3, 1e-2),
-            sources=SourceConfig(per_mirna=True, decoys=15.0, clash=1.0, effects=1.0),
+            stage3=JointStageConfig(12, 64, 1e-3, 1e-2),
+            additive=StageConfig(24, 64, 3e-3, 1e-2, clip=0.0067),
+            sources=SourceConfig(
+                clash_windows=1.0, clash_original=1.0, per_mirna=True, decoys=1.0, clash=3.0, effects=0.067
+            ),
         ),
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
+from pairformer.config import ModelConfig
 from pairformer.data import as_rna
 from pairformer.engines import load_engine
 from pairformer.metrics import at_prior, sigmoid
@@ -266,11 +267,10 @@ class Scorer:
         probability = sigmoid(self.engine.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
         changes = [batch.log2_fold_change for batch in batches if batch.log2_fold_change is not None]
         change = np.concatenate(changes) if changes else None
-        ends = np.array(self.engine.config.effect_interval, np.float32)
         return Predictions(
             probability.astype(np.float32), logit, np.concatenate([batch.n_candidates for batch in batches]),
             np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine.name,
-            change, None if change is None or not len(ends) else change[:, None] + ends,
+            change, None if change is None else _interval(change, self.engine.config),
             None if change is None else percentiles(mirnas, -change), batches,
         )  # fmt: skip
 
@@ -288,6 +288,14 @@ class Scorer:
             scored.cheap_logit[selection.rows], scored.logit, selection.reason, scored.weight, change, contribution,
             candidates.n_candidates, candidates.status,
         )  # fmt: skip
+
+
+def _interval(change: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32] | None:
+    """(B, 2) ends of the interval around predicted log2 fold changes, wider for strong repression."""
+    if not config.effect_interval:
+        return None
+    outwards = np.array(config.effect_widening) * [-1, 1] * np.maximum(-change, 0)[:, None]
+    return (change[:, None] + config.effect_interval + outwards).astype(np.float32)
 
 
 def percentiles(mirnas: Strings, score: NDArray[np.float32]) -> NDArray[np.float32]:

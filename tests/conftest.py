@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 def additive_model(tmp_path_factory):
     """Directory of a small model that predicts fold changes, with random weights."""
     place = tmp_path_factory.mktemp("additive_model")
-    calibration = {"effect_scale": 2.0, "effect_interval": (-0.5, 0.25)}
+    calibration = {"effect_scale": 2.0, "effect_interval": (-0.5, 0.25), "effect_widening": (1.0, 0.5)}
     return _saved(place, {"additive": 8, "members": 2}, keep_seed="offset 6mer", **calibration)
 
 

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 from pairformer import evaluation, training  # noqa: E402
 from pairformer.evaluation import baselines, protocols  # noqa: E402
 from pairformer.evaluation.audit import overlap  # noqa: E402
-from pairformer.evaluation.fold_change import experiment_metrics, summarise_effects  # noqa: E402
+from pairformer.evaluation.fold_change import effect_calibration, experiment_metrics, summarise_effects  # noqa: E402
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, Protocol, group_folds, held_out_sites, rewire  # noqa: E402
 from pairformer.evaluation.targetnet import WEIGHTS, TargetNet  # noqa: E402
 
@@ -416,3 +416,25 @@ def test_real_protocols(data):
     rewired = PROTOCOLS["rewired"].folds(data)
     assert sum(len(fold.test) for fold in rewired) == 2 * 5379
     assert sum(fold.test.label.sum() for fold in rewired) == 5379
+
+
+def test_effect_interval_holds_its_share_at_every_strength():
+    """Errors grow with predicted repression, downwards more: the interval does too, and holds 90 % throughout."""
+    rng = np.random.default_rng(0)
+    repression = np.concatenate([rng.normal(0, 0.2, 30_000), rng.exponential(1, 30_000)])
+    strength = np.maximum(0.5 * repression, 0)
+    noise = rng.normal(0, 0.3 + np.where(rng.random(60_000) < 0.5, strength, 0.2 * strength))
+    effect = 0.5 * repression + np.where(noise > 0, noise, 0.5 * noise)
+    found = effect_calibration(repression, effect)
+    scale, ends, growth = (np.array(found[f"effect_{name}"]) for name in ("scale", "interval", "widening"))
+    assert ends[0] < 0 < ends[1]
+    assert growth[0] > 1.5 * growth[1] > 0
+    predicted = -scale * repression
+    outwards = np.maximum(-predicted, 0)[:, None] * growth * [-1, 1]
+    low, high = (predicted[:, None] + ends + outwards).T
+    held = (-effect >= low) & (-effect <= high)
+    assert held.mean() == pytest.approx(0.9, abs=0.005)
+    for part in np.array_split(np.argsort(predicted), 6):
+        assert held[part].mean() == pytest.approx(0.9, abs=0.03)
+    few = effect_calibration(repression[-9:], effect[-9:])  # too few to tell parts apart
+    assert few["effect_widening"] == [0, 0]

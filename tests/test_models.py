@@ -252,6 +252,7 @@ def test_config_round_trip_and_refusals():
         (lambda: ModelConfig(token=("embedding", "embedding")), "token must name distinct parts"),
         (lambda: AggregatorConfig(kind="none"), "additive must be 1 or more for kind none, got 0"),
         (lambda: ModelConfig(effect_interval=(0.1, 0.2)), "effect_interval must be empty or hold a negative and a"),
+        (lambda: ModelConfig(effect_widening=(0.1, -0.2)), "effect_widening must be two numbers of 0 or more, got"),
         (lambda: ModelConfig(esa_min=11), r"esa_min must be in .0, 10., got 11"),
         (lambda: ModelConfig.from_dict({"depth": 3}), "config must have fields among"),
     ]:
@@ -288,7 +289,7 @@ def test_shipped_weights():
     weights, card = ROOT / "pairformer/weights", (ROOT / "MODEL_CARD.md").read_text()
     assert sum(path.stat().st_size for path in weights.rglob("*.*")) < 8_000_000
     models = {name: PairFormer.load(name) for name in RECIPES}
-    calibrated = ("logit_scale", "effect_scale", "effect_interval")
+    calibrated = ("logit_scale", "effect_scale", "effect_interval", "effect_widening")
     for name, model in models.items():
         plain = {field: getattr(ModelConfig(), field) for field in calibrated}
         assert dataclasses.replace(model.config, **plain) == recipe(name)[0]
@@ -303,7 +304,8 @@ def test_shipped_weights():
     assert default.metadata["trained_on"] == trained_on
     held_out = default.metadata["held_out"]
     assert default.config.logit_scale == held_out["rewired"]["logit_scale"]
-    assert list(default.config.effect_interval) == held_out["fold-change"]["effect_interval"]
+    for name in ("effect_scale", "effect_interval", "effect_widening"):
+        assert np.array_equal(getattr(default.config, name), held_out["fold-change"][name])
     for metric in ("spearman", "r2", "auroc_top"):
         assert f"**{held_out['fold-change']['means']['pair-former repression'][metric]:.3f} ±" in card
     for name in ("expensive", "cheap"):  # one pair of encoders

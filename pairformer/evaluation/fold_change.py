@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 METRICS = ("spearman", "r2", "auroc_top", "spearman_raw")
 TOP_SHARE = 0.05
+INTERVAL_PARTS, INTERVAL_LEAST = 50, 200  # parts of the pairs an interval is fitted to, and pairs of a part
 
 
 def experiment_metrics(effect: NDArray, raw: NDArray, score: NDArray) -> tuple[float, ...]:
@@ -97,11 +98,24 @@ def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9)
 
     Returns:
         effect_scale: least squares, effect = scale * repression; effect_interval: quantiles of what measured log2 fold
-        changes lie off -scale * repression.
+        changes lie off -scale * repression, and effect_widening: what they grow by with predicted repression, lines
+        through the quantiles of up to ``INTERVAL_PARTS`` equally large parts of the pairs, sorted by repression.
     """
     scale = float(np.sum(repression * effect) / np.sum(np.square(repression)))
-    ends = np.quantile(scale * repression - effect, ((1 - level) / 2, (1 + level) / 2))
-    return {"effect_scale": round(scale, 4), "effect_interval": [round(float(end), 4) for end in ends]}
+    predicted = scale * np.asarray(repression, np.float64)
+    parts = np.array_split(np.argsort(predicted), min(INTERVAL_PARTS, max(1, len(predicted) // INTERVAL_LEAST)))
+    strength = np.array([np.maximum(predicted[part], 0).mean() for part in parts])
+    off = np.array([np.quantile((predicted - effect)[part], ((1 - level) / 2, (1 + level) / 2)) for part in parts])
+    spread = strength - strength.mean()
+    slope = spread @ off / max(spread @ spread, 1e-12)  # (2,)
+    slope = np.array([min(slope[0], 0.0), max(slope[1], 0.0)])
+    ends = np.quantile((predicted - effect)[:, None] - np.maximum(predicted, 0)[:, None] * slope,
+                       ((1 - level) / 2, (1 + level) / 2), axis=0).diagonal()  # fmt: skip
+    return {
+        "effect_scale": round(scale, 4),
+        "effect_interval": [round(float(end), 4) for end in ends],
+        "effect_widening": [round(abs(float(one)), 4) for one in slope],
+    }
 
 
 def effects_table(summary: dict, groups: dict[str, str]) -> str:

@@ -55,8 +55,7 @@ def train(
         config: the training.
         encoders: name or directory of a saved model whose encoders are taken in place of stages 1 and 2.
         more: what is learnt from beside ``sites`` and ``pairs``.
-        calibration: fields of the saved model's config that held-out folds gave: logit_scale, effect_scale,
-            effect_interval.
+        calibration: fields of the saved model's config that held-out folds gave, such as logit_scale.
         metadata: recorded with the weights.
 
     Raises:
