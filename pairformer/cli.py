@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -192,6 +192,19 @@ def scan_command(mirna, utr, output, esa_min, threads):
             progress.add(len(group), len(found.messages))
 
 
+def _model_options(function: Callable) -> Callable:
+    """Decorator: which model to train, and how fast."""
+    options = (
+        click.option("--recipe", "name", type=click.Choice(RECIPES), default="default", show_default=True,
+                     help="Model and training that the options below change; their defaults are those of the default."),
+        click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator."),
+        click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @cli.command(cls=ConfigCommand, short_help="Train a model on labelled windows and pairs.")
 @click.argument("stage", type=click.Choice(["stage1", "stage2", "stage3", "all"]))
 @click.option("--data", help="Folder of training data; else the variable PAIRFORMER_DATA.")
@@ -214,16 +227,7 @@ def scan_command(mirna, utr, output, esa_min, threads):
     help="report.json of held-out folds: of labelled pairs, or of fold changes.",
 )
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
-@click.option(
-    "--recipe",
-    "name",
-    type=click.Choice(RECIPES),
-    default="default",
-    show_default=True,
-    help="Model and training that the options below change; their defaults are those of the default.",
-)
-@click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
-@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+@_model_options
 @config_options(*DEFAULTS, without=CALIBRATED[1:])
 def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
@@ -239,8 +243,8 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     _set_threads(threads)
     model_config, config = recipe(name)
     config, model_config = overridden(config, options), overridden(_sized(model_config, size), options)
-    more = config.sources.clash or config.sources.effects
-    folder = data_folder(data) if data or more or not pairs or not (sites or encoders) else None
+    needed = data or config.sources.of_data_folder or not pairs or not (sites or encoders)
+    folder = data_folder(data) if needed else None
     windows, counts = None, dict[str, int]()
     if not encoders:
         windows, counts = load_sites(sites or data_folder(data) / SITES, folder, model_config.esa_min)
@@ -290,16 +294,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     help="Pool site scores and train other aggregators too; without them it is several times faster.",
 )
 @click.option("--resamples", type=click.IntRange(1), default=1000, show_default=True, help="Of the bootstrap.")
-@click.option(
-    "--recipe",
-    "name",
-    type=click.Choice(RECIPES),
-    default="default",
-    show_default=True,
-    help="Model and training that the options below change; their defaults are those of the default.",
-)
-@click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator.")
-@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+@_model_options
 @config_options(*DEFAULTS, without=("rng_seed", *CALIBRATED))
 def evaluate(
     protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, baselines, resamples, name, size, threads,

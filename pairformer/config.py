@@ -378,6 +378,11 @@ class SourceConfig:
     effects: float = 0.0
     """Measured fold changes, one experiment at a time: 1 - correlation with the additive head's repression."""
 
+    @property
+    def of_data_folder(self) -> bool:
+        """Whether a source has a share that is read from the data folder, beside windows and pairs."""
+        return any((self.clash_windows, self.clash_original, self.clash, self.instances, self.effects))
+
     def __post_init__(self) -> None:
         for f in fields(self):
             if f.name != "per_mirna":

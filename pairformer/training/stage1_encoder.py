@@ -20,12 +20,12 @@ def weighted_windows(sites: Sites, more: MoreSources, sources: SourceConfig, esa
 
     CLASH is weighted within each miRNA, so that a miRNA's frequency among its positives teaches nothing.
     """
-    parts = [replace(sites, weight=sources.windows * class_weights(torch.from_numpy(sites.label)).numpy())]
+    parts = [replace(sites, weight=(sources.windows * class_weights(torch.from_numpy(sites.label))).numpy())]
     for pairs, share in ((more.clash, sources.clash_windows), (more.clash_original, sources.clash_original)):
         if pairs is not None and share:
             best = best_windows(pairs, esa_min)
-            weight = mirna_weights(torch.from_numpy(best.label), best.mirna).numpy()
-            parts.append(replace(best, weight=share * weight))
+            weight = share * mirna_weights(torch.from_numpy(best.label), best.mirna)
+            parts.append(replace(best, weight=weight.numpy()))
     joined = functools.reduce(Sites.join, parts)
     return joined.take(joined.weight > 0)  # the others teach nothing
 
