@@ -7,6 +7,7 @@ SOURCES, or "without" a feature, which learn from fold changes alone, or the def
 
 import contextlib
 import io
+import re
 import sys
 import tempfile
 from dataclasses import replace
@@ -100,10 +101,11 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
     print("|---" * (1 + len(METRICS[name])) + "|")
     first = None
     for lever in levers:
-        gone = lever.removeprefix("without ")
+        gone = lever.removeprefix("without ") if lever.startswith("without ") else ""
         mask_of = {"site": SITE.get(gone, []), "bag": BAG.get(gone, [])}
-        if lever not in SOURCES and not lever.startswith("seed ") and not (gone in SITE or gone in BAG):
-            sys.exit(f"lever must be one of {', '.join((*SOURCES, *SITE, *BAG))}, or seed N, got {lever}")
+        if not (lever in SOURCES or gone in {**SITE, **BAG} or re.fullmatch(r"seed \d+", lever)):
+            features = (f"without {name}" for name in {**SITE, **BAG})
+            sys.exit(f"lever must be one of {', '.join((*SOURCES, *features))} or seed N, got {lever}")
         values = table(name, folds, scores(folder, name, folds, lever, mask_of))
         first = values if first is None else first
         drawn = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))

@@ -243,6 +243,8 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     _set_threads(threads)
     model_config, config = recipe(name)
     config, model_config = overridden(config, options), overridden(_sized(model_config, size), options)
+    if encoders:  # stages 1 and 2 read nothing
+        config = replace(config, sources=replace(config.sources, windows=0.0, clash_windows=0.0, clash_original=0.0))
     needed = data or config.sources.of_data_folder or not pairs or not (sites or encoders)
     folder = data_folder(data) if needed else None
     windows, counts = None, dict[str, int]()
@@ -271,7 +273,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         metadata.setdefault("held_out", {})[report["protocol"]] = found | {"means": means}
     training.train(
         stage, windows, labelled, aside, out, model_config, config, encoders, calibration=calibration,
-        metadata=metadata, more=load_sources(folder, config.sources) if folder else MoreSources(),
+        metadata=metadata, more=load_sources(folder, config.sources, sites) if folder else MoreSources(),
     )  # fmt: skip
     if stage in ("stage3", "all"):
         click.echo(f"model written to {out / 'model'}", err=True)

@@ -261,7 +261,8 @@ class ModelConfig:
               "be empty or hold a negative and a positive number", ends)  # fmt: skip
         object.__setattr__(self, "effect_widening", tuple(self.effect_widening))
         growth = self.effect_widening
-        check(len(growth) == 2 and min(growth) >= 0, "effect_widening", "be two numbers of 0 or more", growth)
+        check(len(growth) == 2 and all(0 <= g < math.inf for g in growth), "effect_widening",
+              "be two numbers of 0 or more", growth)  # fmt: skip
 
     def to_dict(self) -> dict:
         """Plain nested dict, for JSON."""
@@ -373,8 +374,8 @@ class SourceConfig:
     clash: float = 0.0
     """Windows of CLASH, each a bag."""
     instances: float = 0.0
-    """Labelled windows inside labelled pairs, where they are selected: lambda of PAIR-Former eq. 8. They teach the
-    encoder, in joint epochs."""
+    """Labelled windows inside labelled pairs, where these have a share and they are selected: lambda of PAIR-Former
+    eq. 8. They teach the encoder, in joint epochs."""
     effects: float = 0.0
     """Measured fold changes, one experiment at a time: 1 - correlation with the additive head's repression."""
 
@@ -410,13 +411,13 @@ class TrainConfig:
     additive: StageConfig = field(default_factory=lambda: StageConfig(24, 64, 3e-3, 1e-2, clip=0.1))
     """Additive heads, where there are any, first in stage 3."""
     sources: SourceConfig = field(default_factory=SourceConfig)
-    """What stage 3 learns from."""
+    """What the stages learn from."""
     budgets: tuple[int, ...] = ()
     """Budgets k_max that stage 3 draws from, one per batch, so that one model serves each; empty: the model's own."""
 
     def __post_init__(self) -> None:
         check(not self.sources.instances or self.stage3.joint_epochs > 0, "joint_epochs",
-              "be 1 or more where instances have a share", self.stage3.joint_epochs)  # fmt: skip
+              "be 1 or more, with a joint_lr, where instances have a share", self.stage3.joint_epochs)  # fmt: skip
         object.__setattr__(self, "budgets", tuple(self.budgets))
         check(all(k >= 1 for k in self.budgets), "budgets", "be 1 or more each", self.budgets)
 

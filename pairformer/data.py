@@ -25,6 +25,7 @@ SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_huma
 CLASH, CLASH_ORIGINAL = "mirbench_hejret2023/sites.tsv", "clash_hejret2023_original/sites.tsv.gz"
 FUNMIRBENCH = "lfc_funmirbench"
 _CHANGES = ("experiment", "gene_id", "log2fc")
+WORD = 20  # nt that a window and a UTR have in common by chance once in 1e12 places
 MOST_EFFECT = 1.5  # log2; effects beyond say more of the measurement than of a miRNA
 _MIRNA = re.compile("[ACGUTacgut]{1,35}")
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
@@ -269,13 +270,16 @@ class MoreSources:
         return MoreSources(**{name: rows.take(allowed(rows)) for name, rows in self.items()})
 
 
-def load_sources(folder: Path, sources: SourceConfig) -> MoreSources:
-    """Those of the data folder that a config gives a share."""
+def load_sources(folder: Path, sources: SourceConfig, windows: Path | None = None) -> MoreSources:
+    """Those of the data folder that a config gives a share; labelled windows inside pairs from a table of its own."""
+    clash = load_clash(folder) if sources.clash or sources.clash_windows else None
+    original = load_clash(folder, "train_1_10", CLASH_ORIGINAL) if sources.clash_original else None
+    instances = load_instances(windows or folder / SITES) if sources.instances else None
     return MoreSources(
-        load_clash(folder) if sources.clash or sources.clash_windows else None,
-        load_clash(folder, "train_1_10", CLASH_ORIGINAL) if sources.clash_original else None,
+        clash and name_genes(clash, folder),
+        original and name_genes(original, folder),
         load_fold_changes(folder) if sources.effects else None,
-        load_instances(folder) if sources.instances else None,
+        instances and name_genes(instances, folder),
     )
 
 
@@ -310,18 +314,63 @@ def load_clash(folder: Path, split: str = "train", table: str = CLASH) -> Pairs:
     """Windows of CLASH as pairs: each a UTR of 50 nt. A window stands as its own gene, since the table names none.
 
     Raises:
-        DataError: the table is damaged, as ``file:line: ...``.
+        DataError: the table is damaged or has no such split, as ``file:line: ...``.
     """
-    return load_pairs(folder / table, folder).take(columns(folder / table, "split")[0] == split)
+    return _some(load_pairs(folder / table, folder), columns(folder / table, "split")[0] == split, folder / table,
+                 f"of split {split}")  # fmt: skip
 
 
-def load_instances(folder: Path) -> Pairs:
-    """Windows of ``SITES`` that lie in a labelled pair of their miRNA, each as a UTR of 40 nt.
+def load_instances(table: Path) -> Pairs:
+    """Windows that :func:`load_sites` leaves out, since they lie in a labelled pair of their miRNA, each as a UTR of
+    40 nt and its own gene.
 
     Raises:
-        DataError: the table is damaged, as ``file:line: ...``.
+        DataError: the table is damaged or has no such window, as ``file:line: ...``.
     """
-    return load_pairs(folder / SITES, folder).take(columns(folder / SITES, "in_miraw_pair")[0] != "")
+    rows = load_pairs(table)
+    marked = columns(table, "in_miraw_pair")[0] != ""
+    return _some(replace(rows, gene=rows.utr), marked, table, "with a mark in in_miraw_pair")
+
+
+def _some(rows: Pairs, mask: NDArray[np.bool_], table: Path, which: str) -> Pairs:
+    if not mask.any():
+        raise DataError(f"{table}:1: table must have rows {which}, got none; set its source to 0")
+    return rows.take(mask)
+
+
+def name_genes(windows: Pairs, folder: Path) -> Pairs:
+    """Windows with the symbols of all genes added, between commas, whose UTR has ``WORD`` nt in common with them.
+
+    A window that names no gene may lie in any; where a gene is held out, so is a window that may be its own.
+    """
+    rows = list(_table(folder / UTRS, "gene_symbol", "utr_id", "utr_seq"))
+    names = np.array([row["gene_symbol"] or row["utr_id"] for row in rows], object)
+    sequences, number = np.unique(windows.utr, return_inverse=True)
+    asked, window = _words(sequences)
+    word, utr = _words(_rna(rows, "utr_seq"))
+    hit = np.isin(word, asked)
+    word, utr = np.unique(np.stack([word[hit], utr[hit]]), axis=1)
+    first, last = (np.searchsorted(asked, word, side) for side in ("left", "right"))
+    found: list[set[str]] = [set() for _ in sequences]
+    for low, high, name in zip(first, last, names[utr], strict=True):
+        for i in window[low:high]:
+            found[i].add(name)
+    genes = [",".join([gene, *sorted(found[i])]) for gene, i in zip(windows.gene, number, strict=True)]
+    return replace(windows, gene=np.array(genes, object))
+
+
+def _words(sequences: Sequence[str] | NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every ``WORD`` letters of some sequences as a number, ascending, and the number of its sequence."""
+    code = np.full(256, 4, np.int64)
+    code[list(b"ACGU")] = range(4)
+    letters = code[np.frombuffer(("N" * WORD).join([*sequences, ""]).encode("ascii", "replace"), np.uint8)]
+    words = np.zeros(max(0, len(letters) - WORD + 1), np.int64)
+    for i in range(WORD):
+        words = words * 5 + letters[i : i + len(words)]
+    owner = np.repeat(np.arange(len(sequences)), [len(s) + WORD for s in sequences])[: len(words)]
+    known = np.lib.stride_tricks.sliding_window_view(letters, WORD).max(1) < 4 if len(words) else np.zeros(0, bool)
+    order = np.argsort(words[known], kind="stable")
+    return words[known][order], owner[known][order]
 
 
 def best_windows(pairs: Pairs, esa_min: int) -> Sites:

@@ -273,7 +273,9 @@ def _fold_scores(
         torch.manual_seed(config.rng_seed)
         model.config = model_config
         model.new_aggregators()
-        picks = config.sources == SourceConfig()  # labels alone: an epoch can be picked by labels
+        shares = config.sources
+        # Labels alone: an epoch can be picked by labels.
+        picks = not (shares.per_mirna or shares.decoys or shares.clash or shares.effects)
         train_aggregator(model, bags, validation if picks else None, config, place, extra)
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
     for k in (None, *k_max):

@@ -99,9 +99,12 @@ def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9)
     Returns:
         effect_scale: least squares, effect = scale * repression; effect_interval: quantiles of what measured log2 fold
         changes lie off -scale * repression, and effect_widening: what they grow by with predicted repression, lines
-        through the quantiles of up to ``INTERVAL_PARTS`` equally large parts of the pairs, sorted by repression.
+        through the quantiles of up to ``INTERVAL_PARTS`` equally large parts of the pairs, sorted by repression; 0
+        where such lines would cross 0. Nothing at all where predicted repression does not go with measured.
     """
-    scale = float(np.sum(repression * effect) / np.sum(np.square(repression)))
+    scale = float(np.sum(repression * effect) / max(np.sum(np.square(repression)), 1e-12))
+    if scale <= 0:
+        return {}
     predicted = scale * np.asarray(repression, np.float64)
     parts = np.array_split(np.argsort(predicted), min(INTERVAL_PARTS, max(1, len(predicted) // INTERVAL_LEAST)))
     strength = np.array([np.maximum(predicted[part], 0).mean() for part in parts])
@@ -109,13 +112,21 @@ def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9)
     spread = strength - strength.mean()
     slope = spread @ off / max(spread @ spread, 1e-12)  # (2,)
     slope = np.array([min(slope[0], 0.0), max(slope[1], 0.0)])
-    ends = np.quantile((predicted - effect)[:, None] - np.maximum(predicted, 0)[:, None] * slope,
-                       ((1 - level) / 2, (1 + level) / 2), axis=0).diagonal()  # fmt: skip
+    ends = _ends(predicted, effect, slope, level)
+    if not ends[0] < 0 < ends[1]:
+        slope = np.zeros(2)
+        ends = _ends(predicted, effect, slope, level)
     return {
         "effect_scale": round(scale, 4),
         "effect_interval": [round(float(end), 4) for end in ends],
         "effect_widening": [round(abs(float(one)), 4) for one in slope],
     }
+
+
+def _ends(predicted: NDArray, effect: NDArray, slope: NDArray, level: float) -> NDArray[np.float64]:
+    """(2,) quantiles of the error that is left when each end grows with predicted repression."""
+    off = (predicted - effect)[:, None] - np.maximum(predicted, 0)[:, None] * slope
+    return np.quantile(off, ((1 - level) / 2, (1 + level) / 2), axis=0).diagonal()
 
 
 def effects_table(summary: dict, groups: dict[str, str]) -> str:

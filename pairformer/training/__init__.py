@@ -65,6 +65,7 @@ def train(
     for name, part in (("pairs", pairs), ("validation pairs", validation)):
         if part is not None and len(np.unique(part.label)) < 2:
             raise ValueError(f"{name} must have both labels, got {len(part)} with one")
+    served = replace(model_config, **(calibration or {}))
     source = PairFormer.load(encoders) if encoders is not None else None
     tables = {"sites": sites, "pairs": pairs, "validation": validation, **dict(more.items())}
     rows = {name: content_hash(part) for name, part in tables.items() if part is not None}
@@ -87,7 +88,7 @@ def train(
         return model
     bags = Bags(model, pairs, config.budgets)
     train_aggregator(model, bags, Bags(model, validation) if validation is not None else None, config, out, more)
-    model.config = replace(model.config, **(calibration or {}))
+    model.config = served
     trained_on = {"pairs": len(pairs), "positive_pairs": int(pairs.label.sum())}
     trained_on |= {name: len(part) for name, part in (("sites", sites), *more.items()) if part is not None}
     model.save(out / "model", {"trained_on": trained_on, **(metadata or {}), "rows_sha256": rows,

@@ -46,7 +46,7 @@ def mirna_weights(label: Tensor, mirna: NDArray[np.object_]) -> Tensor:
     positive = label.numpy() > 0.5
     count = np.stack([np.bincount(group, weights=part) for part in (~positive, positive)])  # (2, miRNAs)
     weight = (count.min(0) / np.maximum(count, 1))[positive.astype(int), group]
-    return torch.from_numpy((weight / max(weight.mean(), 1e-9)).astype(np.float32))
+    return torch.from_numpy((weight / max(weight.sum() / max(len(weight), 1), 1e-9)).astype(np.float32))
 
 
 def effect_loss(score: Tensor, target: Tensor, scaled: float = 0.1) -> Tensor:

@@ -71,7 +71,7 @@ def train_aggregator(
             tokens = part.bags.tokens(part.rows[mine], frozen=epoch < first_joint, k_max=k_max)
             found = binary_loss(model.members(tokens)[0], part.label[mine], part.weight[mine], config.loss)
             loss = loss + found * (len(mine) / len(rows))
-            known = instances.of(part.rows[mine], k_max) if part.bags is bags and epoch >= first_joint else ()
+            known = instances.of(part.rows[mine], k_max) if part is sources.labels and epoch >= first_joint else ()
             if len(known):
                 _, logit = model.encode_selected(bags.candidates, instances.row[known])
                 found = binary_loss(logit, instances.label[known], torch.ones(len(known)), config.loss)
@@ -135,6 +135,8 @@ class _Sources:
         shares = config.sources
         self._model, self._config, self._epoch = model, config, -1
         self._parts: list[_Part] = []
+        self.labels: _Part | None = None
+        """Labelled pairs, where they have a share."""
         for source, share in ((bags, shares.labels), (clash, shares.clash)):
             if source is not None and share:
                 rows = np.flatnonzero(source.candidates.n_candidates)
@@ -143,6 +145,8 @@ class _Sources:
                 weight = mirna_weights(label, source.pairs.mirna[rows]) if per_mirna else class_weights(label)
                 kept = np.flatnonzero(weight)  # the others teach nothing
                 self._parts.append(_Part(source, rows[kept], label[kept], share * weight[kept]))
+                if source is bags:
+                    self.labels = self._parts[-1]
         positive = np.flatnonzero((bags.pairs.label > 0.5) & (bags.candidates.n_candidates > 0))
         weight = torch.full((len(positive) if shares.decoys else 0,), shares.decoys)
         self._positives = _Part(bags, positive[: len(weight)], torch.ones(len(weight)), weight)
