@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 
 from pairformer import testing
-from pairformer.data import PAIRS, SITES, UTRS, MoreSources, Pairs, load_pairs, load_sites
+from pairformer.config import SourceConfig
+from pairformer.data import (
+    PAIRS,
+    SITES,
+    UTRS,
+    MoreSources,
+    Pairs,
+    columns,
+    load_pairs,
+    load_sites,
+    load_sources,
+    name_genes,
+)  # fmt: skip
 from pairformer.metrics import ranking
 from pairformer.scan import scan
 from pairformer.sites import SEED_TYPES, seed_matches
@@ -22,7 +34,15 @@ from pairformer import evaluation, training  # noqa: E402
 from pairformer.evaluation import baselines, protocols  # noqa: E402
 from pairformer.evaluation.audit import overlap  # noqa: E402
 from pairformer.evaluation.fold_change import effect_calibration, experiment_metrics, summarise_effects  # noqa: E402
-from pairformer.evaluation.protocols import PROTOCOLS, Fold, Protocol, group_folds, held_out_sites, rewire  # noqa: E402
+from pairformer.evaluation.protocols import (  # noqa: E402
+    PROTOCOLS,
+    Fold,
+    Protocol,
+    group_folds,
+    held_out_pairs,
+    held_out_sites,
+    rewire,
+)  # fmt: skip
 from pairformer.evaluation.targetnet import WEIGHTS, TargetNet  # noqa: E402
 
 MADE = ("half-split", "deduplicated", "gene-disjoint", "family-disjoint", "both-disjoint", "rewired", "fold-change")
@@ -65,6 +85,69 @@ def test_folds_keep_what_their_protocol_claims(folder, name):
         if "gene" in protocol.claims:
             assert not {gene for names in allowed.gene for gene in names.split(",")} & set(fold.test.gene)
             assert not any(window in utr for window in allowed.window for utr in set(fold.test.utr))
+
+
+def some_pairs(*rows):
+    mirna, gene, utr = (np.array(column, object) for column in zip(*rows, strict=True)) if rows else [np.array([])] * 3
+    return Pairs(np.ones(len(mirna), np.float32), mirna, gene, utr, gene)
+
+
+def test_held_out_pairs(rng):
+    """Each rule by hand: the pair itself always, family, gene and near identity where they are claimed."""
+    let7, other, third = "UGAGGUAGUAGGUUGUAUAGUU", "UAGCUUAUCAGACUGAUGUUGA", "CACCCGGCUGUGUGCACAUGUG"
+    utrs = [testing.random_rna(rng, 300) for _ in range(3)]
+    test = some_pairs((let7, "A", utrs[0]))
+    rows = some_pairs(
+        (let7, "A", utrs[1]), (let7[:8] + "C" * 14, "B", utrs[1]), (other, "A", utrs[1]), (other, "X,A", utrs[1]),
+        (other, "B", utrs[0][:290] + "A" * 10), (let7, "X,A", utrs[1]), (third, "C", utrs[2]),
+    )  # fmt: skip
+    refused = {
+        (): [0, 5],
+        ("pair",): [0, 5],
+        ("family",): [0, 1, 5],
+        ("gene",): [0, 2, 3, 5],
+        ("near_identical",): [0, 4, 5],
+        ("gene", "family", "near_identical"): [0, 1, 2, 3, 4, 5],
+    }
+    for claims, gone in refused.items():
+        assert np.flatnonzero(~held_out_pairs(rows, test, claims)).tolist() == gone, claims
+        assert held_out_pairs(rows.take(np.arange(0)), test, claims).tolist() == []
+
+
+def test_windows_name_the_genes_they_may_lie_in(folder, rng):
+    """20 nt in common with a UTR are enough, 19 are not; two genes are both named."""
+    table = dict(zip(*columns(folder / UTRS, "gene_symbol", "utr_seq"), strict=True))
+    far = testing.random_rna(rng, 50)
+    windows = [table["G7"][20:70], far[:30] + table["G8"][:20], far[:31] + table["G8"][:19], far,
+               table["G9"][:25] + table["G10"][50:75], table["G7"][20:70]]  # fmt: skip
+    named = name_genes(some_pairs(*(("ACGU", window, window) for window in windows)), folder).gene
+    assert [names.split(",")[1:] for names in named] == [["G7"], ["G8"], [], [], ["G10", "G9"], ["G7"]]
+    assert [names.split(",")[0] for names in named] == windows
+
+
+def test_further_sources_are_held_out_and_audited(folder, monkeypatch):
+    """Windows of CLASH of a test family or gene train nothing, and the audit finds those that do."""
+    protocol, sites = PROTOCOLS["both-disjoint"], load_sites(folder / SITES, folder)[0]
+    fold = protocol.folds(folder)[0]
+    sources = SourceConfig(clash=1.0, clash_original=1.0, instances=1.0, effects=1.0)
+    more = load_sources(folder, sources)
+    unrelated = "ACGACGACGACGACGACGACGA"  # no family of any pair
+    planted = some_pairs(*((unrelated, utr[:50], utr[:50]) for utr in fold.test.utr if len(utr) > 50))
+    others = some_pairs(*((unrelated, utr[:50], utr[:50]) for utr in fold.train.utr if len(utr) > 50))
+    n, cut = len(more.clash), len(more.clash) + len(planted)
+    clash = more.clash.join(name_genes(planted.join(others), folder))
+    more = replace(more, clash=clash)
+    allowed = evaluation._may_train(fold, protocol.claims, clash)
+    assert not allowed[n:cut].any()
+    assert allowed[cut:].all()
+    assert 0 < allowed[:n].sum() < n
+    assert not set(clash.take(allowed).family) & set(fold.test.family)
+    assert not evaluation._may_train(fold, (), fold.validation).any()
+    assert evaluation._audit(protocol, [fold], sites, more)[1] == []
+    monkeypatch.setattr(evaluation, "_may_train", lambda fold, claims, pairs: np.ones(len(pairs), bool))
+    faults = " ".join(evaluation._audit(protocol, [fold], sites, more)[1])
+    for name, relation in (("clash", "gene"), ("clash", "family"), ("clash_original", "family"), ("effects", "gene")):
+        assert f"training {name}: {relation}: " in faults
 
 
 def test_blocks_test_every_pair_once(folder):
@@ -428,7 +511,7 @@ def test_effect_interval_holds_its_share_at_every_strength():
     found = effect_calibration(repression, effect)
     scale, ends, growth = (np.array(found[f"effect_{name}"]) for name in ("scale", "interval", "widening"))
     assert ends[0] < 0 < ends[1]
-    assert growth[0] > 1.5 * growth[1] > 0
+    assert growth[0] > 1.2 * growth[1] > 0
     predicted = -scale * repression
     outwards = np.maximum(-predicted, 0)[:, None] * growth * [-1, 1]
     low, high = (predicted[:, None] + ends + outwards).T
@@ -438,3 +521,7 @@ def test_effect_interval_holds_its_share_at_every_strength():
         assert held[part].mean() == pytest.approx(0.9, abs=0.03)
     few = effect_calibration(repression[-9:], effect[-9:])  # too few to tell parts apart
     assert few["effect_widening"] == [0, 0]
+    assert effect_calibration(repression, -effect) == effect_calibration(0 * repression, effect) == {}
+    strength = rng.uniform(0.2, 1, 20_000)  # errors that vanish sooner than their line would cross 0
+    bent = effect_calibration(strength, strength + rng.normal(0, strength**2))
+    assert bent["effect_interval"][0] < 0 < bent["effect_interval"][1]
