@@ -265,6 +265,11 @@ class MoreSources:
         """Names and rows of those that are there."""
         return ((f.name, rows) for f in fields(self) if (rows := getattr(self, f.name)) is not None)
 
+    def with_genes(self, folder: Path) -> MoreSources:
+        """Windows with the genes they may lie in, see :func:`name_genes`."""
+        named = {name: name_genes(rows, folder) for name, rows in self.items() if name != "effects"}
+        return replace(self, **named)
+
     def where(self, allowed: Callable[[Pairs], NDArray[np.bool_]]) -> MoreSources:
         """Only the rows that are allowed."""
         return MoreSources(**{name: rows.take(allowed(rows)) for name, rows in self.items()})
@@ -272,14 +277,11 @@ class MoreSources:
 
 def load_sources(folder: Path, sources: SourceConfig, windows: Path | None = None) -> MoreSources:
     """Those of the data folder that a config gives a share; labelled windows inside pairs from a table of its own."""
-    clash = load_clash(folder) if sources.clash or sources.clash_windows else None
-    original = load_clash(folder, "train_1_10", CLASH_ORIGINAL) if sources.clash_original else None
-    instances = load_instances(windows or folder / SITES) if sources.instances else None
     return MoreSources(
-        clash and name_genes(clash, folder),
-        original and name_genes(original, folder),
+        load_clash(folder) if sources.clash or sources.clash_windows else None,
+        load_clash(folder, "train_1_10", CLASH_ORIGINAL) if sources.clash_original else None,
         load_fold_changes(folder) if sources.effects else None,
-        instances and name_genes(instances, folder),
+        load_instances(windows or folder / SITES) if sources.instances else None,
     )
 
 

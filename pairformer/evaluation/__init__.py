@@ -99,7 +99,7 @@ def evaluate(
         rng_seeds = rng_seeds[:1]
     sites, _ = load_sites(folder / SITES, folder, model_config.esa_min)
     folds = protocol.folds(folder)
-    extra = MoreSources() if given else load_sources(folder, config.sources)
+    extra = MoreSources() if given else load_sources(folder, config.sources).with_genes(folder)
     for k in k_max:
         check(k >= 1, "k_max", "be 1 or more", k)
     weights = folder / targetnet.WEIGHTS
