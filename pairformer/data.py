@@ -267,8 +267,9 @@ class MoreSources:
 
     def with_genes(self, folder: Path) -> MoreSources:
         """Windows with the genes they may lie in, see :func:`name_genes`."""
-        named = {name: name_genes(rows, folder) for name, rows in self.items() if name != "effects"}
-        return replace(self, **named)
+        windows = (self.clash, self.clash_original, self.instances)
+        named = [rows if rows is None else name_genes(rows, folder) for rows in windows]
+        return replace(self, clash=named[0], clash_original=named[1], instances=named[2])
 
     def where(self, allowed: Callable[[Pairs], NDArray[np.bool_]]) -> MoreSources:
         """Only the rows that are allowed."""
