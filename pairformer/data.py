@@ -25,7 +25,6 @@ SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_huma
 CLASH, CLASH_ORIGINAL = "mirbench_hejret2023/sites.tsv", "clash_hejret2023_original/sites.tsv.gz"
 FUNMIRBENCH = "lfc_funmirbench"
 _CHANGES = ("experiment", "gene_id", "log2fc")
-WORD = 20  # nt that a window and a UTR have in common by chance once in 1e12 places
 MOST_EFFECT = 1.5  # log2; effects beyond say more of the measurement than of a miRNA
 _MIRNA = re.compile("[ACGUTacgut]{1,35}")
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
@@ -265,12 +264,6 @@ class MoreSources:
         """Names and rows of those that are there."""
         return ((f.name, rows) for f in fields(self) if (rows := getattr(self, f.name)) is not None)
 
-    def with_genes(self, folder: Path) -> MoreSources:
-        """Windows with the genes they may lie in, see :func:`name_genes`."""
-        windows = (self.clash, self.clash_original, self.instances)
-        named = [rows if rows is None else name_genes(rows, folder) for rows in windows]
-        return replace(self, clash=named[0], clash_original=named[1], instances=named[2])
-
     def where(self, allowed: Callable[[Pairs], NDArray[np.bool_]]) -> MoreSources:
         """Only the rows that are allowed."""
         return MoreSources(**{name: rows.take(allowed(rows)) for name, rows in self.items()})
@@ -339,41 +332,6 @@ def _some(rows: Pairs, mask: NDArray[np.bool_], table: Path, which: str) -> Pair
     if not mask.any():
         raise DataError(f"{table}:1: table must have rows {which}, got none; set its source to 0")
     return rows.take(mask)
-
-
-def name_genes(windows: Pairs, folder: Path) -> Pairs:
-    """Windows with the symbols of all genes added, between commas, whose UTR has ``WORD`` nt in common with them.
-
-    A window that names no gene may lie in any; where a gene is held out, so is a window that may be its own.
-    """
-    rows = list(_table(folder / UTRS, "gene_symbol", "utr_id", "utr_seq"))
-    names = np.array([row["gene_symbol"] or row["utr_id"] for row in rows], object)
-    sequences, number = np.unique(windows.utr, return_inverse=True)
-    asked, window = _words(sequences)
-    word, utr = _words(_rna(rows, "utr_seq"))
-    hit = np.isin(word, asked)
-    word, utr = np.unique(np.stack([word[hit], utr[hit]]), axis=1)
-    first, last = (np.searchsorted(asked, word, side) for side in ("left", "right"))
-    found: list[set[str]] = [set() for _ in sequences]
-    for low, high, name in zip(first, last, names[utr], strict=True):
-        for i in window[low:high]:
-            found[i].add(name)
-    genes = [",".join([gene, *sorted(found[i])]) for gene, i in zip(windows.gene, number, strict=True)]
-    return replace(windows, gene=np.array(genes, object))
-
-
-def _words(sequences: Sequence[str] | NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Every ``WORD`` letters of some sequences as a number, ascending, and the number of its sequence."""
-    code = np.full(256, 4, np.int64)
-    code[list(b"ACGU")] = range(4)
-    letters = code[np.frombuffer(("N" * WORD).join([*sequences, ""]).encode("ascii", "replace"), np.uint8)]
-    words = np.zeros(max(0, len(letters) - WORD + 1), np.int64)
-    for i in range(WORD):
-        words = words * 5 + letters[i : i + len(words)]
-    owner = np.repeat(np.arange(len(sequences)), [len(s) + WORD for s in sequences])[: len(words)]
-    known = np.lib.stride_tricks.sliding_window_view(letters, WORD).max(1) < 4 if len(words) else np.zeros(0, bool)
-    order = np.argsort(words[known], kind="stable")
-    return words[known][order], owner[known][order]
 
 
 def best_windows(pairs: Pairs, esa_min: int) -> Sites:

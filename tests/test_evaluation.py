@@ -23,7 +23,6 @@ from pairformer.data import (
     load_pairs,
     load_sites,
     load_sources,
-    name_genes,
 )  # fmt: skip
 from pairformer.metrics import ranking
 from pairformer.scan import scan
@@ -32,7 +31,7 @@ from pairformer.sites import SEED_TYPES, seed_matches
 torch = pytest.importorskip("torch")
 from pairformer import evaluation, training  # noqa: E402
 from pairformer.evaluation import baselines, protocols  # noqa: E402
-from pairformer.evaluation.audit import overlap  # noqa: E402
+from pairformer.evaluation.audit import name_genes, overlap  # noqa: E402
 from pairformer.evaluation.fold_change import effect_calibration, experiment_metrics, summarise_effects  # noqa: E402
 from pairformer.evaluation.protocols import (  # noqa: E402
     PROTOCOLS,
@@ -130,7 +129,7 @@ def test_further_sources_are_held_out_and_audited(folder, monkeypatch):
     protocol, sites = PROTOCOLS["both-disjoint"], load_sites(folder / SITES, folder)[0]
     fold = protocol.folds(folder)[0]
     sources = SourceConfig(clash=1.0, clash_original=1.0, instances=1.0, effects=1.0)
-    more = load_sources(folder, sources).with_genes(folder)
+    more = evaluation._with_genes(load_sources(folder, sources), folder)
     unrelated = "ACGACGACGACGACGACGACGA"  # no family of any pair
     planted = some_pairs(*((unrelated, utr[:50], utr[:50]) for utr in fold.test.utr if len(utr) > 50))
     others = some_pairs(*((unrelated, utr[:50], utr[:50]) for utr in fold.train.utr if len(utr) > 50))

@@ -24,7 +24,7 @@ from pairformer.config import AggregatorConfig, ModelConfig, SourceConfig, Train
 from pairformer.data import SITES, MoreSources, Pairs, Sites, load_sites, load_sources
 from pairformer.engines import NativeEngine, Scored
 from pairformer.evaluation import targetnet
-from pairformer.evaluation.audit import overlap
+from pairformer.evaluation.audit import name_genes, overlap
 from pairformer.evaluation.baselines import Scores, identity_scores, pooled_scores, site_logits, untrained_scores
 from pairformer.evaluation.fold_change import effect_calibration, effects_table, summarise_effects
 from pairformer.evaluation.protocols import PROTOCOLS, Effects, Fold, Protocol, held_out_pairs, held_out_sites
@@ -99,7 +99,7 @@ def evaluate(
         rng_seeds = rng_seeds[:1]
     sites, _ = load_sites(folder / SITES, folder, model_config.esa_min)
     folds = protocol.folds(folder)
-    extra = MoreSources() if given else load_sources(folder, config.sources).with_genes(folder)
+    extra = MoreSources() if given else _with_genes(load_sources(folder, config.sources), folder)
     for k in k_max:
         check(k >= 1, "k_max", "be 1 or more", k)
     weights = folder / targetnet.WEIGHTS
@@ -175,6 +175,13 @@ def evaluate(
         report["logit_scale"] = round(balanced_scale(*map(np.concatenate, zip(*pairs, strict=True))), 4)
     write(report, results, out)
     return report
+
+
+def _with_genes(more: MoreSources, folder: Path) -> MoreSources:
+    """Windows with the genes they may lie in."""
+    windows = (more.clash, more.clash_original, more.instances)
+    named = [rows if rows is None else name_genes(rows, folder) for rows in windows]
+    return replace(more, clash=named[0], clash_original=named[1], instances=named[2])
 
 
 def _may_train(fold: Fold, claims: Sequence[str], pairs: Pairs) -> NDArray[np.bool_]:

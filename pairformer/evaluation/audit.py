@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress, product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
-from pairformer.data import Pairs, as_rna
+from pairformer.data import UTRS, Pairs, as_rna, columns
 from pairformer.scan import Strings
 
 RELATIONS = ("pair", "mirna", "family", "gene", "window", "near_identical")
 # A window of more UTRs than this is counted for neighbours in alphabetical order only, so that counting stays linear.
 # The most common 40-mer of the 6,652 distinct human UTRs of utr3_human stands in 58 of them.
 NEIGHBOURS = 64
+WORD = 20  # nt that a window and a UTR have in common by chance once in 1e12 places
 # Sequences are compared by their windows of known letters, one under 40 nt as a whole: the others equal nothing.
 _KNOWN = re.compile(rf"[ACGU]{{{WINDOW}}}|\A[ACGU]+\Z")
 
@@ -149,6 +151,41 @@ def near_identical_groups(utrs: Strings) -> NDArray[np.int64]:
         np.minimum.at(group, second, low)
         group = group[group]
     return np.unique(group, return_inverse=True)[1].astype(np.int64)[number]
+
+
+def name_genes(windows: Pairs, folder: Path) -> Pairs:
+    """Windows with the symbols of all genes added, between commas, whose UTR has ``WORD`` nt in common with them.
+
+    A window that names no gene may lie in any; where a gene is held out, so is a window that may be its own.
+    """
+    symbol, utr_id, sequence = columns(folder / UTRS, "gene_symbol", "utr_id", "utr_seq")
+    names = np.where(symbol == "", utr_id, symbol)
+    sequences, number = np.unique(windows.utr, return_inverse=True)
+    asked, window = _words(sequences)
+    word, utr = _words([as_rna(text) for text in sequence])
+    hit = np.isin(word, asked)
+    word, utr = np.unique(np.stack([word[hit], utr[hit]]), axis=1)
+    first, last = (np.searchsorted(asked, word, side) for side in ("left", "right"))
+    found: list[set[str]] = [set() for _ in sequences]
+    for low, high, name in zip(first, last, names[utr], strict=True):
+        for i in window[low:high]:
+            found[i].add(name)
+    genes = [",".join([gene, *sorted(found[i])]) for gene, i in zip(windows.gene, number, strict=True)]
+    return replace(windows, gene=np.array(genes, object))
+
+
+def _words(sequences: Sequence[str] | NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every ``WORD`` letters of some sequences as a number, ascending, and the number of its sequence."""
+    code = np.full(256, 4, np.int64)
+    code[list(b"ACGU")] = range(4)
+    letters = code[np.frombuffer(("N" * WORD).join([*sequences, ""]).encode("ascii", "replace"), np.uint8)]
+    words = np.zeros(max(0, len(letters) - WORD + 1), np.int64)
+    for i in range(WORD):
+        words = words * 5 + letters[i : i + len(words)]
+    owner = np.repeat(np.arange(len(sequences)), [len(s) + WORD for s in sequences])[: len(words)]
+    known = np.lib.stride_tricks.sliding_window_view(letters, WORD).max(1) < 4 if len(words) else np.zeros(0, bool)
+    order = np.argsort(words[known], kind="stable")
+    return words[known][order], owner[known][order]
 
 
 def _with_twin(name: str, ids: set[str]) -> str:
