@@ -19,7 +19,7 @@ ORDER = [
     ["saved", "scan", "selector"],
     ["data", "sites"],
     ["metrics", "models"],
-    ["engines", "training"],
+    ["engines", "training", "analysis"],
     ["predict"],
     ["evaluation"],
     ["cli"],
