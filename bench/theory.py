@@ -32,11 +32,10 @@ def measure(model, pairs) -> dict[tuple[str, int], np.ndarray]:
         found = influence(model.aggregators[0], tokens, MASKS)
         order = np.argsort(-found.weight, kind="stable")
         shuffled = rng.permutation(len(tokens))
-        chosen = {
-            (v, k): np.sort(shuffled[:k]) if v == "random" else STSelector.from_config(SelectorConfig(k_max=k, variant=v))
-            .select(logit, keys, candidates.position, candidates.offsets).rows
-            for v, k in rows
-        }  # fmt: skip
+        chosen = {(v, k): np.sort(shuffled[:k]) for v, k in rows}
+        for v, k in ((v, k) for v, k in rows if v != "random"):
+            selector = STSelector.from_config(SelectorConfig(k_max=k, variant=v))
+            chosen[v, k] = selector.select(logit, keys, candidates.position, candidates.offsets).rows
         subsets = [np.arange(len(tokens)), *chosen.values(), *(np.sort(order[:k]) for k in BUDGETS)]
         full, *parts = masked_logits(model.aggregators[0], tokens, subsets)
         best = dict(zip(BUDGETS, parts[len(chosen) :], strict=True))
