@@ -323,7 +323,7 @@ class StageConfig:
     epochs: int
     """Passes over the data."""
     batch_size: int
-    """Windows (stages 1, 2) or pairs (stage 3)."""
+    """Windows (stages 1, 2) or pairs (stage 3, additive heads)."""
     lr: float
     """Peak learning rate."""
     weight_decay: float = 0.0
@@ -356,28 +356,31 @@ class JointStageConfig(StageConfig):
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Weight of each source in the losses; 0 leaves it out. The first three are of stages 1 and 2."""
+    """Weight of each source in the losses; 0 leaves it out."""
 
     windows: float = 1.0
-    """Labelled windows of 40 nt, both classes alike."""
+    """Stages 1, 2: labelled windows of 40 nt, both classes alike."""
     clash_windows: float = 0.0
-    """Best candidates of CLASH windows whose negatives have the positives' miRNAs; both classes of each miRNA alike."""
+    """Stages 1, 2: the best candidate of each CLASH window, negatives with the positives' miRNAs; both classes of each
+    miRNA alike."""
     clash_original: float = 0.0
-    """The same of CLASH windows with uncorrected negatives."""
+    """Stages 1, 2: the same of CLASH windows with uncorrected negatives."""
     labels: float = 1.0
-    """Labelled pairs."""
+    """Stage 3, aggregators: labelled pairs."""
     per_mirna: bool = False
     """Whether labels count so that both classes of each miRNA weigh the same, and miRNAs of one class nothing;
     else the classes of all pairs do."""
     decoys: float = 0.0
-    """Positive pairs against the same miRNAs and genes in another pairing, drawn anew each epoch."""
+    """Stage 3, aggregators and additive heads: positive pairs against the same miRNAs and genes in another pairing,
+    drawn anew each epoch."""
     clash: float = 0.0
-    """Windows of CLASH, each a bag."""
+    """Stage 3, aggregators: windows of CLASH, each a bag."""
     instances: float = 0.0
-    """Labelled windows inside labelled pairs, where these have a share and they are selected: lambda of PAIR-Former
-    eq. 8. They teach the encoder, in joint epochs."""
+    """Stage 3, encoder in joint epochs: labelled windows inside labelled pairs, where these have a share and they are
+    selected: lambda of PAIR-Former eq. 8."""
     effects: float = 0.0
-    """Measured fold changes, one experiment at a time: 1 - correlation with the additive head's repression."""
+    """Stage 3, additive heads: measured fold changes, one experiment at a time: 1 - correlation with the head's
+    repression."""
 
     @property
     def of_data_folder(self) -> bool:
@@ -411,7 +414,7 @@ class TrainConfig:
     additive: StageConfig = field(default_factory=lambda: StageConfig(24, 64, 3e-3, 1e-2, clip=0.1))
     """Additive heads, where there are any, first in stage 3."""
     sources: SourceConfig = field(default_factory=SourceConfig)
-    """What the stages learn from."""
+    """What the stages learn from: weight of each source in the loss, 0 leaves it out."""
     budgets: tuple[int, ...] = ()
     """Budgets k_max that stage 3 draws from, one per batch, so that one model serves each; empty: the model's own."""
 

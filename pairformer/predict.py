@@ -55,7 +55,8 @@ class Prediction:
     interval: tuple[float, float] | None
     """Held 90 % of the fold changes measured in held-out genes; None where the model knows none."""
     percentile: float | None
-    """Of 100 pairs of this miRNA in the batch, how many are predicted less repressed, ties as half; None likewise."""
+    """Of 100 pairs of this miRNA in the batch with status ok, how many are predicted less repressed, ties as half; NaN
+    for another status, None likewise."""
     sites: NDArray[np.void] = field(repr=False)
     """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`."""
     _candidates: Candidates = field(repr=False)
@@ -267,11 +268,12 @@ class Scorer:
         probability = sigmoid(self.engine.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
         changes = [batch.log2_fold_change for batch in batches if batch.log2_fold_change is not None]
         change = np.concatenate(changes) if changes else None
+        n_candidates = np.concatenate([batch.n_candidates for batch in batches])
         return Predictions(
-            probability.astype(np.float32), logit, np.concatenate([batch.n_candidates for batch in batches]),
+            probability.astype(np.float32), logit, n_candidates,
             np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine.name,
             change, None if change is None else _interval(change, self.engine.config),
-            None if change is None else percentiles(mirnas, -change), batches,
+            None if change is None else percentiles(mirnas, np.where(n_candidates > 0, -change, np.nan)), batches,
         )  # fmt: skip
 
     def _score(self, candidates: Candidates) -> _Batch:
@@ -281,7 +283,7 @@ class Scorer:
         change = contribution = None
         if scored.repression is not None and scored.contribution is not None:
             scale = np.float32(-self.engine.config.effect_scale)
-            change, contribution = scale * scored.repression, scale * scored.contribution
+            change, contribution = scale * scored.repression + 0.0, scale * scored.contribution + 0.0  # no -0
             change[list(candidates.messages)] = np.nan
         return _Batch(
             logit, candidates.take(selection.rows, selection.offsets), selection.offsets,

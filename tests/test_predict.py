@@ -423,6 +423,22 @@ def test_nothing_asked(command, files):
     assert err.startswith("0 pairs, 0 invalid, ")
 
 
+def test_a_protein_is_named(command, files):
+    """A UTR without 40 known letters in a row is scored as empty, and the first of them is named."""
+    protein = "MKVLATEF" * 10
+    (files / "p.fa").write_text(f">short\nMKV\n>p1\n{protein}\n>p2\n{protein}\n>u\n{'C' * 50}\n")
+    code, out, err = command("predict", LET7, "p.fa")
+    assert code == 0
+    assert [row[PAIR_HEADER.index("status")] for row in cells(out)[1:]] == [
+        "no_window",
+        "no_candidate",
+        "no_candidate",
+        "no_candidate",
+    ]
+    assert err.splitlines()[0] == "p.fa:3: p1: no 40 letters ACGUT in a row, so no candidate"
+    assert len(err.splitlines()) == 2
+
+
 def test_foreign_bytes_in_names(command, files):
     (files / "u.fa").write_bytes(b">caf\xe9\nACGU\n")
     assert command("predict", LET7, "u.fa", "-o", "out.tsv")[0] == 0
@@ -589,6 +605,10 @@ def test_percentile_is_among_the_pairs_of_a_mirna(additive_model, rng):
     found = pairformer.predict(mirnas, [*utrs[:5], utrs[0]], model=additive_model)
     assert np.isnan(found.log2_fold_change[4])
     assert np.isnan(found.percentile[4])
+    short = pairformer.predict([*mirnas, LET7, LET7], [*utrs[:5], utrs[0], "ACGU", "N" * 90], model=additive_model)
+    assert short.log2_fold_change[6] == short.log2_fold_change[7] == 0
+    assert np.isnan(short.percentile[6:]).all()
+    np.testing.assert_array_equal(short.percentile[:6], found.percentile)
     assert found.percentile[1] == 50
     change = found.log2_fold_change
     for i in (0, 2, 3, 5):  # one miRNA, spelled three ways; rows 0 and 5 tie
