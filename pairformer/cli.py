@@ -170,8 +170,8 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
                 _write_sites(site_out, group, predictions)
             for number in () if warned else np.flatnonzero(predictions.status == "no_candidate"):
                 if not _KNOWN.search(group[number].utr):
-                    where = f"{group[number].where}: {group[number].utr_id}"
-                    click.echo(f"{where}: no 40 letters ACGUT in a row, so no candidate", err=True)
+                    name = group[number].utr_id
+                    click.echo(f"UTR {name} has no 40 letters ACGUT in a row, so no candidate", err=True)
                     warned = True
                     break
             progress.add(len(group), sum(message is not None for message in messages))

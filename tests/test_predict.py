@@ -430,8 +430,8 @@ def test_a_protein_is_named(command, files):
     code, out, err = command("predict", LET7, "p.fa")
     assert code == 0
     status = [row[PAIR_HEADER.index("status")] for row in cells(out)[1:]]
-    assert status == ["no_window", "no_candidate", "no_candidate", "ok"]
-    assert err.splitlines()[0] == "p.fa:3: p1: no 40 letters ACGUT in a row, so no candidate"
+    assert status == ["no_window", "no_candidate", "no_candidate", "no_candidate"]
+    assert err.splitlines()[0] == "UTR p1 has no 40 letters ACGUT in a row, so no candidate"
     assert len(err.splitlines()) == 2
 
 
