@@ -34,7 +34,7 @@ BARS = (
     ("whole path, default model, two threads", "end_to_end[default-2-native", None, "pairs_per_s", 280),
     ("the same / torch engine", "end_to_end[default-2-native", "end_to_end[default-2-torch", "pairs_per_s", 3),
     ("the same / one thread", "end_to_end[default-2-native", "end_to_end[default-1-native", "pairs_per_s", 1.8),
-    ("whole path, paper's size, two threads", "end_to_end[paper-2-native", None, "pairs_per_s", 150),
+    ("whole path, paper's size, two threads", "end_to_end[paper size-2-native", None, "pairs_per_s", 150),
     ("cheap encoder, one thread", "native_stage[scan_or_cheap_forward-default-1", None, "candidates_per_s", 1.5e6),
     ("two processes of two threads / one", "shared_cores[2", "shared_cores[1", "pairs_per_s", 0.9),
     ("process start to first prediction", "first_prediction[first", None, "starts_per_s", 2),
@@ -94,7 +94,7 @@ def page(run: dict, note: str):
 OURS, PEERS = "#1b6ca8", "#9aa5b1"
 DRAWN = (
     ("native, default model, 2 threads", "end_to_end[default-2-native", OURS),
-    ("native, paper's size, 2 threads", "end_to_end[paper-2-native", OURS),
+    ("native, paper's size, 2 threads", "end_to_end[paper size-2-native", OURS),
     ("native, default model, 1 thread", "end_to_end[default-1-native", OURS),
     ("torch engine, default model, 2 threads", "end_to_end[default-2-torch", PEERS),
     ("expensive encoder on all, PyTorch, 2 threads", "other_pipeline[naive-2", PEERS),
