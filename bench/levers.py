@@ -18,7 +18,8 @@ import torch
 
 from pairformer.config import recipe
 from pairformer.data import MoreSources, load_fold_changes
-from pairformer.evaluation.fold_change import experiment_metrics
+from pairformer.evaluation.fold_change import METRICS as EFFECT_METRICS
+from pairformer.evaluation.fold_change import summarise_effects
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, group_folds, held_out_pairs
 from pairformer.metrics import ranking
 from pairformer.models import PairFormer
@@ -86,12 +87,9 @@ def table(name: str, folds: list[Fold], found: list[np.ndarray]) -> np.ndarray:
     """(units, metrics): by experiment, or by block."""
     if name == "rewired":
         return np.array([[ranking(f.test.label, s)["roc_auc"]] for f, s in zip(folds, found, strict=True)])
-    rows: dict[str, list] = {}
-    for fold, score in zip(folds, found, strict=True):
-        for mirna in np.unique(fold.test.mirna):
-            k = fold.test.mirna == mirna
-            rows.setdefault(mirna, []).append(experiment_metrics(fold.test.label[k], fold.test.raw[k], score[k])[:3])
-    return np.array([np.mean(values, 0) for values in rows.values()])
+    columns = ([getattr(fold.test, column) for fold in folds] for column in ("mirna", "label", "raw"))
+    summary = summarise_effects(*columns, [{"heads": score} for score in found], "heads", 1)["scores"]["heads"]
+    return np.array([summary[metric]["values"] for metric in EFFECT_METRICS[:3]]).T
 
 
 def main(folder: Path, name: str, levers: list[str]) -> None:

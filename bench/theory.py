@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from pairformer.analysis import all_tokens, influence, masked_logits
-from pairformer.config import SelectorConfig
 from pairformer.data import PAIRS, load_pairs
 from pairformer.engines import NativeEngine
 from pairformer.models import PairFormer
@@ -32,10 +31,13 @@ def measure(model, pairs) -> dict[tuple[str, int], np.ndarray]:
         found = influence(model.aggregators[0], tokens, MASKS)
         order = np.argsort(-found.weight, kind="stable")
         shuffled = rng.permutation(len(tokens))
-        chosen = {(v, k): np.sort(shuffled[:k]) for v, k in rows}
-        for v, k in ((v, k) for v, k in rows if v != "random"):
-            selector = STSelector.from_config(SelectorConfig(k_max=k, variant=v))
-            chosen[v, k] = selector.select(logit, keys, candidates.position, candidates.offsets).rows
+        chosen = {}
+        for v, k in rows:
+            if v == "random":
+                chosen[v, k] = np.sort(shuffled[:k])
+            else:
+                selector = STSelector(k, variant=v)
+                chosen[v, k] = selector.select(logit, keys, candidates.position, candidates.offsets).rows
         subsets = [np.arange(len(tokens)), *chosen.values(), *(np.sort(order[:k]) for k in BUDGETS)]
         full, *parts = masked_logits(model.aggregators[0], tokens, subsets)
         best = dict(zip(BUDGETS, parts[len(chosen) :], strict=True))

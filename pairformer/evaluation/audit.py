@@ -174,18 +174,29 @@ def name_genes(windows: Pairs, folder: Path) -> Pairs:
     return replace(windows, gene=np.array(genes, object))
 
 
-def _words(sequences: Sequence[str] | NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _words(sequences: Sequence[str] | NDArray[np.object_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Every ``WORD`` letters of some sequences as a number, ascending, and the number of its sequence."""
-    code = np.full(256, 4, np.int64)
-    code[list(b"ACGU")] = range(4)
-    letters = code[np.frombuffer(("N" * WORD).join([*sequences, ""]).encode("ascii", "replace"), np.uint8)]
-    words = np.zeros(max(0, len(letters) - WORD + 1), np.int64)
+    letters, clean, owner = _letters(sequences, WORD)
+    words = np.zeros(len(clean), np.int64)
     for i in range(WORD):
-        words = words * 5 + letters[i : i + len(words)]
-    owner = np.repeat(np.arange(len(sequences)), [len(s) + WORD for s in sequences])[: len(words)]
-    known = np.lib.stride_tricks.sliding_window_view(letters, WORD).max(1) < 4 if len(words) else np.zeros(0, bool)
-    order = np.argsort(words[known], kind="stable")
-    return words[known][order], owner[known][order]
+        words = words * 4 + (letters[i : i + len(words)] & 3)
+    words = words[clean]
+    order = np.argsort(words, kind="stable")
+    return words[order], owner[order]
+
+
+def _letters(
+    sequences: Sequence[str] | NDArray[np.object_], width: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int32]]:
+    """Sequences in a row as 0-3, 4 for other letters and between two; where ``width`` known ones begin, and whose."""
+    text = np.frombuffer("N".join(sequences).encode("ascii", "replace"), np.uint8)
+    code = np.full(256, 4, np.uint8)
+    code[list(b"ACGU")] = range(4)
+    letters = code[text]
+    unknown = np.concatenate([[0], np.cumsum(letters > 3, dtype=np.int32)])
+    clean = unknown[width:] == unknown[:-width]
+    lengths = np.array([len(sequence) + 1 for sequence in sequences], np.int64)
+    return letters, clean, np.repeat(np.arange(len(sequences), dtype=np.int32), lengths)[: len(clean)][clean]
 
 
 def _with_twin(name: str, ids: set[str]) -> str:
@@ -268,20 +279,12 @@ def _windows(sequences: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]
         window (N,) number, ascending; owner (N,) sequence number, ascending within a window;
         n_windows (len(sequences),) how many each owns.
     """
-    text = np.frombuffer("N".join(sequences).encode("ascii", "replace"), np.uint8)
-    code = np.full(256, 4, np.uint8)
-    code[list(b"ACGU")] = range(4)
-    letters = code[text]
-    unknown = np.concatenate([[0], np.cumsum(letters > 3, dtype=np.int32)])
-    clean = unknown[WINDOW:] == unknown[:-WINDOW]
-
+    letters, clean, owner = _letters(sequences, WINDOW)
     word = (letters & 3).astype(np.uint64)  # 2 bits a letter
     for width in (1, 2, 4, 8, 16):
         word = word[:-width] << np.uint64(2 * width) | word[width:]
     first, last = word[: 32 - WINDOW], word[WINDOW - 32 :]  # the 32 letters a window begins and ends with
     hashed = (_mix(first) + last)[clean]
-    lengths = np.array([len(sequence) + 1 for sequence in sequences], np.int64)
-    owner = np.repeat(np.arange(len(sequences), dtype=np.int32), lengths)[: len(clean)][clean]
 
     order = np.argsort(hashed, kind="stable")
     hashed, owner = hashed[order], owner[order]

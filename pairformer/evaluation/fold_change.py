@@ -105,17 +105,17 @@ def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9)
     scale = float(np.sum(repression * effect) / max(np.sum(np.square(repression)), 1e-12))
     if scale <= 0:
         return {}
-    predicted = scale * np.asarray(repression, np.float64)
+    predicted, levels = scale * np.asarray(repression, np.float64), ((1 - level) / 2, (1 + level) / 2)
     parts = np.array_split(np.argsort(predicted), min(INTERVAL_PARTS, max(1, len(predicted) // INTERVAL_LEAST)))
     strength = np.array([np.maximum(predicted[part], 0).mean() for part in parts])
-    off = np.array([np.quantile((predicted - effect)[part], ((1 - level) / 2, (1 + level) / 2)) for part in parts])
+    off = np.array([np.quantile((predicted - effect)[part], levels) for part in parts])
     spread = strength - strength.mean()
     slope = spread @ off / max(spread @ spread, 1e-12)  # (2,)
     slope = np.array([min(slope[0], 0.0), max(slope[1], 0.0)])
-    ends = _ends(predicted, effect, slope, level)
+    ends = _ends(predicted, effect, slope, levels)
     if not ends[0] < 0 < ends[1]:
         slope = np.zeros(2)
-        ends = _ends(predicted, effect, slope, level)
+        ends = _ends(predicted, effect, slope, levels)
     return {
         "effect_scale": round(scale, 4),
         "effect_interval": [round(float(end), 4) for end in ends],
@@ -123,10 +123,10 @@ def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9)
     }
 
 
-def _ends(predicted: NDArray, effect: NDArray, slope: NDArray, level: float) -> NDArray[np.float64]:
+def _ends(predicted: NDArray, effect: NDArray, slope: NDArray, levels: tuple[float, float]) -> NDArray[np.float64]:
     """(2,) quantiles of the error that is left when each end grows with predicted repression."""
     off = (predicted - effect)[:, None] - np.maximum(predicted, 0)[:, None] * slope
-    return np.quantile(off, ((1 - level) / 2, (1 + level) / 2), axis=0).diagonal()
+    return np.quantile(off, levels, axis=0).diagonal()
 
 
 def effects_table(summary: dict, groups: dict[str, str]) -> str:

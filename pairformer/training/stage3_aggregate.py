@@ -194,8 +194,8 @@ class Bags:
     def tokens(self, bags: NDArray[np.int64], frozen: bool, k_max: int | None = None) -> Tokens:
         """Tokens of some bags; ``frozen`` reads what is kept, else gradients reach the encoder."""
         selection = self._selected[k_max]
-        spans = [np.arange(*selection.offsets[bag : bag + 2]) for bag in bags]
-        numbers, offsets = np.concatenate(spans), np.cumsum([0, *map(len, spans)])
+        numbers, counts = _spans(selection.offsets, bags)
+        offsets = np.cumsum([0, *counts])
         rows = selection.rows[numbers]
         if frozen:
             at = torch.from_numpy(np.searchsorted(self._read, rows))
@@ -222,15 +222,20 @@ class Bags:
         return self._encoded
 
 
+def _spans(offsets: NDArray[np.int64], bags: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of some bags of a ragged batch, and how many each has."""
+    rows = np.concatenate([np.arange(*offsets[bag : bag + 2]) for bag in bags])
+    return rows, np.diff(offsets)[bags]
+
+
 class Instances:
     """Candidates with a label of their own, of bags that hold a labelled window of their miRNA."""
 
     def __init__(self, bags: Bags, windows: Pairs | None) -> None:
         known: dict[str, list[tuple[str, float]]] = {}
-        for mirna, window, label in (
-            () if windows is None else zip(windows.mirna, windows.utr, windows.label, strict=True)
-        ):
-            known.setdefault(mirna, []).append((window, label))
+        if windows is not None:
+            for mirna, window, label in zip(windows.mirna, windows.utr, windows.label, strict=True):
+                known.setdefault(mirna, []).append((window, label))
         candidates, found = bags.candidates, []
         for bag, (mirna, utr) in enumerate(zip(bags.pairs.mirna, bags.pairs.utr, strict=True)):
             first, last = candidates.offsets[bag : bag + 2]
@@ -264,9 +269,9 @@ class SeedSites:
 
     def take(self, pairs: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """The same for some pairs."""
-        spans = [np.arange(*self.offsets[pair : pair + 2]) for pair in pairs]
-        owner = torch.repeat_interleave(torch.tensor([len(span) for span in spans]))
-        return self.site[torch.from_numpy(np.concatenate(spans))], owner, self.bag[torch.from_numpy(pairs)]
+        rows, counts = _spans(self.offsets, pairs)
+        owner = torch.repeat_interleave(torch.from_numpy(counts))
+        return self.site[torch.from_numpy(rows)], owner, self.bag[torch.from_numpy(pairs)]
 
 
 def read_seed_sites(pairs: Pairs, esa_min: int) -> SeedSites:

@@ -1,0 +1,82 @@
+"""Predicted fold changes: sites add up, intervals widen, percentiles, and the columns of the tables."""
+
+import numpy as np
+import pytest
+
+import pairformer
+from pairformer import testing
+
+LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
+SITE = "CUACCUCA"  # let-7's
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_fold_changes_add_up(additive_model, rng, engine):
+    """The baseline and the contributions of the sites are the fold change; each seed site contributes once."""
+    utrs = [testing.random_rna(rng, 60) + SITE + testing.random_rna(rng, 90) + SITE + testing.random_rna(rng, 80)]
+    utrs += [testing.random_rna(rng, 300), "ACGU"]
+    found = pairformer.predict(LET7, utrs, model=additive_model, engine=engine)
+    assert found.log2_fold_change.shape == (3,)
+    change = found.log2_fold_change
+    strength = np.maximum(-change, 0)  # strong predictions are less sure
+    ends = np.stack([change - 0.5 - strength, change + 0.25 + 0.5 * strength], 1)
+    np.testing.assert_allclose(found.interval, ends, rtol=0, atol=1e-6)
+    assert strength.max() > 0
+    one = found[0]
+    contribution = one.sites["contribution"]
+    assert one.log2_fold_change == pytest.approx(one.baseline + contribution.sum(), abs=1e-6)
+    assert one.interval == pytest.approx(tuple(ends[0]))
+    counted = one.sites[contribution != 0]
+    assert (counted["contribution"] < 0).all()
+    assert sorted(counted["site_id"]) == sorted(set(one.sites["site_id"]) - {-1})
+    assert {60, 158} <= set(counted["seed_start"])
+    assert found[2].log2_fold_change == found[2].baseline == 0  # no candidate
+    alone = pairformer.predict(LET7, utrs[0], model=additive_model, engine=engine)
+    assert alone.log2_fold_change == pytest.approx(one.log2_fold_change, abs=1e-6)
+    assert alone.percentile == 50
+
+
+def test_percentile_is_among_the_pairs_of_a_mirna(additive_model, rng):
+    utrs = [testing.random_rna(rng, 200) for _ in range(6)]
+    mirnas = [LET7, "UAGCUUAUCAGACUGAUGUUGA", LET7.lower(), LET7.replace("U", "T"), "", LET7]
+    found = pairformer.predict(mirnas, [*utrs[:5], utrs[0]], model=additive_model)
+    assert np.isnan(found.log2_fold_change[4])
+    assert np.isnan(found.percentile[4])
+    short = pairformer.predict([*mirnas, LET7, LET7], [*utrs[:5], utrs[0], "ACGU", "N" * 90], model=additive_model)
+    assert short.log2_fold_change[6] == short.log2_fold_change[7] == 0
+    assert np.isnan(short.percentile[6:]).all()
+    np.testing.assert_array_equal(short.percentile[:6], found.percentile)
+    assert found.percentile[1] == 50
+    change = found.log2_fold_change
+    for i in (0, 2, 3, 5):  # one miRNA, spelled three ways; rows 0 and 5 tie
+        above = [(change[j] > change[i]) + 0.5 * (change[j] == change[i]) for j in (0, 2, 3, 5)]
+        assert found.percentile[i] == pytest.approx(100 * np.mean(above))
+    assert pairformer.predict(mirnas, utrs, model=additive_model)[4].message is not None
+
+
+def test_a_model_without_additive_head_says_nothing_of_fold_changes(model, rng):
+    found = pairformer.predict([LET7], [testing.random_rna(rng, 90)], model=model)
+    assert found.log2_fold_change is found.interval is found.percentile is found[0].baseline is None
+    assert "contribution" not in found[0].sites.dtype.names
+
+
+def test_columns_of_fold_changes(additive_model, tmp_path, rng, command):
+    utr = testing.random_rna(rng, 60) + SITE + testing.random_rna(rng, 60)
+    (tmp_path / "pairs.tsv").write_text(
+        "mirna_id\tmirna_seq\tutr_id\tutr_seq\tlog2_fold_change\n"
+        f"let-7\t{LET7}\tmade\t{utr}\tmine\nbad\tNN\tmade\t{utr}\tyours\n"
+    )
+    outputs = ("-o", tmp_path / "out.tsv", "--sites", tmp_path / "sites.tsv")
+    words = ("predict", "--pairs", tmp_path / "pairs.tsv", "--model", additive_model, "--explain", *outputs)
+    assert command(*words) == 0
+    _, header, *rows = (line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines())
+    assert header[7:] == ["log2_fold_change", "log2_fold_change_low", "log2_fold_change_high", "input_log2_fold_change"]
+    expected = pairformer.predict(LET7, utr, model=additive_model)
+    assert [float(cell) for cell in rows[0][7:10]] == pytest.approx(
+        [expected.log2_fold_change, *expected.interval], rel=1e-4
+    )
+    assert rows[0][10] == "mine"
+    assert rows[1][7:] == ["NA", "NA", "NA", "yours"]
+    *_, site_header, first = (line.split("\t") for line in (tmp_path / "sites.tsv").read_text().splitlines()[:4])
+    assert site_header[-2:] == ["contribution", "weight"]
+    assert len(first) == len(site_header)
