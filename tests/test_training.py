@@ -468,6 +468,17 @@ def test_decoys_are_drawn_anew_each_epoch(folder):
     assert list(zip(again.mirna, again.gene, strict=True)) != first
 
 
+def test_dropout_stays_on_while_decoys_are_drawn(folder, tmp_path):
+    pairs, weights = load_pairs(folder / PAIRS, folder), []
+    config = TrainConfig(stage3=JointStageConfig(1, 16, 5e-3), sources=SourceConfig(labels=0.0, decoys=1.0))
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = PairFormer(replace(SMALL, aggregator=replace(SMALL.aggregator, dropout=dropout))).eval()
+        training.train_aggregator(model, training.Bags(model, pairs), None, config, tmp_path / str(dropout))
+        weights.append(model.aggregators[0].head[1].weight)
+    assert not torch.equal(*weights)
+
+
 def test_mirna_weights():
     label = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1], dtype=torch.float32)
     mirna = np.array(["A", "A", "A", "A", "B", "B", "C", "C"], object)

@@ -86,7 +86,7 @@ def train(
                 break
     if stage in ENCODER_STAGES:
         return model
-    bags = Bags(model, pairs, config.budgets)
+    bags = Bags(model.eval(), pairs, config.budgets)
     train_aggregator(model, bags, Bags(model, validation) if validation is not None else None, config, out, more)
     model.config = served
     trained_on = {"pairs": len(pairs), "positive_pairs": int(pairs.label.sum())}

@@ -180,7 +180,7 @@ class Bags:
     """
 
     def __init__(self, model: PairFormer, pairs: Pairs, budgets: Sequence[int] = ()) -> None:
-        self.model, self.pairs = model.eval(), pairs
+        self.model, self.pairs = model, pairs
         self.candidates = scan(pairs.mirna, pairs.utr, model.config.esa_min, strict=True)
         self._native = NativeEngine.of(model).model
         cheap_logit, keys, _ = self._native.cheap_scan(self.candidates, threads=torch.get_num_threads())
