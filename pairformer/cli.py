@@ -317,11 +317,12 @@ def evaluate(
     best by validation is kept; the default recipe keeps the last.
 
     \b
-    half-split         the paper's split; leaks      rewired          same miRNAs and genes, other pairing
+    half-split         the paper's split; leaks (-b, -c, -deeptargetpro: its others)
     deduplicated       each file by itself           fold-change      25 HeLa transfections
     gene-disjoint      no gene in common             hct116           7 HCT116 transfections
     family-disjoint    no miRNA family in common     deeptargetpro    its pairs; 92 % are miRAW's (-new: the rest)
     both-disjoint      neither in common             sites            CLASH windows of 50 nt
+    rewired            same miRNAs and genes, other pairing
     """
     from pairformer.evaluation import PROTOCOLS
     from pairformer.evaluation import evaluate as run

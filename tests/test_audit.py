@@ -9,6 +9,7 @@ import pytest
 
 from pairformer.data import PAIRS, Pairs, load_pairs
 from pairformer.evaluation.audit import NEIGHBOURS, RELATIONS, near_identical_groups, overlap
+from pairformer.evaluation.protocols import PROTOCOLS
 from pairformer.testing import random_rna
 
 MIRNA, OTHER = "UGAGGUAGUAGGUUGUAUAGUU", "CAUUGCACUUGUCUCGGUCUGA"
@@ -250,6 +251,21 @@ def test_half_split(data, pair_columns):
     assert result.pair[result.negative].all()
     assert result.same_label[result.negative].all()
     assert result.violations(["pair"])
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "negatives"), [("half-split-b", 5480, 548), ("half-split-c", 5480, 548),
+                                    ("half-split-deeptargetpro", 4023, 417)],
+)  # fmt: skip
+def test_other_half_splits(data, name, rows, negatives):
+    """Every test negative is a training negative there too."""
+    (fold,) = PROTOCOLS[name].folds(data)
+    result = overlap(fold.train.join(fold.validation), fold.test)
+    assert len(fold.test) == rows
+    of_test = fold.test.take(fold.test.label < 0.5)
+    assert len(set(zip(of_test.mirna, of_test.utr, strict=True))) == negatives
+    assert result.pair[result.negative].all()
+    assert result.same_label[result.negative].all()
 
 
 def test_gene_folds(data, pair_columns):

@@ -134,12 +134,12 @@ def _unique_pairs(folder: Path) -> Pairs:
     return pairs.take(np.sort(np.unique(keys, return_index=True)[1]))
 
 
-def _files(folder: Path) -> tuple[Pairs, NDArray[np.bool_]]:
-    """The pairs of miRAW and which of the ten published files (columns) each stands in."""
+def _files(folder: Path, table: str = PAIRS) -> tuple[Pairs, NDArray[np.bool_]]:
+    """The pairs of a table and which of its ten published files (columns) each stands in."""
     member = np.array(
-        [np.isin(range(10), np.array(sets.split(","), int)) for sets in columns(folder / PAIRS, "sets")[0]]
+        [np.isin(range(10), np.array(sets.split(","), int)) for sets in columns(folder / table, "sets")[0]]
     )
-    return load_pairs(folder / PAIRS, folder), member
+    return load_pairs(folder / table, folder), member
 
 
 def _split(name: str, train: Pairs, test: Pairs, claims: Sequence[str] = ()) -> Fold:
@@ -166,12 +166,11 @@ def set_aside(pairs: Pairs, groups: Strings | NDArray, parts: int) -> tuple[Pair
     )
 
 
-def _half_split(folder: Path) -> list[Fold]:
-    pairs, member = _files(folder)
+def _half_split(folder: Path, files: Sequence[int] = range(1, 6), table: str = PAIRS) -> list[Fold]:
+    pairs, member = _files(folder, table)
     rows = np.arange(len(pairs))
-    development, test = (
-        np.concatenate([rows[member[:, f]] for f in files]) for files in (range(1, 6), (0, 6, 7, 8, 9))
-    )
+    others = [f for f in range(10) if f not in files]
+    development, test = (np.concatenate([rows[member[:, f]] for f in part]) for part in (files, others))
     development = np.random.default_rng(FOLD_SEED).permutation(development)
     cut = len(development) // VALIDATION
     return [Fold("half-split", *(pairs.take(r) for r in (development[cut:], development[:cut], test)))]
@@ -299,6 +298,14 @@ PROTOCOLS = {
     "half-split": Protocol(
         "The paper's split of miRAW: files 1-5 develop, files 0 and 6-9 test, rows repeated as published. Every test "
         "negative is a training negative.", (), _half_split, _LEAKY, 30),
+    "half-split-b": Protocol(
+        "half-split with files 0-4 to develop, 5-9 to test.", (), lambda f: _half_split(f, range(5)), _LEAKY, 30),
+    "half-split-c": Protocol(
+        "half-split with even files to develop, odd ones to test.", (),
+        lambda f: _half_split(f, range(0, 10, 2)), _LEAKY, 30),
+    "half-split-deeptargetpro": Protocol(
+        "half-split of deepTargetPro's ten files, which share their 418 negatives too.", (),
+        lambda f: _half_split(f, table=DEEPTARGETPRO), _LEAKY, 30),
     "deduplicated": Protocol(
         "Each published miRAW file by itself, 80 : 20 by class, seed 2020 + file. The files share their negatives, so "
         "the ten tests are not independent; encoders saw every labelled window.", ("pair",), _deduplicated,
