@@ -1,0 +1,145 @@
+"""The paper's Fig. 3 and 4 on this machine: python bench/figures.py > table; plots in docs/cost.svg, docs/stages.svg.
+
+64 pairs of 1,329 candidates on average, from strings to logits, the weights of ``model="paper"``, two threads. Every
+pipeline and budget has a process of its own; its peak memory is Linux's VmHWM, beside that of one which only loads the
+model and the pairs. Medians of five calls after one.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+BUDGETS, THREADS, ROUNDS, N_PAIRS = (8, 16, 32, 64, 128, 256, 512), 2, 5, 64
+PIPELINES = ("PAIR-Former, native", "PAIR-Former, PyTorch", "naive", "TargetNet-like")
+NOTHING = "nothing"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def worker(pipeline: str, k_max: int) -> dict:
+    """Milliseconds of each call and of its stages, peak MiB, logits."""
+    import torch
+
+    from pairformer import scan, testing
+    from pairformer.engines import NativeEngine
+    from pairformer.models import PairFormer
+    from pairformer.selector import STSelector
+
+    torch.set_num_threads(THREADS)
+    model = PairFormer.load("paper")
+    native, pairs = NativeEngine.of(model).model, testing.heavy_tailed_pairs(random.Random(0), N_PAIRS, mean=1900)
+    stages: dict[str, list[float]] = {}
+    clock = [0.0]
+
+    def done(stage: str) -> None:
+        now = time.perf_counter()
+        stages.setdefault(stage, []).append(1e3 * (now - clock[0]))
+        clock[0] = now
+
+    @torch.no_grad()
+    def call() -> np.ndarray:
+        candidates = scan(*pairs, threads=THREADS)
+        done("scan and align")
+        if pipeline == PIPELINES[0]:
+            cheap_logit, keys, _ = native.cheap_scan(candidates, threads=THREADS)
+            done("cheap encoder on all")
+            chosen = model.select(candidates, cheap_logit, keys, k_max, THREADS)
+            done("select")
+            logit = native.aggregate(candidates, chosen.rows, chosen.offsets, threads=THREADS)[1]
+            done("expensive encoder on K, aggregate")
+            return logit
+        if pipeline == PIPELINES[1]:
+            chosen = model.select(candidates, *model.cheap_scan(candidates), k_max, THREADS)
+            done("cheap encoder on all, select")
+            encoded = model.encode_selected(candidates, chosen.rows)
+        else:
+            embedding, logit = model.encode_selected(candidates, np.arange(len(candidates.start)))
+            done("expensive encoder on all")
+            if pipeline == PIPELINES[3]:
+                return np.maximum.reduceat(logit.numpy(), candidates.offsets[:-1])
+            selector = STSelector(k_max, variant="S0")
+            chosen = selector.select(logit.numpy(), None, candidates.position, candidates.offsets, THREADS)
+            done("select")
+            encoded = embedding[chosen.rows], logit[chosen.rows]
+        tokens = model.tokenize(candidates, chosen.rows, chosen.offsets, *encoded)
+        done("expensive encoder on K, tokens" if pipeline == PIPELINES[1] else "tokens")
+        logit = model.aggregate(tokens).logit.numpy()
+        done("aggregate")
+        return logit
+
+    total, logit = [], np.zeros(0)
+    for _ in range(ROUNDS + 1 if pipeline != NOTHING else 0):
+        begin = clock[0] = time.perf_counter()
+        logit = call()
+        total.append(1e3 * (time.perf_counter() - begin))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    median = {name: float(np.median(part[1:])) for name, part in stages.items()}
+    return {"total": total[1:], "stages": median, "peak": peak, "logit": [float(x) for x in logit]}
+
+
+def measure(pipeline: str, k_max: int) -> dict:
+    command = [sys.executable, __file__, pipeline, str(k_max)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def draw(found: dict[tuple[str, int], dict], least: float) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "pairformer", "svg.fonttype": "none", "axes.spines.top": False,
+                     "axes.spines.right": False}):  # fmt: skip
+        figure = Figure((10, 3.2), layout="constrained")
+        panels = figure.subplots(1, 3)
+        for pipeline in PIPELINES:
+            rows = [found[pipeline, k] for k in BUDGETS]
+            time_ms = np.array([np.median(row["total"]) for row in rows])
+            peaks = [row["peak"] - least for row in rows]
+            style = "--" if pipeline == PIPELINES[3] else "o-"
+            for panel, values in zip(panels, (time_ms, 1e3 * N_PAIRS / time_ms, peaks), strict=True):
+                panel.plot(BUDGETS, values, style, label=pipeline, markersize=4)
+        for panel, title in zip(panels, ("ms for 64 pairs", "pairs per second", "peak memory, MiB"), strict=True):
+            panel.set(xscale="log", yscale="log", xlabel="budget K", title=title)
+            panel.set_xticks(BUDGETS, map(str, BUDGETS), minor=False)
+            panel.minorticks_off()
+        panels[0].legend(fontsize=7)
+        figure.savefig(DOCS / "cost.svg", metadata={"Date": None})
+        figure = Figure((8, 3.6), layout="constrained")
+        axes = figure.subplots()
+        bars = [(f"{p}: {name}", ms, n) for n, p in enumerate(PIPELINES) for name, ms in found[p, 64]["stages"].items()]
+        axes.barh([b[0] for b in bars][::-1], [b[1] for b in bars][::-1], color=[f"C{b[2]}" for b in bars][::-1])
+        axes.set(xscale="log", xlabel=f"ms for 64 pairs at K = 64, {THREADS} threads")
+        axes.tick_params(labelsize=7)
+        figure.savefig(DOCS / "stages.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    least = measure(NOTHING, 0)["peak"]
+    found: dict[tuple[str, int], dict] = {}
+    print("| pipeline | K | ms for 64 pairs | spread | pairs/s | peak memory, MiB |\n" + "|---" * 6 + "|")
+    for pipeline in PIPELINES:
+        for k in BUDGETS if pipeline != PIPELINES[3] else (BUDGETS[0],):
+            row = found[pipeline, k] = measure(pipeline, k)
+            low, median, high = np.quantile(row["total"], (0.25, 0.5, 0.75))
+            figures = f"{median:.1f} | {high - low:.1f} | {1e3 * N_PAIRS / median:.0f} | {row['peak'] - least:.0f}"
+            print(f"| {pipeline} | {k if pipeline != PIPELINES[3] else 'all'} | {figures} |", flush=True)
+    for k in BUDGETS:
+        found[PIPELINES[3], k] = found[PIPELINES[3], BUDGETS[0]]
+        gap = np.subtract(found[PIPELINES[0], k]["logit"], found[PIPELINES[1], k]["logit"])
+        assert np.abs(gap).max() < 1e-4
+    print("\n| pipeline | stage | ms at K = 64 |\n" + "|---" * 3 + "|")
+    for pipeline in PIPELINES:
+        for name, ms in found[pipeline, 64]["stages"].items():
+            print(f"| {pipeline} | {name} | {ms:.2f} |")
+    draw(found, least)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(worker(sys.argv[1], int(sys.argv[2]))))
+    else:
+        main()
