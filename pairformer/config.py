@@ -448,13 +448,7 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
             stage3=JointStageConfig(12, 64, 1e-3, 1e-2),
             additive=StageConfig(24, 64, 3e-3, 1e-2, clip=0.0067),
             sources=SourceConfig(
-                clash_windows=1.0,
-                clash_original=1.0,
-                labels=0.3,
-                per_mirna=True,
-                decoys=1.0,
-                clash=0.1,
-                effects=0.067,
+                clash_windows=1.0, clash_original=1.0, per_mirna=True, decoys=1.0, clash=1.0, effects=0.067
             ),
         ),
     )
