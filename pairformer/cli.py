@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -37,7 +40,7 @@ from pairformer.data import (
 )
 from pairformer.engines import ENGINES
 from pairformer.options import ConfigCommand, Items, config_options, overridden
-from pairformer.predict import Predictions, Scorer, in_batches
+from pairformer.predict import Predictions, Scorer, in_batches, percentiles
 from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
@@ -52,6 +55,7 @@ PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability"
 FIGURES = ("pr_auc", "roc_auc", "within_mirna", "spearman", "r2", "auroc_top")  # kept with a calibrated model
 CALIBRATED = ("logit_scale", "effect_scale", "effect_interval", "effect_widening")  # what held-out folds give a model
 EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high")
+PERCENTILE = "percentile"
 SITE_HEADER = (
     "mirna_id", "utr_id", "start", "end", "seed_start", "seed_end", "site_id", "seed_type", "esa_score",
     "cheap_logit", "logit", "position", "reason", "mirna_aligned", "utr_aligned",
@@ -130,9 +134,12 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 @click.option("--explain", is_flag=True, help="Add to each site the logit's change when it is left out.")
+@click.option("--percentile", is_flag=True, help="Rank each pair among those of its miRNA, in the file of --output.")
 @click.option("--prior", type=float, default=0.5, show_default=True, help="Share of repressed pairs you expect.")
 @click.option("--strict", is_flag=True, help="Stop with exit code 65 at the first pair that cannot be scored.")
-def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, prior, strict):
+def predict(
+    mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, percentile, prior, strict
+):  # fmt: skip
     """Score MIRNA against UTR: sequences, or FASTA files ('-': standard input, gzip is detected).
 
     Two FASTA files are scored all against all, UTR by UTR. A pair that cannot be scored keeps its row, with
@@ -145,6 +152,9 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
     scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
+    if percentile and not (additive and (Path(output).is_file() or not Path(output).exists()) and output != "-"):
+        raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
+    ranked: tuple[list[str], list[NDArray]] = [], []
     pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER
     site_header = (*SITE_HEADER, *(("contribution",) if additive else ()), *(("weight",) if explain else ()))
     with contextlib.ExitStack() as files, _Progress() as progress:
@@ -166,6 +176,9 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
                 if reject_out:
                     _write(reject_out, (record.where, record.mirna_id, record.utr_id, message))
             _write_pairs(pair_out, group, predictions)
+            if percentile and predictions.log2_fold_change is not None:
+                ranked[0].extend(record.mirna for record in group)
+                ranked[1].append(np.where(predictions.status == "ok", -predictions.log2_fold_change, np.nan))
             if site_out:
                 _write_sites(site_out, group, predictions)
             for number in () if warned else np.flatnonzero(predictions.status == "no_candidate"):
@@ -175,6 +188,8 @@ def predict(mirna, utr, pairs, output, sites, rejects, model, k_max, engine, dev
                     warned = True
                     break
             progress.add(len(group), sum(message is not None for message in messages))
+    if percentile:
+        _add_column(Path(output), PERCENTILE, percentiles(ranked[0], np.concatenate([*ranked[1], np.empty(0)])))
 
 
 @cli.command("scan", short_help="Every candidate target site, before any model.")
@@ -402,7 +417,7 @@ def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, .
 
 def _renamed(columns: Iterable[str]) -> list[str]:
     """Extra input columns; one that is named as an output column is, such as a table scored before, gets "input_"."""
-    return [f"input_{column}" if column in PAIR_HEADER + EFFECT_HEADER else column for column in columns]
+    return [f"input_{column}" if column in (*PAIR_HEADER, *EFFECT_HEADER, PERCENTILE) else column for column in columns]
 
 
 def _records(argument: str, name: str) -> Iterator[Record]:
@@ -485,6 +500,24 @@ def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iter
     out.write(f"# pairformer {pairformer.__version__} {about}\n" + (f"# {note}\n" if note else ""))
     _write(out, header)
     return out
+
+
+def _add_column(path: Path, name: str, values: Iterable[float]) -> None:
+    """Write a table again with one more column; a reader sees the old or the new one whole."""
+    path, cells = path.resolve(), itertools.chain([name], map(_number, values))
+    with (
+        path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as table,
+        tempfile.NamedTemporaryFile("w", -1, "utf-8", "\n", dir=path.parent, delete=False, errors=table.errors) as out,
+    ):
+        try:
+            out.write(next(table))  # what made it
+            out.writelines(f"{line[:-1]}\t{cell}\n" for line, cell in zip(table, cells, strict=True))
+            out.close()
+            shutil.copymode(path, out.name)
+            os.replace(out.name, path)
+        except BaseException:
+            os.unlink(out.name)
+            raise
 
 
 def _write(out: TextIO, cells: Iterable[object]) -> None:

@@ -80,3 +80,27 @@ def test_columns_of_fold_changes(additive_model, tmp_path, rng, command):
     *_, site_header, first = (line.split("\t") for line in (tmp_path / "sites.tsv").read_text().splitlines()[:4])
     assert site_header[-2:] == ["contribution", "weight"]
     assert len(first) == len(site_header)
+
+
+def test_column_of_percentiles(additive_model, tmp_path, rng, command):
+    utrs = [testing.random_rna(rng, 300) for _ in range(5)] + ["ACGU"]
+    (tmp_path / "m.fa").write_text(f">let-7\n{LET7}\n>other\n{LET7[::-1]}\n>bad\nNN\n")
+    (tmp_path / "u.fa").write_text("".join(f">u{i}\n{utr}\n" for i, utr in enumerate(utrs)))
+    words = ("predict", tmp_path / "m.fa", tmp_path / "u.fa", "--model", additive_model)
+    assert command(*words, "-o", tmp_path / "plain.tsv") == 0
+    assert command(*words, "-o", tmp_path / "out.tsv", "--percentile") == 0
+    plain, ranked = ((tmp_path / name).read_text().splitlines() for name in ("plain.tsv", "out.tsv"))
+    assert [line.rpartition("\t")[0] for line in ranked[1:]] == plain[1:]
+    header, *rows = (line.split("\t") for line in ranked[1:])
+    assert header[-1] == "percentile"
+    expected = pairformer.predict([LET7] * 6, utrs, model=additive_model).percentile
+    found = [row[-1] for row in rows if row[0] == "let-7"]
+    assert [float(cell) for cell in found[:5]] == pytest.approx(expected[:5], rel=1e-4)
+    assert found[5] == "NA"
+    assert {row[-1] for row in rows if row[0] == "bad"} == {"NA"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"m.fa", "u.fa", "plain.tsv", "out.tsv"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
+    assert command(*words, "--percentile") == 2
+    assert command(*words, "-o", "/dev/null", "--percentile") == 2
+    assert command(*words[:-1], "paper", "-o", tmp_path / "out.tsv", "--percentile") == 2
+    assert (tmp_path / "out.tsv").read_text().splitlines() == ranked
