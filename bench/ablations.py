@@ -32,7 +32,7 @@ from pairformer.models import PairFormer
 from pairformer.models.pair_former import chunks
 from pairformer.scan import scan
 from pairformer.selector import Selection, STSelector
-from pairformer.training import Bags, train_encoders
+from pairformer.training import Bags, train_encoders, whole_file
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights
 from pairformer.training.stage3_aggregate import _spans
@@ -88,14 +88,17 @@ def folds_of(folder: Path, protocol: str) -> list[Fold]:
 
 
 class LinearAttention(nn.Module):
-    """A SAB whose attention is phi(Q) (phi(K)^T V) / phi(Q) sum phi(K), phi = elu + 1 (Katharopoulos et al., 2020)."""
+    """A SAB whose attention is phi(Q) (phi(K)^T V) / phi(Q) sum phi(K), phi = elu + 1, without dropout on it.
+
+    Source: Katharopoulos et al., Transformers are RNNs, 2020, eq. 5-7.
+    """
 
     def __init__(self, block) -> None:
         super().__init__()
-        self.block = block.attend
+        self.attend = block.attend  # under the name that the native engine's weights have
 
     def forward(self, x, mask):
-        block, real = self.block, mask[:, None, :, None]
+        block, real = self.attend, mask[:, None, :, None]
         query, key, value = (layer(x).unflatten(2, (block.heads, -1)).transpose(1, 2)
                              for layer in (block.query, block.key, block.value))  # fmt: skip
         query, key = F.elu(query) + 1, (F.elu(key) + 1) * real
@@ -134,7 +137,8 @@ def expensive_logit(model: PairFormer, candidates) -> np.ndarray:
 
 def in_bag_rho(model: PairFormer, pairs) -> float:
     """Mean rank correlation of cheap and expensive logit within 200 bags."""
-    candidates = scan(pairs.mirna[:200], pairs.utr[:200])
+    pairs = pairs.take(np.random.default_rng(2020).permutation(len(pairs))[:200])
+    candidates = scan(pairs.mirna, pairs.utr)
     cheap, own = NativeEngine.of(model).model.cheap_scan(candidates, threads=1)[0], expensive_logit(model, candidates)
     ends = pairwise(candidates.offsets)
     return float(np.mean([spearmanr(cheap[a:b], own[a:b]).statistic for a, b in ends if b - a > 10]))
@@ -159,6 +163,8 @@ def select_by(model: PairFormer, row: Row, epoch: int | None) -> None:
 
 def fit_row(model: PairFormer, row: Row, fold: Fold, protocol: str, config: TrainConfig) -> None:
     """Train the aggregator: on labels, or on positives against decoys of each epoch."""
+    if protocol == "half-split" and row.select != "cheap logit":
+        raise ValueError(f"rows of half-split must select by the cheap logit, got {row.select}")
     positives = fold.train.take(fold.train.label > 0.5)
     drawn: dict[int, Bags] = {}
     if protocol == "half-split":
@@ -278,7 +284,8 @@ def main(folder: Path, out: Path, protocol: str, *asked: str) -> None:
                     found = scores(ROWS[name], fold, protocol, sites, out / "encoders")
                 lines = log.getvalue().splitlines()
                 print(*(line for line in lines if "rho" in line), sep="\n", file=sys.stderr, flush=True)
-                np.savez_compressed(path, seconds=time.perf_counter() - began, **found)
+                with whole_file(path) as file:
+                    np.savez_compressed(file, seconds=time.perf_counter() - began, **found)
             with np.load(path) as arrays:
                 parts.append(dict(arrays))
         minutes = sum(float(part.pop("seconds")) for part in parts) / 60

@@ -152,7 +152,8 @@ def predict(
     scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
-    if percentile and not (additive and (Path(output).is_file() or not Path(output).exists()) and output != "-"):
+    if percentile and not (additive and output != "-" and os.access(Path(output).resolve().parent, os.W_OK)
+                           and (Path(output).is_file() or not Path(output).exists())):  # fmt: skip
         raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
     ranked: tuple[list[str], list[NDArray]] = [], []
     pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER

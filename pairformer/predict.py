@@ -305,7 +305,8 @@ def percentiles(mirnas: Strings, score: NDArray[np.float32]) -> NDArray[np.float
     found = np.full(len(score), np.nan, np.float32)
     real = np.flatnonzero(~np.isnan(score))
     _, group = np.unique(np.array([as_rna(mirnas[int(i)]) for i in real], object), return_inverse=True)
-    for rows in (real[group == number] for number in range(group.max(initial=-1) + 1)):
+    order = np.argsort(group, kind="stable")
+    for rows in np.split(real[order], np.flatnonzero(np.diff(group[order])) + 1) if len(real) else ():
         values = np.sort(score[rows])
         sides = [np.searchsorted(values, score[rows], side) for side in ("left", "right")]
         found[rows] = 50 * (sides[0] + sides[1]) / len(rows)
