@@ -2,7 +2,8 @@
 
 64 pairs of 1,329 candidates on average, from strings to logits, the weights of ``model="paper"``, two threads. Every
 pipeline and budget has a process of its own; its peak memory is what the calls add to what was there before (VmHWM -
-VmRSS). Medians of five calls after one.
+VmRSS). After one call at least five, for five seconds; plotted are the fastest, since other guests of the machine slow
+some of the rest.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-BUDGETS, THREADS, ROUNDS, N_PAIRS = (8, 16, 32, 64, 128, 256, 512), 2, 5, 64
+BUDGETS, THREADS, ROUNDS, SECONDS, N_PAIRS = (8, 16, 32, 64, 128, 256, 512), 2, 5, 5, 64
 PIPELINES = ("PAIR-Former, native", "PAIR-Former, PyTorch", "naive", "TargetNet-like")
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -77,13 +78,13 @@ def worker(pipeline: str, k_max: int) -> dict:
     total, logit = [], np.zeros(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
     before = mebibytes("VmRSS")
-    for _ in range(ROUNDS + 1):
+    while len(total) <= ROUNDS or sum(total[1:]) < 1e3 * SECONDS:
         begin = clock[0] = time.perf_counter()
         logit = call()
         total.append(1e3 * (time.perf_counter() - begin))
     peak = mebibytes("VmHWM") - before
-    median = {name: float(np.median(part[1:])) for name, part in stages.items()}
-    return {"total": total[1:], "stages": median, "peak": peak, "logit": [float(x) for x in logit]}
+    least = {name: min(part[1:]) for name, part in stages.items()}
+    return {"total": total[1:], "stages": least, "peak": peak, "logit": [float(x) for x in logit]}
 
 
 def mebibytes(field: str) -> float:
@@ -107,7 +108,7 @@ def draw(found: dict[tuple[str, int], dict]) -> None:
         panels = figure.subplots(1, 3)
         for pipeline in PIPELINES:
             rows = [found[pipeline, k] for k in BUDGETS]
-            time_ms = np.array([np.median(row["total"]) for row in rows])
+            time_ms = np.array([min(row["total"]) for row in rows])
             peaks = [row["peak"] for row in rows]
             style = "--" if pipeline == PIPELINES[3] else "o-"
             for panel, values in zip(panels, (time_ms, 1e3 * N_PAIRS / time_ms, peaks), strict=True):
@@ -129,13 +130,16 @@ def draw(found: dict[tuple[str, int], dict]) -> None:
 
 def main() -> None:
     found: dict[tuple[str, int], dict] = {}
-    print("| pipeline | K | ms for 64 pairs | spread | pairs/s | peak memory, MiB |\n" + "|---" * 6 + "|")
+    print(
+        "| pipeline | K | fastest, ms for 64 pairs | median | calls | pairs/s | peak memory, MiB |\n" + "|---" * 7 + "|"
+    )
     for pipeline in PIPELINES:
         for k in BUDGETS if pipeline != PIPELINES[3] else (BUDGETS[0],):
             row = found[pipeline, k] = measure(pipeline, k)
-            low, median, high = np.quantile(row["total"], (0.25, 0.5, 0.75))
-            figures = f"{median:.1f} | {high - low:.1f} | {1e3 * N_PAIRS / median:.0f} | {row['peak']:.0f}"
-            print(f"| {pipeline} | {k if pipeline != PIPELINES[3] else 'all'} | {figures} |", flush=True)
+            calls, fastest = len(row["total"]), min(row["total"])
+            figures = f"{fastest:.1f} | {np.median(row['total']):.1f} | {calls} | {1e3 * N_PAIRS / fastest:.0f}"
+            what = k if pipeline != PIPELINES[3] else "all"
+            print(f"| {pipeline} | {what} | {figures} | {row['peak']:.0f} |", flush=True)
     for k in BUDGETS:
         found[PIPELINES[3], k] = found[PIPELINES[3], BUDGETS[0]]
     print("\n| pipeline | stage | ms at K = 64 |\n" + "|---" * 3 + "|")
