@@ -424,7 +424,7 @@ def test_evaluate_usage(folder, tmp_path, command, capsys):
     for words, message in [
         (("--protocol", "half-split"), "give --train, or --model NAME"),
         (("--protocol", "half-split", "--train", "--model", "default"), "give --train, or --model NAME"),
-        (("--protocol", "best", "--train"), "--protocol must be one of half-split, deduplicated"),
+        (("--protocol", "best", "--train"), "--protocol must be one of half-split, half-split-b"),
         (("--protocol", "half-split", "--model", "default", "--stage3.lr", "1"), "need --train; --model has its own"),
         (("--protocol", "half-split", "--model", "default", "--k-max", "0"), "k_max must be 1 or more, got 0"),
         (("--protocol", "half-split", "--train", "--seeds", "one"), "must be int values between commas, got 'one'"),
