@@ -274,7 +274,7 @@ def test_nested_budgets(folder):
     """Tokens at each budget are those a model of that budget selects, cached or not."""
     pairs = load_pairs(folder / PAIRS, folder).take(np.arange(30))
     torch.manual_seed(0)
-    model = PairFormer(SMALL)
+    model = PairFormer(SMALL).eval()
     bags = training.Bags(model, pairs, (4, 16))
     for k_max in (4, 16, None):
         tokens = bags.tokens(np.arange(30), frozen=True, k_max=k_max)
