@@ -8,6 +8,7 @@ can be asked for again; the first is what the others are compared with.
 """
 
 import contextlib
+import functools
 import io
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from levers import METRICS, small_folds, table
+from levers import METRICS, cells, small_folds, table
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -30,18 +31,15 @@ from pairformer.evaluation.protocols import PROTOCOLS, Fold, held_out_sites
 from pairformer.metrics import bootstrap, decisions, interval, ranking, sigmoid
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import chunks
+from pairformer.saved import whole_file
 from pairformer.scan import scan
 from pairformer.selector import Selection, STSelector
-from pairformer.training import Bags, train_encoders, whole_file
+from pairformer.training import Bags, train_encoders
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights
 from pairformer.training.stage3_aggregate import _spans
 
-TRAIN = {
-    "half-split": TrainConfig(stage3=JointStageConfig(12, 32, 5e-4, 1e-2)),
-    "rewired": TrainConfig(stage3=JointStageConfig(6, 32, 5e-4, 1e-2)),
-    "fold-change": TrainConfig(stage3=JointStageConfig(6, 32, 5e-4, 1e-2)),
-}
+EPOCHS = {"half-split": 12, "rewired": 6, "fold-change": 3}  # about 800 steps without labels
 BLOCKS = {"half-split": (0,), "rewired": (0, 4, 8), "fold-change": (0, 3, 4, 7)}
 BUDGETS = (8, 16, 32, 64, 128, 256, 512)
 
@@ -54,7 +52,7 @@ class Row:
     variant: str = "S2"
     aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
     at: tuple[int, ...] = ()
-    """Smaller budgets it is asked at too, parameters fixed."""
+    """Other budgets it is asked at too, parameters fixed."""
     pools: tuple[int, ...] = ()
     """Visible pools it is asked at too: the selector sees the best so many cheap logits of a bag."""
     select: str = "cheap logit"
@@ -70,10 +68,10 @@ RETRAINED = {f"S2, K={k}": Row(k, at=BUDGETS[:-1] if k == BUDGETS[-1] else ()) f
 FORMS = {
     "no attention between tokens": Row(aggregator=AggregatorConfig(layers=0)),
     "ISAB, 16 points": Row(aggregator=AggregatorConfig(inducing_points=16)),
-    "ISAB, 16 points, K=256": Row(256, aggregator=AggregatorConfig(inducing_points=16)),
-    "no attention, K=256": Row(256, aggregator=AggregatorConfig(layers=0)),
+    "ISAB, 16 points, K=256": Row(256, aggregator=AggregatorConfig(inducing_points=16), at=(2048,)),
+    "no attention, K=256": Row(256, aggregator=AggregatorConfig(layers=0), at=(2048,)),
 }
-FORMS |= {"linear attention": Row(linear=True), "linear attention, K=256": Row(256, linear=True)}
+FORMS |= {"linear attention": Row(linear=True), "linear attention, K=256": Row(256, at=(2048,), linear=True)}
 SELECTED = {
     f"selected by {name}": Row(select=name) for name in ("random", "expensive logit", "noise", "gate", "ranked")
 }
@@ -155,33 +153,36 @@ def select_by(model: PairFormer, row: Row, epoch: int | None) -> None:
             cheap_logit = cheap_logit + rng.gumbel(size=len(cheap_logit)).astype(np.float32)
         elif row.select == "expensive logit":
             cheap_logit = expensive_logit(model, candidates)
-        selector = STSelector.from_config(model.config.selector, k_max)
-        return selector.select(cheap_logit, keys, candidates.position, candidates.offsets, threads)
+        return PairFormer.select(model, candidates, cheap_logit, keys, k_max, threads)
 
     model.select = select
 
 
 def fit_row(model: PairFormer, row: Row, fold: Fold, protocol: str, config: TrainConfig) -> None:
     """Train the aggregator: on labels, or on positives against decoys of each epoch."""
-    if protocol == "half-split" and row.select != "cheap logit":
-        raise ValueError(f"rows of half-split must select by the cheap logit, got {row.select}")
-    positives = fold.train.take(fold.train.label > 0.5)
-    drawn: dict[int, Bags] = {}
+    check = None
     if protocol == "half-split":
-        fixed, validation = Bags(model, fold.train), Bags(model, fold.validation)
+        if row.select != "cheap logit":
+            raise ValueError(f"rows of half-split must select by the cheap logit, got {row.select}")
+        fixed, validation, n_rows = Bags(model, fold.train), Bags(model, fold.validation), len(fold.train)
 
-    def of(epoch: int) -> Bags:
-        if protocol == "half-split":
+        def bags_of(_):
             return fixed
-        if epoch not in drawn:
-            drawn.clear()
+
+        def check():
+            return ranking(fold.validation.label, validation.logits(True))
+    else:
+        positives = fold.train.take(fold.train.label > 0.5)
+        n_rows = 2 * len(positives)
+
+        @functools.lru_cache(1)
+        def bags_of(epoch):
             decoys = rewire(positives, fold.train, [config.rng_seed, epoch])
             select_by(model, row, epoch)
-            drawn[epoch] = Bags(model, positives.join(decoys))
-        return drawn[epoch]
+            return Bags(model, positives.join(decoys))
 
     def step(rows, epoch):
-        bags = of(epoch)
+        bags = bags_of(epoch)
         tokens = bags.tokens(rows, frozen=True)
         if gated:
             chosen = bags._selected[None]
@@ -198,10 +199,8 @@ def fit_row(model: PairFormer, row: Row, fold: Fold, protocol: str, config: Trai
     gated = row.select == "gate"
     trained = nn.ModuleDict({"aggregators": model.aggregators} | ({"cheap": model.cheap} if gated else {}))
     stage = replace(config.stage3, joint_epochs=config.stage3.epochs, joint_lr=3e-4) if gated else config.stage3
-    check = (lambda: ranking(fold.validation.label, validation.logits(True))) if protocol == "half-split" else None
-    rows = len(fold.train) if protocol == "half-split" else 2 * len(positives)
     with tempfile.TemporaryDirectory() as place:
-        fit("stage3", trained, rows, step, stage, Path(place), config.rng_seed, check, model.cheap if gated else None)
+        fit("stage3", trained, n_rows, step, stage, Path(place), config.rng_seed, check, model.cheap if gated else None)
     select_by(model, row, None)
 
 
@@ -220,7 +219,7 @@ def see(model: PairFormer, pool: int) -> None:
 
 def scores(row: Row, fold: Fold, protocol: str, sites, cache: Path) -> dict[str, np.ndarray]:
     """Logits of the test rows, by what was asked ("" for the row as it is)."""
-    config = TRAIN[protocol]
+    config = TrainConfig(stage3=JointStageConfig(EPOCHS[protocol], 32, 5e-4, 1e-2))
     claims = PROTOCOLS[protocol].claims
     torch.manual_seed(config.rng_seed)
     model = PairFormer(ModelConfig(aggregator=row.aggregator, selector=SelectorConfig(row.k_max, variant=row.variant)))
@@ -230,13 +229,16 @@ def scores(row: Row, fold: Fold, protocol: str, sites, cache: Path) -> dict[str,
     if row.linear:
         for aggregator in model.aggregators:
             aggregator.layers = nn.ModuleList(LinearAttention(block) for block in aggregator.layers)
-    before = in_bag_rho(model, fold.test)
+    taught = row.select in ("ranked", "gate")
+    before = in_bag_rho(model, fold.test) if taught else 0.0
     if row.select == "ranked":
         rank_bags(model, fold.train, config)
     fit_row(model, row, fold, protocol, config)
-    print(f"{protocol} {fold.name}: rho in bags {before:.3f}, {in_bag_rho(model, fold.test):.3f}", file=sys.stderr)
+    if taught:
+        after = in_bag_rho(model, fold.test)
+        print(f"{protocol} {fold.name}: rho in bags {before:.3f}, then {after:.3f}", file=sys.__stderr__, flush=True)
     bags = Bags(model, fold.test, row.at)
-    found = {"": bags.logits(True)} | {f", cut to {k}": bags.logits(True, k) for k in row.at}
+    found = {"": bags.logits(True)} | {f", asked at {k}": bags.logits(True, k) for k in row.at}
     for pool in row.pools:
         see(model, pool)
         found[f", pool {pool}"] = Bags(model, fold.test).logits(True)
@@ -246,23 +248,19 @@ def scores(row: Row, fold: Fold, protocol: str, sites, cache: Path) -> dict[str,
 def measured(protocol: str, folds: list[Fold], found: list[np.ndarray], first: list[np.ndarray]) -> list[str]:
     """Cells: figures, and their difference to the first row with 95 % of 1,000 resamples."""
     if protocol == "fold-change":
-        values, base = table(protocol, folds, found), table(protocol, folds, first)
-        drawn = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
-        low, high = np.quantile((values - base)[drawn].mean(1), (0.025, 0.975), axis=0)
-        columns = zip(values.mean(0), values.std(0), (values - base).mean(0), low, high, strict=True)
-        return [f"{m:.4f} ± {s:.3f}, {d:+.4f} [{a:+.4f}, {b:+.4f}]" for m, s, d, a, b in columns]
+        return cells(table(protocol, folds, found), table(protocol, folds, first), 1000)
     labels, both = [fold.test.label for fold in folds], zip(found, first, strict=True)
     draws = bootstrap(labels, [np.stack(pair) for pair in both], [fold.test.mirna for fold in folds])
-    cells = []
+    columns = []
     for column, name in enumerate(("pr_auc", "roc_auc")):
         figures = np.array(
             [[ranking(y, s)[name] for y, s in zip(labels, part, strict=True)] for part in (found, first)]
         )
         low, high = interval(draws[:, 0, column] - draws[:, 1, column])
         mean, base = figures.mean(1)
-        cells.append(f"{mean:.4f} ± {figures[0].std():.4f}, {mean - base:+.4f} [{low:+.4f}, {high:+.4f}]")
+        columns.append(f"{mean:.4f} ± {figures[0].std():.4f}, {mean - base:+.4f} [{low:+.4f}, {high:+.4f}]")
     f1 = np.mean([decisions(y, sigmoid(s))["f1"] for y, s in zip(labels, found, strict=True)])
-    return [*cells, f"{f1:.4f}"]
+    return [*columns, f"{f1:.4f}"]
 
 
 def main(folder: Path, out: Path, protocol: str, *asked: str) -> None:
@@ -278,12 +276,9 @@ def main(folder: Path, out: Path, protocol: str, *asked: str) -> None:
         for number, fold in zip(BLOCKS[protocol], folds, strict=True):
             path = out / protocol / name / f"{number}.npz"
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 began = time.perf_counter()
-                with contextlib.redirect_stderr(io.StringIO()) as log:
+                with contextlib.redirect_stderr(io.StringIO()):
                     found = scores(ROWS[name], fold, protocol, sites, out / "encoders")
-                lines = log.getvalue().splitlines()
-                print(*(line for line in lines if "rho" in line), sep="\n", file=sys.stderr, flush=True)
                 with whole_file(path) as file:
                     np.savez_compressed(file, seconds=time.perf_counter() - began, **found)
             with np.load(path) as arrays:
@@ -292,8 +287,8 @@ def main(folder: Path, out: Path, protocol: str, *asked: str) -> None:
         for what in parts[0]:
             found = [part[what] for part in parts]
             first = first or found
-            cells = measured(protocol, folds, found, first)
-            print(f"| {name}{what} | " + " | ".join(cells) + f" | {minutes:.0f} |", flush=True)
+            figures = measured(protocol, folds, found, first)
+            print(f"| {name}{what} | " + " | ".join(figures) + f" | {minutes:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -99,33 +99,30 @@ def measure(pipeline: str, k_max: int) -> dict:
 
 
 def draw(found: dict[tuple[str, int], dict]) -> None:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    from pairformer.evaluation.report import svg_figure
 
-    with rc_context({"svg.hashsalt": "pairformer", "svg.fonttype": "none", "axes.spines.top": False,
-                     "axes.spines.right": False}):  # fmt: skip
-        figure = Figure((10, 3.2), layout="constrained")
+    with svg_figure(DOCS / "cost.svg", 10, 3.2) as figure:
         panels = figure.subplots(1, 3)
         for pipeline in PIPELINES:
             rows = [found[pipeline, k] for k in BUDGETS]
             time_ms = np.array([min(row["total"]) for row in rows])
             peaks = [row["peak"] for row in rows]
-            style = "--" if pipeline == PIPELINES[3] else "o-"
+            line = "--" if pipeline == PIPELINES[3] else "o-"
             for panel, values in zip(panels, (time_ms, 1e3 * N_PAIRS / time_ms, peaks), strict=True):
-                panel.plot(BUDGETS, values, style, label=pipeline, markersize=4)
+                panel.plot(BUDGETS, values, line, label=pipeline, markersize=4)
         for panel, title in zip(panels, ("ms for 64 pairs", "pairs per second", "peak memory, MiB"), strict=True):
             panel.set(xscale="log", yscale="log", xlabel="budget K", title=title)
             panel.set_xticks(BUDGETS, map(str, BUDGETS), minor=False)
             panel.minorticks_off()
+            panel.spines[["top", "right"]].set_visible(False)
         panels[0].legend(fontsize=7)
-        figure.savefig(DOCS / "cost.svg", metadata={"Date": None})
-        figure = Figure((8, 3.6), layout="constrained")
+    with svg_figure(DOCS / "stages.svg", 8, 3.6) as figure:
         axes = figure.subplots()
         bars = [(f"{p}: {name}", ms, n) for n, p in enumerate(PIPELINES) for name, ms in found[p, 64]["stages"].items()]
         axes.barh([b[0] for b in bars][::-1], [b[1] for b in bars][::-1], color=[f"C{b[2]}" for b in bars][::-1])
         axes.set(xscale="log", xlabel=f"ms for 64 pairs at K = 64, {THREADS} threads")
         axes.tick_params(labelsize=7)
-        figure.savefig(DOCS / "stages.svg", metadata={"Date": None})
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:

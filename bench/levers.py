@@ -6,6 +6,7 @@ SOURCES, or "without" a feature, which learn from fold changes alone, or the def
 """
 
 import contextlib
+import functools
 import io
 import re
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from pairformer.config import recipe
-from pairformer.data import MoreSources, load_fold_changes
+from pairformer.data import MoreSources, Pairs, load_fold_changes
 from pairformer.evaluation.fold_change import METRICS as EFFECT_METRICS
 from pairformer.evaluation.fold_change import summarise_effects
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, group_folds, held_out_pairs
@@ -40,14 +41,10 @@ METRICS = {"fold-change": ("Spearman", "r2", "ROC-AUC of the top 5 %"), "rewired
 def small_folds(folder: Path) -> list[Fold]:
     """The rows of ``fold-change``, 1,500 genes in 4 x 2 blocks."""
     folds = PROTOCOLS["fold-change"].folds(folder)
-    test = folds[0].test
-    for fold in folds[1:]:
-        test = test.join(fold.test)
+    test = functools.reduce(Pairs.join, (fold.test for fold in folds))
     genes = np.random.default_rng(2020).choice(np.unique(test.gene), 1500, replace=False)
     test = test.take(np.isin(test.gene, genes))
-    pairs = folds[0].train.join(folds[0].validation)
-    for fold in folds[1:]:
-        pairs = pairs.join(fold.train.join(fold.validation))
+    pairs = functools.reduce(Pairs.join, (fold.train.join(fold.validation) for fold in folds))
     _, first = np.unique([f"{m} {g}" for m, g in zip(pairs.mirna, pairs.gene, strict=True)], return_index=True)
     pairs, blocks = pairs.take(first), []
     family, gene = (group_folds(names, np.ones(len(test)), n) for names, n in ((test.family, 4), (test.gene, 2)))
@@ -92,6 +89,14 @@ def table(name: str, folds: list[Fold], found: list[np.ndarray]) -> np.ndarray:
     return np.array([summary[metric]["values"] for metric in EFFECT_METRICS[:3]]).T
 
 
+def cells(values: np.ndarray, first: np.ndarray, n_resamples: int = 2000) -> list[str]:
+    """Figures of (units, metrics), and their difference to the first row's with 95 % of the resamples of units."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(n_resamples, len(values)))
+    low, high = np.quantile((values - first)[drawn].mean(1), (0.025, 0.975), axis=0)
+    columns = zip(values.mean(0), values.std(0), (values - first).mean(0), low, high, strict=True)
+    return [f"{m:.4f} ± {s:.3f}, {d:+.4f} [{a:+.4f}, {b:+.4f}]" for m, s, d, a, b in columns]
+
+
 def main(folder: Path, name: str, levers: list[str]) -> None:
     torch.set_num_threads(1)
     folds = small_folds(folder) if name == "fold-change" else PROTOCOLS[name].folds(folder)
@@ -106,11 +111,7 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
             sys.exit(f"lever must be one of {', '.join((*SOURCES, *features))} or seed N, got {lever}")
         values = table(name, folds, scores(folder, name, folds, lever, mask_of))
         first = values if first is None else first
-        drawn = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-        low, high = np.quantile((values - first)[drawn].mean(1), (0.025, 0.975), axis=0)
-        cells = [f"{m:.4f} ± {s:.3f}, {d:+.4f} [{a:+.4f}, {b:+.4f}]" for m, s, d, a, b in zip(
-            values.mean(0), values.std(0), (values - first).mean(0), low, high, strict=True)]  # fmt: skip
-        print(f"| {lever} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {lever} | " + " | ".join(cells(values, first)) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from pairformer.analysis import all_tokens, influence, masked_logits
 from pairformer.data import PAIRS, load_pairs
 from pairformer.engines import NativeEngine
+from pairformer.evaluation.report import svg_figure
 from pairformer.models import PairFormer
 from pairformer.scan import scan
 from pairformer.selector import STSelector
@@ -48,11 +49,7 @@ def measure(model, pairs) -> dict[tuple[str, int], np.ndarray]:
 
 
 def plot(found) -> None:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "pairformer", "svg.fonttype": "none"}):
-        figure = Figure((9, 3.4), layout="constrained")
+    with svg_figure(PLOT, 9, 3.4) as figure:
         mass, gap = figure.subplots(1, 2)
         for variant in VARIANTS:
             means = np.array([found[variant, k].mean(0) for k in BUDGETS])
@@ -67,7 +64,6 @@ def plot(found) -> None:
             axes.set_xticks(BUDGETS, map(str, BUDGETS), minor=False)
             axes.minorticks_off()
             axes.legend(fontsize=7)
-        figure.savefig(PLOT, metadata={"Date": None})
 
 
 def main(folder: Path, bags: int = 60) -> None:

@@ -7,9 +7,7 @@ import itertools
 import os
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -41,6 +39,7 @@ from pairformer.data import (
 from pairformer.engines import ENGINES
 from pairformer.options import ConfigCommand, Items, config_options, overridden
 from pairformer.predict import Predictions, Scorer, in_batches, percentiles
+from pairformer.saved import whole_file
 from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
@@ -155,7 +154,7 @@ def predict(
     if percentile and not (additive and output != "-" and os.access(Path(output).resolve().parent, os.W_OK)
                            and (Path(output).is_file() or not Path(output).exists())):  # fmt: skip
         raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
-    ranked: tuple[list[str], list[NDArray]] = [], []
+    ranked: tuple[list[str], list[NDArray], list[NDArray]] = [], [], []
     pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER
     site_header = (*SITE_HEADER, *(("contribution",) if additive else ()), *(("weight",) if explain else ()))
     with contextlib.ExitStack() as files, _Progress() as progress:
@@ -179,7 +178,8 @@ def predict(
             _write_pairs(pair_out, group, predictions)
             if percentile and predictions.log2_fold_change is not None:
                 ranked[0].extend(record.mirna for record in group)
-                ranked[1].append(np.where(predictions.status == "ok", -predictions.log2_fold_change, np.nan))
+                ranked[1].append(predictions.log2_fold_change)
+                ranked[2].append(predictions.n_candidates)
             if site_out:
                 _write_sites(site_out, group, predictions)
             for number in () if warned else np.flatnonzero(predictions.status == "no_candidate"):
@@ -190,7 +190,8 @@ def predict(
                     break
             progress.add(len(group), sum(message is not None for message in messages))
     if percentile:
-        _add_column(Path(output), PERCENTILE, percentiles(ranked[0], np.concatenate([*ranked[1], np.empty(0)])))
+        change, n_candidates = (np.concatenate([*part, np.empty(0, np.float32)]) for part in ranked[1:])
+        _add_column(Path(output), PERCENTILE, percentiles(ranked[0], change, n_candidates))
 
 
 @cli.command("scan", short_help="Every candidate target site, before any model.")
@@ -506,19 +507,9 @@ def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iter
 def _add_column(path: Path, name: str, values: Iterable[float]) -> None:
     """Write a table again with one more column; a reader sees the old or the new one whole."""
     path, cells = path.resolve(), itertools.chain([name], map(_number, values))
-    with (
-        path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as table,
-        tempfile.NamedTemporaryFile("w", -1, "utf-8", "\n", dir=path.parent, delete=False, errors=table.errors) as out,
-    ):
-        try:
-            out.write(next(table))  # what made it
-            out.writelines(f"{line[:-1]}\t{cell}\n" for line, cell in zip(table, cells, strict=True))
-            out.close()
-            shutil.copymode(path, out.name)
-            os.replace(out.name, path)
-        except BaseException:
-            os.unlink(out.name)
-            raise
+    with path.open("rb") as table, whole_file(path, path.stat().st_mode) as out:
+        out.write(next(table))  # what made it
+        out.writelines(b"%b\t%b\n" % (line[:-1], cell.encode()) for line, cell in zip(table, cells, strict=True))
 
 
 def _write(out: TextIO, cells: Iterable[object]) -> None:

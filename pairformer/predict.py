@@ -273,7 +273,7 @@ class Scorer:
             probability.astype(np.float32), logit, n_candidates,
             np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine.name,
             change, None if change is None else _interval(change, self.engine.config),
-            None if change is None else percentiles(mirnas, np.where(n_candidates > 0, -change, np.nan)), batches,
+            None if change is None else percentiles(mirnas, change, n_candidates), batches,
         )  # fmt: skip
 
     def _score(self, candidates: Candidates) -> _Batch:
@@ -300,8 +300,12 @@ def _interval(change: NDArray[np.float32], config: ModelConfig) -> NDArray[np.fl
     return (change[:, None] + config.effect_interval + outwards).astype(np.float32)
 
 
-def percentiles(mirnas: Strings, score: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B,) of 100 pairs of the same miRNA, how many have a lower score, ties as half; NaN, not counted, for NaN."""
+def percentiles(mirnas: Strings, change: NDArray[np.float32], n_candidates: NDArray) -> NDArray[np.float32]:
+    """(B,) of 100 pairs of the same miRNA, how many have a higher ``change``, ties as half.
+
+    NaN, not counted, for pairs without a candidate and where ``change`` is NaN.
+    """
+    score = np.where(n_candidates > 0, -change, np.nan)
     found = np.full(len(score), np.nan, np.float32)
     real = np.flatnonzero(~np.isnan(score))
     _, group = np.unique(np.array([as_rna(mirnas[int(i)]) for i in real], object), return_inverse=True)

@@ -1,10 +1,15 @@
-"""Saved models: ``model.safetensors`` and ``config.json`` in one directory."""
+"""Saved models, ``model.safetensors`` and ``config.json`` in one directory; files that are whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,3 +60,18 @@ def read_model(name_or_path: str | Path) -> tuple[ModelConfig, dict, dict[str, N
     arrays = {name: np.asarray(array, np.float32) for name, array in stored.items()}
     metadata["model_sha256"] = hashlib.sha256(config_bytes + model_bytes).hexdigest()
     return config, metadata, arrays
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A file to write that is at ``path`` whole or not at all, whatever stops or writes beside this process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as out:
+        try:
+            yield out
+            out.flush()
+            os.chmod(out.name, mode)
+            os.replace(out.name, path)
+        except BaseException:
+            os.unlink(out.name)
+            raise

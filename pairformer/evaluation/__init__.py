@@ -32,6 +32,7 @@ from pairformer.evaluation.report import FoldResult, Score, summarise, write
 from pairformer.metrics import balanced_scale
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import chunks
+from pairformer.saved import whole_file
 from pairformer.scan import ESA_MIN, scan
 from pairformer.training import (
     Bags,
@@ -39,7 +40,6 @@ from pairformer.training import (
     content_hash,
     train_aggregator,
     train_encoders,
-    whole_file,
 )  # fmt: skip
 
 REFERENCE, REPRESSION = "pair-former", "pair-former repression"

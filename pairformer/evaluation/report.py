@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,23 +323,31 @@ def _calibration_tables(calibration: dict | None) -> list[str]:
 def _plots(summary: dict, results: list[FoldResult], out: Path) -> str:
     """Draw what there is to draw; the Markdown that shows it."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError:
         return "Plots need the extra `plots`: `pip install 'pairformer[plots]'`."
-    from matplotlib.figure import Figure
-
     draws = {"pr": _draw_pr}
     used = [result for result in results if _has_both(result.label)]
     if summary["calibration"] is not None:
         draws |= {"reliability": _draw_reliability, "scores": _draw_scores}
-    with matplotlib.rc_context({"svg.hashsalt": "pairformer", "svg.fonttype": "none"}):
-        for name, draw in draws.items():
-            figure = Figure(figsize=(5, 4), layout="constrained")
+    for name, draw in draws.items():
+        with svg_figure(out / f"{name}.svg", 5, 4) as figure:
             axes = figure.subplots()
             draw(axes, summary, used)
             axes.legend(fontsize="small")
-            figure.savefig(out / f"{name}.svg", metadata={"Date": None})
     return "\n".join(f"![{name}]({name}.svg)" for name in draws)
+
+
+@contextlib.contextmanager
+def svg_figure(path: Path, width: float, height: float) -> Iterator[Any]:
+    """A figure of so many inches, at the end written as an SVG that depends on nothing but what was drawn."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "pairformer", "svg.fonttype": "none"}):
+        figure = Figure((width, height), layout="constrained")
+        yield figure
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _draw_pr(axes: Any, summary: dict, used: list[FoldResult]) -> None:

@@ -14,14 +14,14 @@ import torch
 from pairformer.config import ModelConfig, TrainConfig
 from pairformer.data import Labelled, MoreSources, Pairs, Sites
 from pairformer.models import PairFormer
-from pairformer.training.loop import whole_file
+from pairformer.saved import whole_file
 from pairformer.training.stage1_encoder import train_encoder, weighted_windows
 from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import Bags, train_aggregator
 
 __all__ = [
     "Bags", "claim", "content_hash", "encoders_key", "load_encoders", "train", "train_aggregator",
-    "train_encoders", "whole_file",
+    "train_encoders",
 ]  # fmt: skip
 NOTHING_MORE = MoreSources()
 ENCODER_STAGES: dict[str, Callable[[PairFormer, Sites, TrainConfig, Path], None]] = {

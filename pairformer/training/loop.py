@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import sys
-import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import click
 import numpy as np
@@ -21,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pairformer.config import JointStageConfig, StageConfig
+from pairformer.saved import whole_file
 
 Step = Callable[[NDArray[np.int64], int], Tensor]
 Validate = Callable[[], dict[str, float]]
@@ -155,21 +152,6 @@ def _checkpoint(path: Path, module, optimizer, schedule, average, best, epochs_d
     }
     with whole_file(path) as out:
         torch.save(state, out)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that is at ``path`` whole or not at all, whatever stops or writes beside this process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as out:
-        try:
-            yield out
-            out.flush()
-            os.chmod(out.name, 0o644)
-            os.replace(out.name, path)
-        except BaseException:
-            os.unlink(out.name)
-            raise
 
 
 def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
