@@ -1,12 +1,20 @@
 """Shared fixtures."""
 
 import gzip
+import importlib.util
+import os
 import random
 
 import pytest
 
 from pairformer import testing
 from pairformer.data import DATA_VARIABLE, data_folder
+
+if importlib.util.find_spec("torch") and importlib.util.find_spec("triton"):
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
 
 
 @pytest.fixture

@@ -9,12 +9,21 @@ from torch import Tensor, nn
 from pairformer.config import AggregatorConfig
 
 
+def sdp_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value by PyTorch: (B, Q, H, D), (B, K, H, D) twice, (B, K) True = real."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout).transpose(1, 2)
+
+
 class MAB(nn.Module):
     """Attention block of two sets: H = LN(X + Att(X, Y)); out = LN(H + FF(H)).
 
     Source: Set Transformer eq. 6, with PAIR-Former's residual on the raw queries, scale by head width,
     GELU feed-forward and dropout.
     """
+
+    attention = staticmethod(sdp_attention)
+    """What attends; :func:`pairformer.kernels.use_kernels` puts the fused kernel here."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -31,13 +40,11 @@ class MAB(nn.Module):
     def forward(self, x: Tensor, y: Tensor, y_mask: Tensor) -> Tensor:
         """x (B, Q, D) attends y (B, K, D); y_mask (B, K) True = real, at least one per bag -> (B, Q, D)."""
         query, key, value = (
-            projection(part).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            projection(part).unflatten(2, (self.heads, -1))
             for projection, part in ((self.query, x), (self.key, y), (self.value, y))
-        )  # (B, H, Q or K, D / H)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, y_mask[:, None, None, :], self.dropout.p if self.training else 0.0
-        )
-        h = self.norm1(x + self.dropout(self.out(attended.transpose(1, 2).flatten(2))))  # (B, Q, D)
+        )  # (B, Q or K, H, D / H)
+        attended = self.attention(query, key, value, y_mask, dropout=self.dropout.p if self.training else 0.0)
+        h = self.norm1(x + self.dropout(self.out(attended.flatten(2))))  # (B, Q, D)
         return self.norm2(h + self.dropout(self.feed_forward(h)))
 
 

@@ -1,0 +1,107 @@
+"""Compile every kernel for GPUs that need not be there: python bench/kernel_builds.py [ARCH...], default 80 86 89 90.
+
+The kernels' own callers run on CPU tensors, with launches replaced by compilation: of the first configuration that the
+tuner would try, or with ``--all`` of every one. Prints registers, bytes of stack and local memory (spills) and bytes of
+shared memory.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler as nvidia
+from triton.compiler import ASTSource
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import JITFunction
+
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32",
+         torch.uint8: "u8", torch.int8: "i8", torch.bool: "i1"}  # fmt: skip
+CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+
+
+def built(kernel: JITFunction, given: dict, arch: int, options: dict) -> dict[str, int]:
+    """Compile one kernel for the arguments it was called with; what it needs of the chip."""
+    signature, constants, attributes = {}, {}, {}
+    for number, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value in (False, True)):
+            signature[parameter.name], constants[number,] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+            attributes[number,] = [["tt.divisibility", 16]]
+        else:
+            wide = isinstance(value, int) and abs(value) >= 2**31
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i64" if wide else "i32"
+            if isinstance(value, int) and value % 16 == 0:
+                attributes[number,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"], "shared": binary.metadata.shared}
+
+
+def compiling(archs: list[int], every: bool, report) -> None:
+    """From now on, launches compile and report."""
+
+    def launch(kernel, configs, args, given):
+        given = dict(zip(kernel.arg_names, args, strict=False)) | given
+        for config in configs:
+            options = {"num_warps": config.num_warps, "num_stages": config.num_stages} if config else {}
+            options |= {n: given[n] for n in ("num_warps", "num_stages") if n in given}
+            for arch in archs:
+                try:
+                    found = built(kernel, given | (config.kwargs if config else {}), arch, options)
+                except triton.runtime.errors.OutOfResources:
+                    continue  # the tuner passes it over likewise
+                report(kernel.__name__, arch, config.kwargs | options if config else options, found)
+
+    def tuned(self, *args, **given):
+        self.nargs = dict(zip(self.arg_names, args, strict=False))
+        configs = self.prune_configs(given)
+        launch(self.fn, configs if every else configs[:1], args, given)
+
+    Autotuner.run = tuned
+    JITFunction.run = lambda self, *args, grid, warmup, **given: launch(self, [None], args, given)
+
+
+def call_all() -> None:
+    """Call what launches kernels, in the forms that differ."""
+    from pairformer.kernels.set_attention import ragged_set_attention, set_attention
+
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    for dtype, n, heads, width in ((bf16, 64, 8, 32), (bf16, 512, 8, 32), (fp32, 64, 2, 32), (fp16, 200, 2, 128)):
+        query, key, value = (torch.empty(2, n, heads, width, dtype=dtype, requires_grad=True) for _ in range(3))
+        mask = torch.ones(2, n, dtype=torch.bool)
+        bias = torch.empty(2, heads, n, n, requires_grad=True)
+        set_attention(query, key, value, mask, dropout=0.1).sum().backward()
+        set_attention(query, key, value, mask, bias).sum().backward()
+    rows, ends = torch.empty(100, 8, 32, dtype=torch.bfloat16, requires_grad=True), torch.tensor([0, 40, 100])
+    ragged_set_attention(rows, rows, rows, ends, ends, 60, 60).sum().backward()
+
+
+def main() -> None:
+    archs = [int(arch) for arch in sys.argv[1:] if arch.isdigit()] or [80, 86, 89, 90]
+    print("| kernel | sm | configuration | registers | spills, bytes | shared, bytes |\n" + "|---" * 6 + "|")
+
+    def report(name, arch, options, found):
+        text = ", ".join(f"{key} {value}" for key, value in options.items())
+        print(
+            f"| {name} | {arch} | {text} | {found['registers']} | {found['spills']} | {found['shared']} |", flush=True
+        )
+
+    compiling(archs, "--all" in sys.argv, report)
+    call_all()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,464 @@
+"""Masked attention within sets of up to some hundred tokens, forward and backward.
+
+Padded or ragged bags are the same to the kernels: rows of one flat array, of which a bag owns a span. A program holds a
+block of queries of one head of one bag; scores and weights never leave the chip. Nothing is summed by atomics, so equal
+inputs give equal results.
+
+Source: Set Transformer eq. 6 (attention of a MAB), computed block by block with a running softmax (Milakov and
+Gimelshein, 2018) and its weights formed again in the backward pass (Dao et al., FlashAttention, 2022).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+LOG2_E = tl.constexpr(1.4426950408889634)
+TILE = 128  # a bag of at most this many queries and keys has its backward pass in one program
+
+
+def set_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """softmax(query key^T / sqrt(D) + bias) value over the real keys of each bag.
+
+    Args:
+        query: (B, Q, H, D) float32, bfloat16 or float16; D from 1 to 128.
+        key, value: (B, K, H, D) likewise.
+        mask: (B, K) bool, True = real key; None for all. What a masked key holds, NaN too, has no effect.
+        bias: (B, H or 1, Q, K) added to the scores, with its gradient; None for none.
+        dropout: share of the weights set to 0, the others grow by 1 / (1 - dropout).
+        seed: (1,) int64 on the device, of the weights dropped; None draws one from PyTorch's generator.
+
+    Returns:
+        (B, Q, H, D) of the dtype of ``query``; 0 for every query of a bag without a real key, with gradients 0.
+
+    Raises:
+        ValueError: shapes or dtypes disagree, or a size has no kernel.
+
+    Source: PAIR-Former sec. 4.5; scale by head width.
+    """
+    _check(query.ndim == 4, "query", "have shape (B, Q, H, D)", tuple(query.shape))
+    bags, n_query, heads, width = query.shape
+    n_key = key.shape[1]
+    for name, part in (("key", key), ("value", value)):
+        _check(part.shape == (bags, n_key, heads, width), name, f"have shape {(bags, n_key, heads, width)}",
+               tuple(part.shape))  # fmt: skip
+    if mask is not None:
+        _check(mask.shape == (bags, n_key), "mask", f"have shape {(bags, n_key)}", tuple(mask.shape))
+        _check(mask.dtype == torch.bool, "mask", "be bool, True = real", mask.dtype)
+        mask = mask.reshape(-1)
+    rows = (part.reshape(-1, heads, width) for part in (query, key, value))
+    out = _attend(*rows, mask, bias, dropout, seed, None, None, bags, n_query, n_key)
+    return out.view(query.shape)
+
+
+def ragged_set_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_query: Tensor,
+    cu_key: Tensor,
+    max_query: int,
+    max_key: int,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """:func:`set_attention` of bags that lie one after the other.
+
+    Args:
+        query: (M, H, D).
+        key, value: (N, H, D).
+        cu_query: (B + 1,) int32 or int64 on the device, bag b owns rows cu_query[b]:cu_query[b + 1].
+        cu_key: (B + 1,) of the keys.
+        max_query: at least the queries of the largest bag.
+        max_key: at least its keys.
+        bias: (B, H or 1, max_query, max_key), of which each bag's first rows and columns are read.
+        dropout, seed: as there.
+
+    Returns:
+        (M, H, D).
+    """
+    _check(query.ndim == 3, "query", "have shape (M, H, D)", tuple(query.shape))
+    for name, part in (("key", key), ("value", value)):
+        expected = (len(key), *query.shape[1:])
+        _check(part.shape == expected, name, f"have shape {expected}", tuple(part.shape))
+    bags = len(cu_query) - 1
+    for name, part in (("cu_query", cu_query), ("cu_key", cu_key)):
+        _check(part.shape == (bags + 1,) and bags >= 0, name, f"have shape {(bags + 1,)}", tuple(part.shape))
+        _check(part.dtype in (torch.int32, torch.int64), name, "be int32 or int64", part.dtype)
+    return _attend(query, key, value, None, bias, dropout, seed, cu_query, cu_key, bags, max_query, max_key)
+
+
+def _attend(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key) -> Tensor:
+    heads, width = query.shape[1:]
+    for name, part in (("query", query), ("key", key), ("value", value)):
+        _check(part.dtype in (torch.float32, torch.bfloat16, torch.float16) and part.dtype == query.dtype, name,
+               "be float32, bfloat16 or float16 as the others", part.dtype)  # fmt: skip
+        _check(part.device == query.device, name, f"be on {query.device}", part.device)
+    _check(1 <= width <= 128, "head width", "be from 1 to 128", width)
+    _check(0 <= dropout < 1, "dropout", "be in [0, 1)", dropout)
+    if bias is not None:
+        expected = (bags, heads, n_query, n_key)
+        shape = tuple(bias.shape)
+        _check(shape in (expected, (bags, 1, *expected[2:])), "bias", f"have shape {expected} or one head", shape)
+    if dropout and seed is None:
+        seed = torch.randint(2**31, (1,), device=query.device)
+    return _Attention.apply(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key):
+        query, key, value = (_rows(part) for part in (query, key, value))
+        if bias is not None and bias.stride(3) != 1:
+            bias = bias.contiguous()
+        heads = query.shape[1]
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        lse = query.new_empty(len(query), heads, dtype=torch.float32)
+        ctx.sizes = (bags, n_query, n_key, dropout)
+        if len(query):
+            common = _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, ctx.sizes)
+            _forward[_grid(bags * heads, n_query)](OUT=out, LSE=lse, **common)
+        ctx.save_for_backward(query, key, value, mask, bias, seed, cu_query, cu_key, out, lse)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        query, key, value, mask, bias, seed, cu_query, cu_key, out, lse = ctx.saved_tensors
+        bags, n_query, n_key, _ = ctx.sizes
+        heads = query.shape[1]
+        grads = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in (query, key, value)]
+        d_bias = None
+        if bias is not None and ctx.needs_input_grad[4]:
+            # Of ragged bags no program visits the pairs that are none.
+            make = torch.zeros if cu_query is not None else torch.empty
+            d_bias = make(bags, heads, n_query, n_key, dtype=bias.dtype, device=bias.device)
+        common = _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, ctx.sizes)
+        common |= {
+            "OUT": out,
+            "LSE": lse,
+            "D_OUT": grad.contiguous(),
+            "D_BIAS": d_bias,
+            "BIAS_GRAD": d_bias is not None,
+        }
+        if len(query) == 0 or len(key) == 0 or n_query == 0 or n_key == 0:
+            for part in grads:
+                part.zero_()
+        elif max(n_query, n_key) <= TILE:
+            _backward_tile[(bags * heads,)](D_QUERY=grads[0], D_KEY=grads[1], D_VALUE=grads[2], **common)
+        else:
+            delta = torch.empty_like(lse)
+            _backward_query[_grid(bags * heads, n_query)](D_QUERY=grads[0], DELTA=delta, **common)
+            _backward_key[_grid(bags * heads, n_key, "BLOCK_K")](
+                D_KEY=grads[1], D_VALUE=grads[2], DELTA=delta, **{n: common[n] for n in common if n not in
+                                                                   ("OUT", "D_BIAS", "BIAS_GRAD")})  # fmt: skip
+        if d_bias is not None and bias.shape[1] == 1:
+            d_bias = d_bias.sum(1, keepdim=True)
+        return (*grads, None, d_bias, *(None,) * 7)
+
+
+def _rows(part: Tensor) -> Tensor:
+    """Rows whose heads lie side by side; views of a joint projection stay as they are."""
+    width = part.shape[2]
+    return part if part.stride(2) == 1 and part.stride(1) == width else part.contiguous()
+
+
+def _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, sizes) -> dict[str, Any]:
+    """What all kernels are given."""
+    _, n_query, n_key, dropout = sizes
+    _, heads, width = query.shape
+    b_bag, b_head, b_row = (0, 0, 0) if bias is None else bias.stride()[:3]
+    if bias is not None and bias.shape[1] == 1:
+        b_head = 0
+    is_exact = query.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    return {
+        "Q": query, "K": key, "V": value, "MASK": mask, "BIAS": bias, "SEED": seed,
+        "CU_Q": cu_query, "CU_K": cu_key, "n_query": n_query, "n_key": n_key, "heads": heads,
+        "scale": width**-0.5, "dropout": dropout,
+        "q_row": query.stride(0), "k_row": key.stride(0), "v_row": value.stride(0),
+        "b_bag": b_bag, "b_head": b_head, "b_row": b_row,
+        "WIDTH": width, "BLOCK_D": max(16, triton.next_power_of_2(width)),
+        "RAGGED": cu_query is not None, "MASKED": mask is not None, "BIASED": bias is not None, "DROPS": dropout > 0,
+        "PRECISION": "ieee" if is_exact else "tf32", "WIDEN": INTERPRETED,
+        "POWER_Q": max(16, triton.next_power_of_2(n_query)), "POWER_K": max(16, triton.next_power_of_2(n_key)),
+    }  # fmt: skip
+
+
+def _grid(bag_heads: int, rows: int, block: str = "BLOCK_Q"):
+    return lambda meta: (bag_heads * triton.cdiv(rows, meta[block]),)
+
+
+def _check(holds: bool, name: str, rule: str, value: Any) -> None:
+    if not holds:
+        raise ValueError(f"{name} must {rule}, got {value}")
+
+
+def _configs() -> list[triton.Config]:
+    """Blocks for chips with 100 KiB of shared memory a core (RTX 30 and 40) and with more (A100, H100)."""
+    if INTERPRETED:
+        return [triton.Config({"BLOCK_Q": 32, "BLOCK_K": 32})]
+    return [
+        triton.Config({"BLOCK_Q": q, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
+        for q in (16, 32, 64, 128)
+        for k in (16, 32, 64, 128)
+        for warps in (2, 4, 8)
+        for stages in (1, 2, 3)
+        if 2 * q * k <= 64 * 128 * warps and q * k >= 64 * warps
+    ]
+
+
+def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
+    """Those whose blocks are not larger than the bags."""
+    most = {"BLOCK_Q": kwargs["POWER_Q"], "BLOCK_K": kwargs["POWER_K"]}
+    return [c for c in configs if all(c.kwargs[name] <= size for name, size in most.items())] or configs[:1]
+
+
+_TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED"]
+_tuned = triton.autotune(_configs(), key=_TUNED, prune_configs_by={"early_config_prune": _fitting})
+_tuned_tile = triton.autotune(
+    [triton.Config({}, num_warps=warps, num_stages=1) for warps in ((4,) if INTERPRETED else (4, 8, 2, 1))], key=_TUNED
+)
+
+
+@triton.jit
+def _span(CU, bag, n, RAGGED: tl.constexpr):
+    """First row and rows of a bag."""
+    if RAGGED:
+        begin = tl.load(CU + bag).to(tl.int64)
+        count = (tl.load(CU + bag + 1) - begin).to(tl.int32)
+    else:
+        begin = bag.to(tl.int64) * n
+        count = n
+    return begin, count
+
+
+@triton.jit
+def _load(X, begin, rows, keep, row_stride, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(rows, BLOCK_D) of one head, 0 where there is no row."""
+    column = tl.arange(0, BLOCK_D)
+    at = (begin + rows)[:, None] * row_stride + head * WIDTH + column[None, :]
+    return tl.load(X + at, keep[:, None] & (column < WIDTH)[None, :], 0.0)
+
+
+@triton.jit
+def _store(X, value, begin, rows, keep, heads, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    column = tl.arange(0, BLOCK_D)
+    at = (begin + rows)[:, None] * (heads * WIDTH) + head * WIDTH + column[None, :]
+    tl.store(X + at, value.to(X.dtype.element_ty), keep[:, None] & (column < WIDTH)[None, :])
+
+
+@triton.jit
+def _real(MASK, begin, rows, count, MASKED: tl.constexpr):
+    keep = rows < count
+    if MASKED:
+        keep = keep & (tl.load(MASK + begin + rows, keep, 0) != 0)
+    return keep
+
+
+@triton.jit
+def _product(a, b, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:  # the interpreter has no product of bfloat16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED: tl.constexpr,
+            PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
+    """(Q, K) in units of log 2, -inf where there is no key."""
+    score = _product(q, tl.trans(k), PRECISION, WIDEN) * (scale * LOG2_E)
+    if BIASED:
+        at = bias_at + q_rows[:, None].to(tl.int64) * b_row + k_rows[None, :]
+        bias = tl.load(BIAS + at, q_real[:, None] & k_real[None, :], 0.0).to(tl.float32)
+        score += bias * LOG2_E
+    return tl.where(k_real[None, :], score, float("-inf"))
+
+
+@triton.jit
+def keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout):
+    """(Q, K) 1 / (1 - dropout) for the weights that stay, 0 for the others."""
+    drawn = tl.rand(tl.load(SEED) + bag_head, q_rows[:, None] * n_key + k_rows[None, :])
+    return tl.where(drawn >= dropout, 1 / (1 - dropout), 0.0)
+
+
+@_tuned
+@triton.jit
+def _forward(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, n_query, n_key, heads, scale, dropout, q_row, k_row,
+             v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, RAGGED: tl.constexpr,
+             MASKED: tl.constexpr, BIASED: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
+             WIDEN: tl.constexpr, POWER_Q: tl.constexpr, POWER_K: tl.constexpr,
+             BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    blocks = tl.cdiv(n_query, BLOCK_Q)
+    bag_head = tl.program_id(0) // blocks
+    bag, head = bag_head // heads, bag_head % heads
+    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
+    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
+    q_rows = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q_real = q_rows < q_count
+    q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
+    top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    out = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    for begin in range(0, k_count, BLOCK_K):
+        k_rows = begin + tl.arange(0, BLOCK_K)
+        k_real = _real(MASK, k_begin, k_rows, k_count, MASKED)
+        k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
+        v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
+        bias_at = bag.to(tl.int64) * b_bag + head * b_head
+        score = _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED, PRECISION, WIDEN)
+        higher = tl.maximum(top, tl.max(score, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # no key so far
+        weight = tl.exp2(score - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weight, 1)
+        if DROPS:
+            weight *= keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout)
+        out = out * shrink[:, None] + _product(weight.to(v.dtype), v, PRECISION, WIDEN)
+        top = higher
+    full = total > 0
+    out = out / tl.where(full, total, 1.0)[:, None]
+    _store(OUT, out, q_begin, q_rows, q_real, heads, head, WIDTH, BLOCK_D)
+    lse = tl.where(full, top + tl.log2(tl.where(full, total, 1.0)), 0.0)
+    tl.store(LSE + (q_begin + q_rows) * heads + head, lse, q_real)
+
+
+@triton.jit
+def _weights_and_slopes(q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real,
+                        n_key, scale, dropout, b_row, BIASED: tl.constexpr, DROPS: tl.constexpr,
+                        PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
+    """(Q, K) weights as they met the values, and gradient of the scores."""
+    score = _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED, PRECISION, WIDEN)
+    weight = tl.where(q_real[:, None], tl.exp2(score - lse[:, None]), 0.0)
+    slope = _product(d_out, tl.trans(v), PRECISION, WIDEN)
+    used = weight
+    if DROPS:
+        keep = keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout)
+        used, slope = weight * keep, slope * keep
+    return used, weight * (slope - delta[:, None])
+
+
+@triton.jit
+def _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, q_real, k_count):
+    at = bag_head.to(tl.int64) * n_query * n_key + q_rows[:, None].to(tl.int64) * n_key + k_rows[None, :]
+    tl.store(D_BIAS + at, slope.to(D_BIAS.dtype.element_ty), q_real[:, None] & (k_rows < k_count)[None, :])
+
+
+@_tuned_tile
+@triton.jit
+def _backward_tile(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, D_OUT, D_BIAS, D_QUERY, D_KEY, D_VALUE, n_query,
+                   n_key, heads, scale, dropout, q_row, k_row, v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr,
+                   BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
+                   BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+                   POWER_Q: tl.constexpr, POWER_K: tl.constexpr):  # fmt: skip
+    bag_head = tl.program_id(0)
+    bag, head = bag_head // heads, bag_head % heads
+    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
+    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
+    q_rows, k_rows = tl.arange(0, POWER_Q), tl.arange(0, POWER_K)
+    q_real, k_real = q_rows < q_count, _real(MASK, k_begin, k_rows, k_count, MASKED)
+    q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
+    k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
+    v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
+    d_out = _load(D_OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
+    out = _load(OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
+    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    lse = tl.load(LSE + (q_begin + q_rows) * heads + head, q_real, 0.0)
+    weight, slope = _weights_and_slopes(
+        q, k, v, d_out, lse, delta, BIAS, SEED, bag.to(tl.int64) * b_bag + head * b_head, bag_head, q_rows, k_rows,
+        q_real, k_real, n_key, scale, dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
+    if BIAS_GRAD:
+        _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, q_real, k_count)
+    d_value = _product(tl.trans(weight.to(d_out.dtype)), d_out, PRECISION, WIDEN)
+    _store(D_VALUE, d_value, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)
+    slope = slope.to(q.dtype)
+    d_key = _product(tl.trans(slope), q, PRECISION, WIDEN) * scale
+    _store(D_KEY, d_key, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)
+    d_query = _product(slope, k, PRECISION, WIDEN) * scale
+    _store(D_QUERY, d_query, q_begin, q_rows, q_real, heads, head, WIDTH, BLOCK_D)
+
+
+@_tuned
+@triton.jit
+def _backward_query(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, D_OUT, D_BIAS, D_QUERY, DELTA, n_query, n_key,
+                    heads, scale, dropout, q_row, k_row, v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr,
+                    BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
+                    BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+                    POWER_Q: tl.constexpr, POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+                    BLOCK_K: tl.constexpr):  # fmt: skip
+    blocks = tl.cdiv(n_query, BLOCK_Q)
+    bag_head = tl.program_id(0) // blocks
+    bag, head = bag_head // heads, bag_head % heads
+    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
+    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
+    q_rows = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q_real = q_rows < q_count
+    q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
+    d_out = _load(D_OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
+    out = _load(OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
+    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    tl.store(DELTA + (q_begin + q_rows) * heads + head, delta, q_real)
+    lse = tl.load(LSE + (q_begin + q_rows) * heads + head, q_real, 0.0)
+    bias_at = bag.to(tl.int64) * b_bag + head * b_head
+    d_query = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    for begin in range(0, k_count, BLOCK_K):
+        k_rows = begin + tl.arange(0, BLOCK_K)
+        k_real = _real(MASK, k_begin, k_rows, k_count, MASKED)
+        k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
+        v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
+        _, slope = _weights_and_slopes(
+            q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
+            dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
+        if BIAS_GRAD:
+            _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, q_real, k_count)
+        d_query += _product(slope.to(k.dtype), k, PRECISION, WIDEN)
+    _store(D_QUERY, d_query * scale, q_begin, q_rows, q_real, heads, head, WIDTH, BLOCK_D)
+
+
+@_tuned
+@triton.jit
+def _backward_key(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, LSE, D_OUT, D_KEY, D_VALUE, DELTA, n_query, n_key, heads,
+                  scale, dropout, q_row, k_row, v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr,
+                  BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
+                  DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, POWER_Q: tl.constexpr,
+                  POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    blocks = tl.cdiv(n_key, BLOCK_K)
+    bag_head = tl.program_id(0) // blocks
+    bag, head = bag_head // heads, bag_head % heads
+    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
+    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
+    k_rows = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+    k_real = _real(MASK, k_begin, k_rows, k_count, MASKED)
+    k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
+    v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
+    bias_at = bag.to(tl.int64) * b_bag + head * b_head
+    d_key = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    d_value = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for begin in range(0, q_count, BLOCK_Q):
+        q_rows = begin + tl.arange(0, BLOCK_Q)
+        q_real = q_rows < q_count
+        q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
+        d_out = _load(D_OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
+        at = (q_begin + q_rows) * heads + head
+        lse, delta = tl.load(LSE + at, q_real, 0.0), tl.load(DELTA + at, q_real, 0.0)
+        weight, slope = _weights_and_slopes(
+            q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
+            dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
+        d_value += _product(tl.trans(weight.to(d_out.dtype)), d_out, PRECISION, WIDEN)
+        d_key += _product(tl.trans(slope.to(q.dtype)), q, PRECISION, WIDEN)
+    _store(D_VALUE, d_value, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)
+    _store(D_KEY, d_key * scale, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)

@@ -1,0 +1,188 @@
+"""The Triton kernels against their plain twins: under the interpreter without a GPU, compiled on one."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402
+from pairformer.kernels import reference, set_attention, use_kernels  # noqa: E402
+
+from pairformer.config import AggregatorConfig  # noqa: E402
+from pairformer.models import SetTransformer  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PRECISE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+gpu = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def unwritten_is_nan():
+    """Outputs hold NaN until they are written."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["one tile", "blocks"])
+def way(request, monkeypatch):
+    """Both forms of the backward pass."""
+    monkeypatch.setattr(set_attention, "TILE", 128 if request.param == "one tile" else 0)
+
+
+def sets(bags, n_query, n_key, heads, width, dtype=torch.float32, bias_heads=0):
+    """Queries, keys, values and perhaps a bias that ask for gradients; a mask whose first bag has no key."""
+    torch.manual_seed(n_key)
+    inputs = [torch.randn(bags, n, heads, width).to(DEVICE, dtype) for n in (n_query, n_key, n_key)]
+    if bias_heads:
+        inputs.append(torch.randn(bags, bias_heads, n_query, n_key).to(DEVICE))
+    mask = torch.rand(bags, n_key) > 0.4
+    mask[0], mask[-1] = False, True
+    return [part.requires_grad_() for part in inputs], mask.to(DEVICE)
+
+
+def compare(fast, plain, inputs, precision):
+    """Outputs and gradients for the same random slope, in float64 on the plain side."""
+    doubled = [part.detach().double().requires_grad_() for part in inputs]
+    out, expected = fast(*inputs), plain(*doubled)
+    slope = torch.randn_like(out)
+    pairs = zip((out, *torch.autograd.grad(out, inputs, slope)),
+                (expected, *torch.autograd.grad(expected, doubled, slope.double())), strict=True)  # fmt: skip
+    for found, wanted in pairs:
+        assert found.shape == wanted.shape
+        assert (found.double() - wanted).norm() <= precision * max(wanted.norm(), 1)  # false of NaN
+
+
+SHAPES = [(3, 5, 37, 2, 32), (2, 1, 70, 2, 16), (3, 33, 33, 1, 20), (2, 3, 1, 1, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", list(PRECISE), ids=str)
+def test_attention_and_gradients_are_the_twins(shape, dtype, way):
+    inputs, mask = sets(*shape, dtype)
+    compare(lambda *given: set_attention.set_attention(*given, mask),
+            lambda *given: reference.set_attention(*given, mask), inputs, PRECISE[dtype])  # fmt: skip
+
+
+@pytest.mark.parametrize("bias_heads", [1, 2])
+def test_bias_has_its_gradient(bias_heads, way):
+    inputs, mask = sets(3, 5, 37, 2, 32, bias_heads=bias_heads)
+    compare(lambda q, k, v, bias: set_attention.set_attention(q, k, v, mask, bias),
+            lambda q, k, v, bias: reference.set_attention(q, k, v, mask, bias), inputs, 3e-6)  # fmt: skip
+
+
+@triton.jit
+def _drawn(SEED, OUT, n_query, n_key, dropout, Q: tl.constexpr, K: tl.constexpr):
+    q, k = tl.arange(0, Q), tl.arange(0, K)
+    keep = set_attention.keep_weights(SEED, tl.program_id(0), q, k, n_key, dropout)
+    at = tl.program_id(0) * n_query * n_key + q[:, None] * n_key + k[None, :]
+    tl.store(OUT + at, keep, (q < n_query)[:, None] & (k < n_key)[None, :])
+
+
+def test_dropout_takes_the_same_weights_forward_and_backward(way):
+    (query, key, value), mask = sets(4, 20, 40, 2, 16)
+    seed = torch.tensor([7], device=DEVICE)
+    keep = torch.empty(4, 2, 20, 40, device=DEVICE)
+    _drawn[(8,)](seed, keep, 20, 40, 0.3, 32, 64)
+    assert abs(float((keep == 0).float().mean()) - 0.3) < 0.03
+    assert float(keep.max()) == pytest.approx(1 / 0.7)
+    keep = keep.double()
+    compare(lambda *given: set_attention.set_attention(*given, mask, None, 0.3, seed),
+            lambda *given: reference.set_attention(*given, mask, None, keep), [query, key, value], 3e-6)  # fmt: skip
+
+
+def test_seeds_of_dropout_come_from_the_generator():
+    (query, key, value), mask = sets(2, 8, 8, 1, 16)
+
+    def drawn():
+        torch.manual_seed(3)
+        return [set_attention.set_attention(query, key, value, mask, dropout=0.5) for _ in range(2)]
+
+    first, again = drawn(), drawn()
+    assert not torch.equal(first[0], first[1])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_ragged_bags_are_the_padded_ones(way):
+    torch.manual_seed(0)
+    cu_query, cu_key = torch.tensor([0, 3, 3, 20, 21]), torch.tensor([0, 0, 40, 75, 80], dtype=torch.int32)
+    inputs = [torch.randn(n, 2, 16).to(DEVICE).requires_grad_() for n in (21, 80, 80)]
+    inputs.append(torch.randn(4, 1, 17, 40).to(DEVICE).requires_grad_())
+    ends = cu_query.to(DEVICE), cu_key.to(DEVICE)
+    compare(lambda q, k, v, bias: set_attention.ragged_set_attention(q, k, v, *ends, 17, 40, bias),
+            lambda q, k, v, bias: reference.ragged_set_attention(q, k, v, *ends, bias), inputs, 3e-6)  # fmt: skip
+
+
+def test_a_joint_projection_is_read_in_place():
+    torch.manual_seed(0)
+    joint = torch.randn(2, 9, 3, 2, 16).to(DEVICE)
+    parts = joint.unbind(2)
+    found = set_attention.set_attention(*parts)
+    torch.testing.assert_close(
+        found, set_attention.set_attention(*(part.contiguous() for part in parts)), rtol=0, atol=0
+    )
+
+
+def test_what_a_masked_key_holds_has_no_effect(way):
+    (query, key, value), mask = sets(3, 5, 37, 2, 32)
+    slope = torch.randn(3, 5, 2, 32).to(DEVICE)
+
+    def found(padding):
+        rows = [part.detach().masked_fill(~mask[:, :, None, None], padding).requires_grad_() for part in (key, value)]
+        out = set_attention.set_attention(query, *rows, mask)
+        return out, *torch.autograd.grad(out, [query, *rows], slope)
+
+    for a, b in zip(found(0.0), found(float("nan")), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("n_query", "n_key"), [(4, 0), (0, 4)])
+def test_bags_without_queries_or_keys(n_query, n_key):
+    inputs, mask = sets(2, n_query, max(n_key, 1), 2, 16)
+    inputs[1:] = [part.detach()[:, :n_key].requires_grad_() for part in inputs[1:]]
+    out = set_attention.set_attention(*inputs, mask[:, :n_key])
+    assert torch.equal(out, torch.zeros_like(out))
+    for part in torch.autograd.grad(out.sum(), inputs):
+        assert torch.equal(part, torch.zeros_like(part))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"key": torch.zeros(2, 5, 2, 8)}, "key must have shape"),
+    ({"mask": torch.ones(2, 5)}, "mask must be bool, True = real, got torch.float32"),
+    ({"mask": torch.ones(2, 6, dtype=torch.bool)}, "mask must have shape"),
+    ({"value": torch.zeros(2, 5, 2, 16, dtype=torch.float16)}, "value must be float32, bfloat16 or float16 as"),
+    ({"bias": torch.zeros(2, 3, 4, 5)}, "bias must have shape"),
+    ({"dropout": 1.0}, "dropout must be in"),
+    (dict(zip(("query", "key", "value"), torch.zeros(3, 2, 5, 2, 200), strict=True)), "head width must be from"),
+])  # fmt: skip
+def test_wrong_arguments(change, message):
+    given = {"query": torch.zeros(2, 4, 2, 16), "key": torch.zeros(2, 5, 2, 16), "value": torch.zeros(2, 5, 2, 16)}
+    with pytest.raises(ValueError, match=message):
+        set_attention.set_attention(**given | change)
+
+
+@pytest.mark.parametrize("inducing", [0, 4])
+def test_a_set_transformer_with_kernels_is_the_one_without(inducing):
+    torch.manual_seed(0)
+    config = AggregatorConfig(width=32, layers=1, heads=2, hidden=16, dropout=0.0, inducing_points=inducing)
+    model = SetTransformer(12, config).to(DEVICE)
+    tokens = torch.randn(3, 7, 12, device=DEVICE)
+    mask = torch.arange(7, device=DEVICE) < torch.tensor([[7], [3], [0]], device=DEVICE)
+
+    def outcome():
+        logit = model(tokens, mask)
+        return logit, *torch.autograd.grad(logit.sum(), list(model.parameters()))
+
+    plain = outcome()
+    use_kernels(model)
+    for a, b in zip(outcome(), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+
+
+@gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", list(PRECISE), ids=str)
+@pytest.mark.parametrize("n", [64, 200, 512])
+def test_attention_at_real_sizes(n, dtype, way):
+    inputs, mask = sets(32, n, n, 8, 32, dtype)
+    compare(lambda *given: set_attention.set_attention(*given, mask),
+            lambda *given: reference.set_attention(*given, mask), inputs, PRECISE[dtype])  # fmt: skip
