@@ -87,6 +87,8 @@ def draw(mean: dict[tuple[int, int], float]) -> None:
         rate = mean[BAGS[0], BUDGETS[0]] * np.sqrt(BAGS[0] / np.array(BAGS))
         axes.plot(BAGS, rate, "k--", label="rate of the theorem in M")
         axes.set(xscale="log", yscale="log", xlabel="bags M", ylabel="test loss - training loss")
+        axes.set_xticks(BAGS, map(str, BAGS), minor=False)
+        axes.minorticks_off()
         axes.legend(fontsize=7)
 
 
