@@ -24,7 +24,7 @@ import pytest
 import pairformer
 from pairformer import STSelector, reference, testing
 from pairformer.config import AggregatorConfig, ModelConfig, recipe
-from pairformer.engines import ENGINES, NativeEngine
+from pairformer.engines import NativeEngine
 from pairformer.sites import select_sites
 
 torch = pytest.importorskip("torch")
@@ -32,6 +32,7 @@ from pairformer.models import PairFormer  # noqa: E402
 from pairformer.models.pair_former import CHEAP_CHUNK, chunks  # noqa: E402
 
 N_PAIRS, K_MAX = 64, 64
+ENGINES = ("native", "torch")  # of a CPU; "triton" is measured in bench/gpu.py
 MODELS = {
     "default": recipe("default")[0],
     "paper": ModelConfig(),

@@ -5,6 +5,7 @@ tuner would try, or with ``--all`` of every one. Prints registers, bytes of stac
 shared memory.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when Triton is imported
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import compiler as nvidia
@@ -19,8 +23,10 @@ from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+import pairformer
+
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32",
-         torch.uint8: "u8", torch.int8: "i8", torch.bool: "i1"}  # fmt: skip
+         torch.uint8: "u8", torch.bool: "u1", torch.float64: "fp64"}  # fmt: skip
 CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
 
 
@@ -57,7 +63,7 @@ def compiling(archs: list[int], every: bool, report) -> None:
         given = dict(zip(kernel.arg_names, args, strict=False)) | given
         for config in configs:
             options = {"num_warps": config.num_warps, "num_stages": config.num_stages} if config else {}
-            options |= {n: given[n] for n in ("num_warps", "num_stages") if n in given}
+            options |= {n: given[n] for n in ("num_warps", "num_stages", "enable_fp_fusion") if n in given}
             for arch in archs:
                 try:
                     found = built(kernel, given | (config.kwargs if config else {}), arch, options)
@@ -74,19 +80,36 @@ def compiling(archs: list[int], every: bool, report) -> None:
     JITFunction.run = lambda self, *args, grid, warmup, **given: launch(self, [None], args, given)
 
 
-def call_all() -> None:
-    """Call what launches kernels, in the forms that differ."""
-    from pairformer.kernels.set_attention import ragged_set_attention, set_attention
+def call_attention(dtype: torch.dtype, n: int, heads: int, width: int) -> None:
+    """With dropout, with a bias, forward and backward."""
+    from pairformer.kernels.set_attention import set_attention
 
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    for dtype, n, heads, width in ((bf16, 64, 8, 32), (bf16, 512, 8, 32), (fp32, 64, 2, 32), (fp16, 200, 2, 128)):
-        query, key, value = (torch.empty(2, n, heads, width, dtype=dtype, requires_grad=True) for _ in range(3))
-        mask = torch.ones(2, n, dtype=torch.bool)
-        bias = torch.empty(2, heads, n, n, requires_grad=True)
-        set_attention(query, key, value, mask, dropout=0.1).sum().backward()
-        set_attention(query, key, value, mask, bias).sum().backward()
+    query, key, value = (torch.empty(2, n, heads, width, dtype=dtype, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, n, dtype=torch.bool)
+    bias = torch.empty(2, heads, n, n, requires_grad=True)
+    set_attention(query, key, value, mask, dropout=0.1).sum().backward()
+    set_attention(query, key, value, mask, bias).sum().backward()
+
+
+def call_ragged() -> None:
+    from pairformer.kernels.set_attention import ragged_set_attention
+
     rows, ends = torch.empty(100, 8, 32, dtype=torch.bfloat16, requires_grad=True), torch.tensor([0, 40, 100])
     ragged_set_attention(rows, rows, rows, ends, ends, 60, 60).sum().backward()
+
+
+def call_scans() -> None:
+    from pairformer.kernels.cheap_scan import CheapScan, windows
+    from pairformer.kernels.esa_scan import DevicePairs, Rows, esa_scan
+
+    from pairformer.models import CheapEncoder
+
+    candidates = pairformer.scan("UGAGGUAGUAGGUUGUAUAGUU", ["ACGU" * 50, "ACGN" * 50])
+    pairs, rows = DevicePairs.of(candidates.batch, "cpu"), Rows.of(candidates, "cpu")
+    esa_scan(pairs)
+    for embedding in (False, True):
+        CheapScan(CheapEncoder(), 2020, "cpu")(pairs, rows, embedding)
+    windows(pairs, rows, torch.arange(3), torch.bfloat16)
 
 
 def main() -> None:
@@ -100,7 +123,11 @@ def main() -> None:
         )
 
     compiling(archs, "--all" in sys.argv, report)
-    call_all()
+    call_scans()
+    call_ragged()
+    for dtype, n, heads, width in ((torch.bfloat16, 64, 8, 32), (torch.bfloat16, 512, 8, 32),
+                                   (torch.float32, 64, 2, 32), (torch.float16, 200, 2, 128)):  # fmt: skip
+        call_attention(dtype, n, heads, width)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from pairformer import _core
+
+if TYPE_CHECKING:
+    from pairformer.bags import Candidates
+    from pairformer.models.encoders import CheapEncoder
 
 
 def set_attention(
@@ -36,3 +43,15 @@ def ragged_set_attention(
                       bias=None if bias is None else bias[bag : bag + 1, :, : b - a, : d - c])[0]
         for bag, ((a, b), (c, d)) in enumerate(bags)
     ])  # fmt: skip
+
+
+@torch.no_grad()
+def cheap_scan(
+    encoder: CheapEncoder, candidates: Candidates, rng_seed: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :class:`pairformer.kernels.cheap_scan.CheapScan` with the embedding, of an encoder in evaluation mode."""
+    inputs = (candidates.encode(), candidates.esa_score, candidates.position)
+    logit, embedding = encoder(*(torch.from_numpy(values).to(device) for values in inputs))
+    dims = torch.from_numpy(_core.simhash_dims(rng_seed, embedding.shape[1])).to(device)
+    bits = (embedding[:, dims] > 0).long() << torch.arange(len(dims), device=device)
+    return logit, bits.sum(1).to(torch.int32), embedding

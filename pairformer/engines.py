@@ -1,9 +1,10 @@
-"""What computes the path from candidates to logits: the native code of this package, or PyTorch."""
+"""What computes the path from candidates to logits: the native code of this package, PyTorch, or Triton kernels."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,7 +22,7 @@ from pairformer.sites import select_sites
 if TYPE_CHECKING:
     from pairformer.models import PairFormer
 
-ENGINES = ("native", "torch")
+ENGINES = ("native", "torch", "triton")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,8 @@ class Engine(Protocol):
     name: str
     config: ModelConfig
     metadata: dict
+    in_flight: int
+    """Batches that are best scored at once, each by a thread."""
 
     def score(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
         """Score bags with at most ``k_max`` selected candidates each; None for the model's own budget."""
@@ -71,6 +74,7 @@ class NativeEngine:
     """
 
     name = "native"
+    in_flight = 1
 
     def __init__(
         self, config: ModelConfig, arrays: dict[str, NDArray[np.float32]], metadata: dict, variant: str = "auto"
@@ -108,6 +112,7 @@ class TorchEngine:
     """C++ scan and selection, PyTorch models, on any device."""
 
     name = "torch"
+    in_flight = 1
 
     def __init__(self, model: PairFormer) -> None:
         self.model, self.config, self.metadata = model, model.config, model.metadata
@@ -146,10 +151,13 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         try:
-            result = self.model(candidates, k_max, threads)
-            weight = self.model.weights(result) if explain else None
+            return self._scored(candidates, k_max, threads, explain)
         finally:
             torch.set_num_threads(before)
+
+    def _scored(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
+        result = self.model(candidates, k_max, threads)
+        weight = self.model.weights(result) if explain else None
         pooled = result.pooled
         repression, contribution = pooled.repression, pooled.contribution
         return Scored(
@@ -157,6 +165,65 @@ class TorchEngine:
             None if weight is None else _array(weight), None if repression is None else _array(repression),
             None if contribution is None else _array(contribution),
         )  # fmt: skip
+
+
+class TritonEngine(TorchEngine):
+    """C++ scan and selection on the CPU, the rest in Triton kernels and PyTorch on a CUDA device.
+
+    Threads that score batches at once each have a stream of their own: one batch is scanned or selected while kernels
+    work on others. Results do not depend on it.
+    """
+
+    name = "triton"
+
+    def __init__(self, model: PairFormer) -> None:
+        super().__init__(model)
+        self.in_flight = 3 if model.device.type == "cuda" else 1  # the interpreter is not for threads
+        self._thread = threading.local()
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = "default", device: str = "auto", half: bool = False) -> TritonEngine:
+        """Read a saved model onto a CUDA device, or under Triton's interpreter onto the CPU.
+
+        Args:
+            name_or_path: "default", or a directory.
+            device: "auto" for the first CUDA device.
+            half: bfloat16 after selection; cheap logits stay float32.
+
+        Raises:
+            ImportError: PyTorch or Triton is missing.
+            ValueError: there is no such device.
+        """
+        for library in ("torch", "triton"):
+            if importlib.util.find_spec(library) is None:
+                raise ImportError(f"engine triton needs {library}; install pairformer with its extras torch and gpu")
+        import torch
+
+        from pairformer.kernels.pipeline import FusedPairFormer
+        from pairformer.kernels.set_attention import INTERPRETED
+
+        device = ("cpu" if INTERPRETED else "cuda") if device == "auto" else device
+        if torch.device(device).type != ("cpu" if INTERPRETED else "cuda") or not (
+            INTERPRETED or torch.cuda.is_available()
+        ):
+            raise ValueError(f"device must be a CUDA device that PyTorch finds for engine triton, got {device}; "
+                             "pass engine='auto'")  # fmt: skip
+        model = FusedPairFormer.load(name_or_path).to(device).fuse(torch.bfloat16 if half else torch.float32)
+        if not INTERPRETED:
+            torch.cuda.synchronize()  # before other streams read the weights
+        return cls(model)
+
+    def score(
+        self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
+    ) -> Scored:
+        import torch
+
+        if self.model.device.type == "cpu":
+            return self._scored(candidates, k_max, threads, explain)
+        if not hasattr(self._thread, "stream"):
+            self._thread.stream = torch.cuda.Stream(self.model.device)
+        with torch.cuda.stream(self._thread.stream):
+            return self._scored(candidates, k_max, threads, explain)
 
 
 def _array(values) -> NDArray[np.float32]:
@@ -167,9 +234,9 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
     """An engine by name with a model on a device; one that was loaded before is kept until its files change.
 
     Args:
-        name: "native", "torch", or "auto": native for ``device`` "auto" or "cpu", torch for any other.
+        name: "native", "torch", "triton", or "auto": native for ``device`` "auto" or "cpu", torch for any other.
         model: "default" or a directory written by ``PairFormer.save``.
-        device: "auto", "cpu", or for torch any that PyTorch finds.
+        device: "auto", "cpu", or for torch any that PyTorch finds, for triton a CUDA device.
 
     Raises:
         ValueError: unknown engine, a device the engine does not have, or a damaged model.
@@ -190,4 +257,6 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
 
 @functools.lru_cache(maxsize=4)
 def _loaded(name: str, directory: Path, files: tuple[tuple[int, int], ...], device: str) -> Engine:
-    return NativeEngine.load(directory) if name == "native" else TorchEngine.load(directory, device)
+    if name == "native":
+        return NativeEngine.load(directory)
+    return (TorchEngine if name == "torch" else TritonEngine).load(directory, device)

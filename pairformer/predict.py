@@ -157,6 +157,8 @@ class _Batch:
     """(M,) log2."""
     n_candidates: NDArray[np.int64]
     status: NDArray[np.str_]
+    utr_length: NDArray[np.int64]
+    message: list[str | None]
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -256,14 +258,17 @@ class Scorer:
 
     def score(self, mirnas: Strings, utrs: Strings) -> Predictions:
         """Score equally many miRNAs and UTRs; invalid pairs keep their place."""
-        batches, message, utr_length = [], [], []
         pairs = zip(mirnas, utrs, strict=True)
-        for group in list(in_batches(pairs, lambda pair: pair[1])) or [[]]:  # no pair: one empty batch
-            mirna, utr = [m for m, _ in group], [u for _, u in group]
-            candidates = scan(mirna, utr, self.engine.config.esa_min, threads=self.threads)
-            batches.append(self._score(candidates))
-            message += [candidates.messages.get(bag) for bag in range(len(candidates))]
-            utr_length.append(candidates.utr_length)
+        groups = list(in_batches(pairs, lambda pair: pair[1])) or [[]]  # no pair: one empty batch
+        batches = [self._score(groups[0])]  # alone: what is tuned on first use is tuned once
+        if self.engine.in_flight > 1 and len(groups) > 2:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(self.engine.in_flight) as pool:
+                batches += pool.map(self._score, groups[1:])
+        else:
+            batches += map(self._score, groups[1:])
+        message = [text for batch in batches for text in batch.message]
         logit = np.concatenate([batch.logit for batch in batches])
         probability = sigmoid(self.engine.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
         changes = [batch.log2_fold_change for batch in batches if batch.log2_fold_change is not None]
@@ -271,12 +276,15 @@ class Scorer:
         n_candidates = np.concatenate([batch.n_candidates for batch in batches])
         return Predictions(
             probability.astype(np.float32), logit, n_candidates,
-            np.concatenate(utr_length), np.concatenate([batch.status for batch in batches]), message, self.engine.name,
+            np.concatenate([batch.utr_length for batch in batches]),
+            np.concatenate([batch.status for batch in batches]), message, self.engine.name,
             change, None if change is None else _interval(change, self.engine.config),
             None if change is None else percentiles(mirnas, change, n_candidates), batches,
         )  # fmt: skip
 
-    def _score(self, candidates: Candidates) -> _Batch:
+    def _score(self, pairs: list[tuple[str, str]]) -> _Batch:
+        mirna, utr = [m for m, _ in pairs], [u for _, u in pairs]
+        candidates = scan(mirna, utr, self.engine.config.esa_min, threads=self.threads)
         scored = self.engine.score(candidates, self.k_max, self.threads, self.explain)
         logit, selection = scored.pair_logit, scored.selection
         logit[list(candidates.messages)] = np.nan
@@ -288,7 +296,8 @@ class Scorer:
         return _Batch(
             logit, candidates.take(selection.rows, selection.offsets), selection.offsets,
             scored.cheap_logit[selection.rows], scored.logit, selection.reason, scored.weight, change, contribution,
-            candidates.n_candidates, candidates.status,
+            candidates.n_candidates, candidates.status, candidates.utr_length,
+            [candidates.messages.get(bag) for bag in range(len(candidates))],
         )  # fmt: skip
 
 

@@ -1,5 +1,10 @@
 """The Triton kernels against their plain twins: under the interpreter without a GPU, compiled on one."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,6 +15,7 @@ from pairformer.kernels import reference, set_attention, use_kernels  # noqa: E4
 from pairformer.config import AggregatorConfig  # noqa: E402
 from pairformer.models import SetTransformer  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 gpu = pytest.mark.gpu
@@ -186,3 +192,24 @@ def test_attention_at_real_sizes(n, dtype, way):
     inputs, mask = sets(32, n, n, 8, 32, dtype)
     compare(lambda *given: set_attention.set_attention(*given, mask),
             lambda *given: reference.set_attention(*given, mask), inputs, PRECISE[dtype])  # fmt: skip
+
+
+def test_every_kernel_compiles_for_a_gpu_that_is_not_here():
+    code = """if True:
+        import json, sys
+        sys.path.insert(0, "bench")
+        import kernel_builds as builds
+        found = []
+        builds.compiling([90], False, lambda name, arch, options, needs: found.append([name, needs]))
+        builds.call_scans()
+        builds.call_ragged()
+        builds.call_attention(builds.torch.bfloat16, 200, 2, 32)
+        print(json.dumps(found))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {name for name, _ in found} == {"_count_rows", "_fill_rows", "_cheap_scan", "_windows", "_forward",
+                                           "_backward_tile", "_backward_query", "_backward_key"}  # fmt: skip
+    for name, needs in found:
+        assert needs["spills"] == 0, name
+        assert needs["shared"] <= 99 * 1024, name  # what a program has on the smallest of the chips

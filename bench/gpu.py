@@ -1,0 +1,290 @@
+"""GPU benchmarks: python bench/gpu.py OUT writes OUT/gpu.json and OUT/gpu.md.
+
+Kernels are timed as device time, many calls captured in one CUDA graph, beside the best stock alternative in the same
+run and the floor that this device's own copy bandwidth and matrix products give. Every timed result is compared with
+its alternative's first. A section that fails is named in the report, and the exit code is 1.
+"""
+
+import functools
+import json
+import platform
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pairformer.kernels import use_kernels
+from pairformer.kernels.cheap_scan import CheapScan
+from pairformer.kernels.esa_scan import DevicePairs, Rows, esa_scan
+from pairformer.kernels.set_attention import ragged_set_attention, set_attention
+
+import pairformer
+from pairformer import testing
+from pairformer.config import AggregatorConfig
+from pairformer.engines import TorchEngine, TritonEngine
+from pairformer.models import PairFormer, SetTransformer
+from pairformer.models.set_transformer import sdp_attention
+
+K_MAX = 64
+
+
+def device_ms(call, repeats: int = 20, rounds: int = 7) -> tuple[float, float]:
+    """Median device time of one call, and the spread (largest less smallest) over rounds of a captured graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            call()
+    found = []
+    for _ in range(rounds):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.replay()
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        found.append(begin.elapsed_time(end) / repeats)
+    return float(np.median(found)), max(found) - min(found)
+
+
+def wall_ms(call, rounds: int = 7) -> tuple[float, float]:
+    """The same by the clock, for what the CPU has part in."""
+    call()
+    found = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        found.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(found)), max(found) - min(found)
+
+
+def roofline() -> dict:
+    """What this device copies and multiplies."""
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    copy, _ = device_ms(lambda: target.copy_(source), 5)
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product, _ = device_ms(lambda: a @ b, 3)
+    return {"GB/s": 2 * source.nbytes / copy / 1e6, "bf16 TFLOP/s": 2 * 8192**3 / product / 1e9}
+
+
+def attention(ceiling: dict) -> list[dict]:
+    """Forward and backward; masks leave 9 of 10 keys, bags of the ragged forms are full."""
+    rows = []
+    for bags, n, width in ((1024, 64, 256), (1024, 64, 64), (128, 512, 256), (128, 512, 64)):
+        forms = attention_forms(bags, n, width // 32)
+        flops = 3.5 * 4 * bags * n * n * width
+        moved = 12 * bags * n * width * 2  # forward reads 3 arrays and writes 1, backward reads 5 and writes 3
+        floor = max(flops / ceiling["bf16 TFLOP/s"] / 1e9, moved / ceiling["GB/s"] / 1e6)
+        for name, call in forms.items():
+            ms, spread = device_ms(call, 5)
+            row = {"B": bags, "K": n, "d": width, "form": name, "ms": ms, "spread": spread}
+            rates = {"TFLOP/s": flops / ms / 1e9, "GB/s": moved / ms / 1e6, "floor, %": 100 * floor / ms}
+            rows.append(row | rates)
+    return rows
+
+
+def attention_forms(bags: int, n: int, heads: int) -> dict:
+    """Calls of a forward and a backward pass; those of one mask agree."""
+    torch.manual_seed(0)
+    padded = [torch.randn(bags, n, heads, 32, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    flat = [part.detach().flatten(0, 1).requires_grad_() for part in padded]
+    slope = torch.randn_like(padded[0])
+    mask = torch.rand(bags, n, device="cuda") < 0.9
+    mask[:, 0] = True
+    ends = torch.arange(0, bags * n + 1, n, device="cuda", dtype=torch.int32)
+    compiled = torch.compile(sdp_attention)
+    forms = {
+        "set_attention": (padded, lambda: set_attention(*padded, mask)),
+        "SDPA, mask": (padded, lambda: sdp_attention(*padded, mask)),
+        "SDPA, mask, torch.compile": (padded, lambda: compiled(*padded, mask)),
+        "ragged_set_attention": (flat, lambda: ragged_set_attention(*flat, ends, ends, n, n)),
+    }
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        pass
+    else:
+        forms["varlen_attn (flash)"] = (flat, lambda: varlen_attn(*flat, ends, ends, n, n))
+
+    def both(inputs, call):
+        out = call()
+        return out, *torch.autograd.grad(out, inputs, slope.view_as(out))
+
+    calls = {name: functools.partial(both, *form) for name, form in forms.items()}
+    for own, other in (("set_attention", "SDPA, mask"), ("ragged_set_attention", "varlen_attn (flash)")):
+        for a, b in zip(calls[own](), calls.get(other, calls[own])(), strict=True):
+            assert (a - b).float().norm() < 2e-2 * b.float().norm()
+    return calls
+
+
+def cheap(ceiling: dict) -> list[dict]:
+    """Candidates a second: the kernel, and the same encoder by cuDNN on one-hot windows that are there already."""
+    model = PairFormer.load("default").cuda()
+    candidates = pairformer.scan(*testing.heavy_tailed_pairs(random.Random(0), 256, mean=1900))
+    n = len(candidates.start)
+    pairs, rows = DevicePairs.of(candidates.batch, "cuda"), Rows.of(candidates, "cuda")
+    scan = CheapScan(model.cheap, model.config.selector.rng_seed, "cuda")
+    windows = torch.from_numpy(candidates.encode()).cuda().float()
+    arguments = (windows, rows.esa_score, rows.position)
+    with torch.no_grad():
+        torch.testing.assert_close(scan(pairs, rows)[0], model.cheap(*arguments)[0], rtol=0, atol=1e-5)
+        forms = {"CheapScan": lambda: scan(pairs, rows), "cuDNN on one-hot windows": lambda: model.cheap(*arguments)}
+        found = []
+        for name, call in forms.items():
+            ms, spread = device_ms(call, 3)
+            flops = 2 * n * 23_000
+            found.append({"form": name, "candidates": n, "ms": ms, "spread": spread, "candidates/s": 1e3 * n / ms,
+                          "TFLOP/s": flops / ms / 1e9})  # fmt: skip
+    return found
+
+
+def scan(ceiling: dict) -> list[dict]:
+    """Windows a second of the scan with alignments, device and CPU; equal rows."""
+    given = testing.heavy_tailed_pairs(random.Random(0), 2048, mean=1900)
+    plain = pairformer.scan(*given)
+    pairs = DevicePairs.of(plain.batch, "cuda")
+    rows = esa_scan(pairs)
+    for name in ("start", "esa_score", "position", "offsets"):
+        np.testing.assert_array_equal(getattr(rows, name).cpu().numpy(), getattr(plain, name))
+    np.testing.assert_array_equal(rows.alignment.cpu().numpy().view(np.uint32), plain.alignment)
+    forms = {"esa_scan": lambda: esa_scan(pairs), "C++, all cores": lambda: pairformer.scan(*given)}
+    found = []
+    for name, call in forms.items():
+        ms, spread = wall_ms(call)
+        found.append({"form": name, "windows": pairs.n_windows, "ms": ms, "spread": spread,
+                      "windows/s": 1e3 * pairs.n_windows / ms})  # fmt: skip
+    return found
+
+
+def pipeline(ceiling: dict) -> list[dict]:
+    """Pairs a second from strings to logits, default model, K = 64."""
+    given = testing.heavy_tailed_pairs(random.Random(0), 8192, mean=1900)
+    engines = {
+        "triton, float32": TritonEngine.load("default"),
+        "triton, bfloat16 after selection": TritonEngine.load("default", half=True),
+        "torch on CUDA": TorchEngine.load("default", "cuda"),
+    }
+    found, first = [], None
+    for name, engine in engines.items():
+        scorer = pairformer.predict.__globals__["Scorer"]("default", k_max=K_MAX)
+        scorer.engine = engine
+        logit = scorer.score(*given).logit
+        first = logit if first is None else first
+        close = np.mean(np.abs(logit - first) < (1e-3 if "float32" in name or "torch" in name else 0.1))
+        assert close > 0.99, f"{name}: only {close:.3f} of the logits agree"
+        ms, spread = wall_ms(lambda scorer=scorer: scorer.score(*given), 3)
+        found.append({"form": name, "pairs": len(given[0]), "ms": ms, "spread": spread,
+                      "pairs/s": 1e3 * len(given[0]) / ms})  # fmt: skip
+    return found
+
+
+def stages(ceiling: dict) -> list[dict]:
+    """Where the time of 64 pairs goes, one batch alone, beside the paper's milliseconds on an RTX 4090 (App. H)."""
+    engine = TritonEngine.load("default")
+    model, given = engine.model, testing.heavy_tailed_pairs(random.Random(0), 64, mean=1900)
+    candidates = pairformer.scan(*given, model.config.esa_min)
+    cheap_logit, keys = model.cheap_scan(candidates)
+    selection = model.select(candidates, cheap_logit, keys, K_MAX)
+    with torch.inference_mode():
+        encoded = model.encode_selected(candidates, selection.rows)
+        tokens = model.tokenize(candidates, selection.rows, selection.offsets, *encoded)
+
+        def copied():
+            model._last.candidates = None
+            return model.cheap_scan(candidates)
+
+        calls = {
+            "scan (C++)": (lambda: pairformer.scan(*given, model.config.esa_min), None),
+            "copies and cheap scan": (copied, 15.8),
+            "selection (C++)": (lambda: model.select(candidates, cheap_logit, keys, K_MAX), 6.5),
+            "expensive encoder on K": (lambda: model.encode_selected(candidates, selection.rows), 2.2),
+            "tokens": (lambda: model.tokenize(candidates, selection.rows, selection.offsets, *encoded), 0.8),
+            "aggregation": (lambda: model.aggregate(tokens), 3.1),
+        }
+        found = []
+        for name, (call, paper) in calls.items():
+            ms, spread = wall_ms(call, 20)
+            found.append({"stage": name, "ms": ms, "spread": spread, "paper, ms": paper})
+    return found
+
+
+def training(ceiling: dict) -> list[dict]:
+    """A step of the aggregator, forward, backward and AdamW, in bfloat16: time and peak memory."""
+    found = []
+    for size, config in (("default", AggregatorConfig()), ("paper", AggregatorConfig.paper())):
+        for bags, n in ((1024, 64), (128, 512)):
+            torch.manual_seed(0)
+            tokens = torch.randn(bags, n, 387, device="cuda")
+            mask = torch.rand(bags, n, device="cuda") < 0.9
+            label = torch.rand(bags, device="cuda").round()
+            for form in ("kernels", "SDPA", "torch.compile"):
+                model = SetTransformer(387, config).cuda()
+                if form == "kernels":
+                    use_kernels(model)
+                run = torch.compile(model) if form == "torch.compile" else model
+                optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+                def step(run=run, optimizer=optimizer, tokens=tokens, mask=mask, label=label):
+                    with torch.autocast("cuda", torch.bfloat16):
+                        logit = run(tokens, mask)
+                    F.binary_cross_entropy_with_logits(logit.float(), label).backward()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+                step()
+                torch.cuda.reset_peak_memory_stats()
+                ms, spread = wall_ms(step, 15)
+                found.append({"size": size, "B": bags, "K": n, "form": form, "ms": ms, "spread": spread,
+                              "peak, MiB": torch.cuda.max_memory_allocated() / 2**20})  # fmt: skip
+    return found
+
+
+SECTIONS = {"set attention, forward and backward, bf16": attention, "cheap scan": cheap, "ESA scan": scan,
+            "whole path": pipeline, "stages of 64 pairs": stages, "training step": training}  # fmt: skip
+
+
+def main(out: Path) -> int:
+    properties = torch.cuda.get_device_properties(0)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    ceiling = roofline()
+    report: dict = {
+        "device": properties.name, "torch": torch.__version__, "python": platform.python_version(), "commit": commit,
+        "ceiling": ceiling, "sections": {}, "failed": {},
+    }  # fmt: skip
+    text = [f"# {properties.name}, torch {torch.__version__}, commit {commit or 'unknown'}", ""]
+    text += [f"Measured ceilings: {ceiling['GB/s']:.0f} GB/s, {ceiling['bf16 TFLOP/s']:.0f} TFLOP/s in bf16."]
+    for name, section in SECTIONS.items():
+        text += ["", f"## {name}", ""]
+        try:
+            rows = section(ceiling)
+        except Exception as error:  # the other sections are still worth having
+            report["failed"][name] = repr(error)
+            text.append(f"Failed: {error!r}")
+        else:
+            report["sections"][name] = rows
+            text += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+            text += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
+        (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+        (out / "gpu.md").write_text("\n".join(text) + "\n")
+        print(*text[text.index(f"## {name}") :], sep="\n", flush=True)
+    return bool(report["failed"])
+
+
+def _cell(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

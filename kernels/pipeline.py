@@ -1,0 +1,65 @@
+"""The model of engine "triton": scan and selection in C++, all between and after them on the device.
+
+What crosses the bus is 13 bytes a candidate in, 8 out (logit and key, which the selector reads), and the selected rows.
+One-hot windows are only ever made of those, on the device.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pairformer.kernels import use_kernels
+from pairformer.kernels.cheap_scan import CheapScan, windows
+from pairformer.kernels.esa_scan import DevicePairs, Rows
+from torch import Tensor
+
+from pairformer.bags import Candidates
+from pairformer.models import PairFormer
+from pairformer.models.pair_former import EXPENSIVE_CHUNK, Tokens, chunks
+
+
+class FusedPairFormer(PairFormer):
+    """A PairFormer for inference whose cheap encoder and attention are kernels; call :meth:`fuse` when it is loaded.
+
+    Source: PAIR-Former Algorithm 2.
+    """
+
+    def fuse(self, dtype: torch.dtype = torch.float32) -> FusedPairFormer:
+        """Take the weights as they are now. ``dtype`` is of what follows selection; cheap logits are float32."""
+        use_kernels(self)
+        self._cheap = CheapScan(self.cheap, self.config.selector.rng_seed, self.device)
+        self._dtype = dtype
+        self._last = threading.local()
+        return self.eval()
+
+    def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+        logit, keys, _ = self._cheap(*self._moved(candidates))
+        return logit.cpu().numpy(), keys.cpu().numpy().view(np.uint32)
+
+    def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        pairs, moved = self._moved(candidates)
+        selected = torch.from_numpy(rows).to(self.device)
+        embedding = torch.empty(len(rows), self.config.expensive.width, device=self.device)
+        logit = embedding.new_empty(len(rows))
+        with self._autocast():
+            for chunk in chunks(len(rows), EXPENSIVE_CHUNK):
+                embedding[chunk], logit[chunk] = self.expensive(windows(pairs, moved, selected[chunk], self._dtype))
+        return embedding, logit
+
+    def members(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        with self._autocast():
+            found = super().members(tokens)
+        return found[0].float(), *(None if part is None else part.float() for part in found[1:])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+    def _moved(self, candidates: Candidates) -> tuple[DevicePairs, Rows]:
+        """The candidates on the device; those moved last by this thread are there."""
+        if getattr(self._last, "candidates", None) is not candidates:
+            self._last.candidates = candidates
+            self._last.moved = DevicePairs.of(candidates.batch, self.device), Rows.of(candidates, self.device)
+        return self._last.moved

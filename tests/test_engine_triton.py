@@ -1,0 +1,72 @@
+"""Engine "triton" against the native one: under the interpreter without a GPU, as it is used on one."""
+
+import random
+
+import numpy as np
+import pytest
+
+import pairformer
+from pairformer import testing
+from pairformer.engines import NativeEngine, TritonEngine
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+
+def compare(model, mirnas, utrs, **options):
+    """The same rows, signals and logits, up to rounding; a bag may differ only where two scores are equal to it."""
+    native, fused = NativeEngine.load(model), TritonEngine.load(model, **options)
+    candidates = pairformer.scan(mirnas, utrs, native.config.esa_min)
+    a, b = (engine.score(candidates, None, 1, True) for engine in (native, fused))
+    np.testing.assert_allclose(b.cheap_logit, a.cheap_logit, rtol=0, atol=1e-5)
+    same = [np.array_equal(*(found.selection.rows[found.selection.offsets[bag] : found.selection.offsets[bag + 1]]
+                             for found in (a, b))) for bag in range(len(candidates))]  # fmt: skip
+    assert np.mean(same) >= 0.99
+    np.testing.assert_allclose(b.pair_logit[same], a.pair_logit[same], rtol=0, atol=1e-4 if not options else 0.05)
+    if a.repression is not None:
+        np.testing.assert_allclose(b.repression[same], a.repression[same], rtol=0, atol=1e-4)
+    if np.all(same) and not options:
+        np.testing.assert_allclose(b.weight, a.weight, rtol=0, atol=1e-4)
+    return b
+
+
+def test_scores_are_the_native_engines(model, rng):
+    utrs = [testing.random_rna(rng, length) for length in (90, 30, 120, 60)]
+    found = compare(model, [testing.random_rna(rng, n) for n in (22, 21, 7, 35)], utrs)
+    assert found.pair_logit.dtype == np.float32
+
+
+def test_predictions_name_the_engine(additive_model, rng):
+    utrs = [testing.random_rna(rng, 70), "ACGU"]
+    found, plain = (pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", utrs, model=additive_model, engine=engine)
+                    for engine in ("triton", "native"))  # fmt: skip
+    assert found.engine == "triton"
+    assert list(found.status) == list(plain.status)
+    np.testing.assert_allclose(found.probability, plain.probability, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.log2_fold_change, plain.log2_fold_change, rtol=0, atol=1e-4)
+    assert [site.tolist() for site in found[0].sites[["start", "end"]]] == [
+        site.tolist() for site in plain[0].sites[["start", "end"]]
+    ]
+
+
+def test_batches_in_flight_give_what_they_give_alone(model, rng, monkeypatch):
+    mirna, utrs = testing.random_rna(rng, 22), [testing.random_rna(rng, 300) for _ in range(7)]
+    together = pairformer.predict(mirna, utrs, model=model)
+    monkeypatch.setitem(pairformer.predict.__globals__, "BATCH_PAIRS", 1)
+    monkeypatch.setattr(NativeEngine, "in_flight", 3)
+    found = pairformer.predict(mirna, utrs, model=model)
+    np.testing.assert_array_equal(found.logit, together.logit)
+    np.testing.assert_array_equal(found[6].sites, together[6].sites)
+
+
+def test_another_device_is_refused(model):
+    with pytest.raises(ValueError, match="device must be a CUDA device that PyTorch finds for engine triton"):
+        pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 20, model=model, engine="triton", device="meta")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("half", [False, True])
+def test_scores_of_the_default_model_on_a_gpu(half):
+    mirnas, utrs = testing.heavy_tailed_pairs(random.Random(0), 200, mean=1900)
+    compare("default", mirnas, utrs, **({"half": True} if half else {}))

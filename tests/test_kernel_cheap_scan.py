@@ -1,0 +1,186 @@
+"""The cheap scan's kernels compute what the torch twin and the native engine compute."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import pairformer
+from pairformer import _core, testing
+from pairformer.config import CheapConfig, ExpensiveConfig, ModelConfig, SelectorConfig
+from pairformer.engines import NativeEngine
+
+torch = pytest.importorskip("torch")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+cheap_scan = pytest.importorskip("pairformer.kernels.cheap_scan")
+reference = pytest.importorskip("pairformer.kernels.reference")
+
+RNG_SEED = 2020
+CONFIGS = {
+    "default": CheapConfig(),
+    "narrow": CheapConfig((3, 5), 7, 9),
+    "wide": CheapConfig((40, 70), 40, 33),
+    "one": CheapConfig((1, 1), 1, 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def garbage_in_new_tensors(monkeypatch):
+    """NaN, or the largest integer, in all that a kernel does not write."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def candidates(rng):
+    """131 rows of 12 bags, so that a block of rows has several, two of them empty; with alignments of any score."""
+    mirnas = [testing.random_rna(rng, length) for length in (22, 6, 35, 7, 10, 21, 9, 8, 11, 34, 22, 1)]
+    utrs = [testing.random_rna(rng, length) for length in (52, 50, 61, 49, 30, 55, 52, 53, 0, 60, 40, 99)]
+    return first_rows(pairformer.scan(mirnas, utrs, esa_min=0), 131)
+
+
+def first_rows(candidates, n):
+    assert len(candidates.start) >= n
+    return candidates.take(np.arange(n), np.minimum(candidates.offsets, n))
+
+
+def moved(candidates, device=DEVICE):
+    """Sequences and rows on a device."""
+    batch = {name: getattr(candidates.batch, name)
+             for name in ("mirna", "mirna_offsets", "utr", "utr_offsets", "bag_mirna", "bag_utr")}  # fmt: skip
+    rows = {name: getattr(candidates, name) for name in ("offsets", "start", "esa_score", "position")}
+    rows["alignment"] = candidates.alignment.view(np.int32)
+    return tuple(
+        SimpleNamespace(**{name: torch.tensor(values).to(device) for name, values in arrays.items()})
+        for arrays in (batch, rows)
+    )
+
+
+def model_of(config):
+    """A model in which no part of the cheap encoder is zero."""
+    from pairformer.models import PairFormer
+
+    torch.manual_seed(7)
+    model = PairFormer(
+        ModelConfig(ExpensiveConfig(channels=(3, 3), pooled_length=2), config, SelectorConfig(rng_seed=RNG_SEED))
+    ).eval()
+    for parameter in model.cheap.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def assert_scores(found, expected, width):
+    """Logits and embeddings within 1e-5, keys equal but for bits of dimensions that are 0 within rounding."""
+    logit, keys, embedding = (np.asarray(values) for values in expected)
+    np.testing.assert_allclose(found[0].cpu(), logit, rtol=0, atol=1e-5)
+    dims = _core.simhash_dims(RNG_SEED, width)
+    sure = ((np.abs(embedding[:, dims]) >= 1e-6) << np.arange(len(dims), dtype=np.uint32)).sum(1, dtype=np.uint32)
+    different = found[1].cpu().numpy().view(np.uint32) ^ keys.view(np.uint32)
+    np.testing.assert_array_equal(different & sure, 0)
+    if found[2] is not None:
+        np.testing.assert_allclose(found[2].cpu(), embedding, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_agree(candidates, name):
+    """Of odd numbers of rows, which end inside a block and inside a bag."""
+    model = model_of(CONFIGS[name])
+    scan = cheap_scan.CheapScan(model.cheap, RNG_SEED, DEVICE)
+    width = CONFIGS[name].width
+    native = NativeEngine.of(model).model
+    for n, embedding in ((131, True), (37, False), (1, True)) if name == "default" else ((67, True),):
+        some = first_rows(candidates, n)
+        found = scan(*moved(some), embedding)
+        assert (found[2] is None) is not embedding
+        assert_scores(found, reference.cheap_scan(model.cheap, some, RNG_SEED), width)
+        assert_scores(found, native.cheap_scan(some, embedding=True), width)
+    assert np.ptp(found[0].numpy(force=True)) > 0.01 or n == 1
+
+
+def test_keys_need_no_embedding(candidates):
+    """The same bits whether the embedding is asked for or not."""
+    scan = cheap_scan.CheapScan(model_of(CONFIGS["default"]).cheap, RNG_SEED, DEVICE)
+    inputs = moved(first_rows(candidates, 20))
+    torch.testing.assert_close(scan(*inputs)[:2], scan(*inputs, embedding=True)[:2], rtol=0, atol=0)
+
+
+def test_weights_are_copied(candidates):
+    """A later change of the encoder does not show."""
+    encoder = model_of(CONFIGS["narrow"]).cheap
+    inputs = moved(first_rows(candidates, 5))
+    scan = cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)
+    before = scan(*inputs)[0]
+    encoder.score2.bias.data += 1
+    torch.testing.assert_close(scan(*inputs)[0], before, rtol=0, atol=0)
+    torch.testing.assert_close(cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)(*inputs)[0], before + 1)
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "conv2.bias", "score1.weight"])
+def test_not_a_number_stays_one(candidates, name):
+    """The selector refuses logits that are not finite, so a kernel must not turn them into 0."""
+    encoder = model_of(CONFIGS["narrow"]).cheap
+    encoder.get_parameter(name).data[:] = torch.nan
+    logit, _, _ = cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)(*moved(first_rows(candidates, 3)))
+    assert logit.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+def test_windows_are_those_of_encode(candidates, dtype):
+    inputs = moved(candidates)
+    selected = np.r_[130, 0, np.arange(5, 131, 4), 0]
+    found = cheap_scan.windows(*inputs, torch.tensor(selected, device=DEVICE), dtype)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.float().cpu(), candidates.encode(selected))
+
+
+def test_no_rows(candidates):
+    encoder = model_of(CONFIGS["default"]).cheap
+    scan = cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)
+    for none in (first_rows(candidates, 0), pairformer.scan([], [])):
+        logit, keys, embedding = scan(*moved(none), embedding=True)
+        assert (logit.dtype, keys.dtype, embedding.dtype) == (torch.float32, torch.int32, torch.float32)
+        assert (logit.shape, keys.shape, embedding.shape) == ((0,), (0,), (0, 64))
+        selected = torch.empty(0, dtype=torch.int64, device=DEVICE)
+        assert cheap_scan.windows(*moved(none), selected).shape == (0, 10, 50)
+
+
+def test_wrong_inputs(candidates):
+    scan = cheap_scan.CheapScan(model_of(CONFIGS["narrow"]).cheap, RNG_SEED, DEVICE)
+    pairs, rows = moved(candidates)
+
+    def broken(part, **fields):
+        return SimpleNamespace(**{**vars(part), **fields})
+
+    for bad, kind, message in [
+        ((pairs, broken(rows, start=rows.start.long())), TypeError, "start must be torch.int32, got torch.int64"),
+        ((broken(pairs, utr=pairs.utr.float()), rows), TypeError, "utr must be torch.uint8, got torch.float32"),
+        ((pairs, broken(rows, position=rows.position[1:])), ValueError, "position must have 131 entries as start, got"),
+        ((pairs, broken(rows, start=rows.start.repeat(2)[::2])), ValueError, "start must be one contiguous axis, got"),
+        ((broken(pairs, mirna=pairs.mirna.to("meta")), rows), ValueError, f"mirna must be on {DEVICE}.*, got meta"),
+    ]:
+        with pytest.raises(kind, match=message):
+            scan(*bad)
+    with pytest.raises(TypeError, match=r"selected must be torch.int64, got torch.bool"):
+        cheap_scan.windows(pairs, rows, rows.start > 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_real_size(rng, name):
+    mirnas, utrs = testing.heavy_tailed_pairs(rng, 80, mean=3500)
+    every = pairformer.scan([m[: rng.randint(6, 22)] for m in mirnas], utrs, esa_min=5)
+    some = first_rows(every, 100_000)
+    model = model_of(CONFIGS[name])
+    inputs = moved(some)
+    found = cheap_scan.CheapScan(model.cheap, RNG_SEED, DEVICE)(*inputs, embedding=True)
+    assert_scores(found, reference.cheap_scan(model.cheap, some, RNG_SEED), CONFIGS[name].width)
+    selected = np.arange(0, 100_000, 7)
+    windows = cheap_scan.windows(*inputs, torch.tensor(selected, device=DEVICE), torch.float16)
+    np.testing.assert_array_equal(windows.float().cpu(), some.encode(selected))
