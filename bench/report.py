@@ -18,6 +18,7 @@ HEAD = """# Benchmark results
 Run `make bench`; for this page `pytest bench --benchmark-only --benchmark-json bench.json`, then
 `python bench/report.py bench.json > bench/results.md`. Times are of the call that the name says, after its answer was
 checked and the warm-up calls were made; rates and bars are of the median round, the spread is the interquartile range.
+On a GPU nothing has been measured yet: [`gpu.md`](gpu.md).
 """
 # What, the benchmark (after bench_; the fastest whose name begins so), the one it is divided by, the rate, its bar.
 BARS = (
