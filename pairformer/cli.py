@@ -389,6 +389,24 @@ def audit(a, b, data, disjoint):
         raise DataError(f"{b}: table must share nothing by {disjoint} with {a}, got {'; '.join(broken)}")
 
 
+@cli.command("select", short_help="Prune bags of features, one file each, to K instances.")
+@click.option("--features", type=FOLDER, required=True, help="Folder of .pt, .npy or .h5 files, as CLAM's.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the pruned files and selection.tsv.")
+@click.option("--k", "k_max", type=click.IntRange(1), default=256, show_default=True, help="Most instances a bag.")
+@click.option("--scores", type=FOLDER, help="Folder of NAME.npy, .txt or .csv; else the norm of the features.")
+@click.option("--coords", type=FOLDER, help="Folder of NAME.npy, for features without coords of their own.")
+def select_command(features, out, k_max, scores, coords):
+    """Keep at most K instances of each bag: the best scores, and others spread over the bag."""
+    from pairformer.mil import select_folder
+
+    try:
+        done = [(bag.n, len(bag.rows)) for bag in select_folder(features, out, k_max, scores=scores, coords=coords)]
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    before, after = (sum(part) for part in zip(*done, strict=True))
+    click.echo(f"{len(done)} bags: kept {after:,} of {before:,} instances", err=True)
+
+
 def _set_threads(threads: int) -> None:
     import torch
 

@@ -42,6 +42,18 @@ class Selection:
         indices[mask] = _to_numpy("rows", self.rows)
         return _like(self.rows, indices), _like(self.rows, mask)
 
+    def gather(self, values: Any) -> Any:
+        """The selected rows of an array.
+
+        Args:
+            values: (N, ...) as the inputs; any dtype, a tensor on any device, gradient passes.
+
+        Returns:
+            (M, ...), bag by bag at ``offsets``.
+        """
+        rows = _to_numpy("rows", self.rows)
+        return values[_like(values, rows).to(values.device) if _is_tensor(values) else rows]
+
 
 class STSelector:
     """Choose at most ``k_max`` diverse candidates per bag.

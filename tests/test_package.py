@@ -19,7 +19,7 @@ ORDER = [
     ["saved", "scan", "selector"],
     ["data", "sites"],
     ["metrics", "models"],
-    ["engines", "training", "analysis"],
+    ["engines", "training", "analysis", "mil"],
     ["predict"],
     ["evaluation"],
     ["cli"],

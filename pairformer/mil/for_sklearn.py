@@ -1,0 +1,144 @@
+"""A classifier of bags in the manner of scikit-learn: lists of arrays in, labels out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from torch import nn
+
+from pairformer.mil.aggregator import SetAggregator
+from pairformer.mil.budgeted import BudgetedMIL
+from pairformer.mil.selectors import STSelector
+from pairformer.models.pair_former import chunks, pack_tokens
+
+
+class BagClassifier(ClassifierMixin, BaseEstimator):
+    """Two classes of bags, by a module trained with AdamW; for ``cross_val_score``, ``GridSearchCV`` and the like.
+
+    A bag is an array (n, D); ``X`` is a list of them, n = 0 included. Features are standardised with the training
+    instances. Training and prediction use the threads and the device that torch has.
+
+    Args:
+        module: None for ``BudgetedMIL`` (linear scorer, encoder of one hidden layer, ``SetAggregator``) where ``k_max``
+            is given, and for ``SetAggregator`` on all instances where it is not; or a function of D to a module that
+            maps padded bags (B, P, D) and mask (B, P), True = real, to logits (B,).
+        k_max: most instances of a bag that are encoded.
+        epochs, batch_size, learning_rate, weight_decay: of AdamW, gradient norm at most 1.
+        validation: share of the training bags that picks the epoch: those bags are not trained on, and the weights of
+            the epoch with their least cross-entropy are kept; 0 keeps the last.
+        rng_seed: of weights, batches and the validation bags.
+    """
+
+    def __init__(
+        self, module: Callable[[int], nn.Module] | None = None, k_max: int | None = None, epochs: int = 40,
+        batch_size: int = 16, learning_rate: float = 1e-3, weight_decay: float = 1e-2, validation: float = 0.0,
+        rng_seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.module, self.k_max, self.epochs, self.batch_size = module, k_max, epochs, batch_size
+        self.learning_rate, self.weight_decay, self.validation = learning_rate, weight_decay, validation
+        self.rng_seed = rng_seed
+
+    def fit(self, X: Sequence[NDArray], y: Any) -> BagClassifier:
+        """Train on bags ``X`` with labels ``y`` (B,) of two classes.
+
+        Raises:
+            ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, or classes are not two.
+        """
+        y = np.asarray(y)
+        self.classes_, target = np.unique(y, return_inverse=True)
+        if len(self.classes_) != 2 or len(y) != len(X):
+            raise ValueError(f"y must hold two classes for {len(X)} bags, got {len(self.classes_)} in {len(y)}")
+        filled = [bag for bag in X if len(bag)]
+        if not filled:
+            raise ValueError("X must hold an instance, got empty bags only")
+        self.n_features_in_ = np.shape(filled[0])[-1]
+        instances = np.concatenate([self._bag(bag) for bag in filled]).astype(np.float64)
+        self.mean_, self.scale_ = instances.mean(0), instances.std(0)
+        self.scale_[self.scale_ == 0] = 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.rng_seed)
+            self.module_ = (self.module or self._default)(self.n_features_in_)
+            self._train(self._standardised(X), torch.from_numpy(target).float())
+        return self
+
+    def decision_function(self, X: Sequence[NDArray]) -> NDArray[np.float32]:
+        """Logits (B,) of the second class."""
+        bags = self._standardised(X)
+        parts = [self._logits(bags[part]) for part in chunks(len(bags), self.batch_size)]
+        return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
+
+    def predict_proba(self, X: Sequence[NDArray]) -> NDArray[np.float32]:
+        """(B, 2) probabilities, not calibrated."""
+        second = 1 / (1 + np.exp(-self.decision_function(X).astype(np.float64)))
+        return np.stack([1 - second, second], 1)
+
+    def predict(self, X: Sequence[NDArray]) -> NDArray:
+        """(B,) classes."""
+        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+
+    def _default(self, width: int) -> nn.Module:
+        if self.k_max is None:
+            return SetAggregator(width)
+        encoder = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64))
+        return BudgetedMIL(nn.Linear(width, 1), encoder, SetAggregator(64), STSelector(self.k_max))
+
+    def _bag(self, bag: Any) -> NDArray[np.float32]:
+        array = np.asarray(bag, np.float32)
+        if array.ndim != 2 or array.shape[1] != self.n_features_in_ or not np.isfinite(array).all():
+            raise ValueError(f"X must hold arrays (n, {self.n_features_in_}) of finite numbers, got {array.shape}")
+        return array
+
+    def _standardised(self, X: Sequence[NDArray]) -> list[torch.Tensor]:
+        empty = np.empty((0, self.n_features_in_), np.float32)
+        arrays = [(self._bag(bag if len(bag) else empty) - self.mean_) / self.scale_ for bag in X]
+        return [torch.from_numpy(array).float() for array in arrays]
+
+    def _train(self, bags: list[torch.Tensor], target: torch.Tensor) -> None:
+        module = self.module_
+        order = torch.randperm(len(bags))
+        aside, used = order[: round(self.validation * len(bags))], order[round(self.validation * len(bags)) :]
+        optimiser = torch.optim.AdamW(module.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        least, kept = np.inf, None
+        self.validation_losses_: list[float] = []
+        for _ in range(self.epochs):
+            module.train()
+            for batch in used[torch.randperm(len(used))].split(self.batch_size):
+                optimiser.zero_grad()
+                _loss(_apply(module, [bags[i] for i in batch]), target[batch]).backward()
+                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+                optimiser.step()
+            if len(aside):
+                parts = [self._logits([bags[i] for i in part]) for part in aside.split(self.batch_size)]
+                self.validation_losses_.append(float(_loss(torch.cat(parts), target[aside])))
+                if self.validation_losses_[-1] < least:
+                    least = self.validation_losses_[-1]
+                    kept = {name: value.clone() for name, value in module.state_dict().items()}
+        if kept is not None:
+            module.load_state_dict(kept)
+
+    @torch.no_grad()
+    def _logits(self, bags: list[torch.Tensor]) -> torch.Tensor:
+        return _apply(self.module_.eval(), bags).float()
+
+
+_loss = nn.functional.binary_cross_entropy_with_logits
+
+
+def _apply(module: nn.Module, bags: list[torch.Tensor]) -> torch.Tensor:
+    """Logits of bags, padded in groups whose sizes are within a factor of 4: a huge bag does not pad all the others."""
+    order = sorted(range(len(bags)), key=lambda i: -len(bags[i]))
+    groups: list[list[int]] = []
+    for i in order:
+        if not groups or len(bags[i]) < len(bags[groups[-1][0]]) // 4:
+            groups.append([])
+        groups[-1].append(i)
+    logits = [
+        module(*pack_tokens(torch.cat([bags[i] for i in group]), np.cumsum([0, *(len(bags[i]) for i in group)])))
+        for group in groups
+    ]
+    return torch.cat(logits)[torch.tensor(order).argsort()]

@@ -1,0 +1,393 @@
+"""Aggregator and budgeted forward by hand; the conformance kit, which passes what is right and names planted faults."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pairformer import mil
+from pairformer.mil import testing
+
+torch = pytest.importorskip("torch")
+RULES = [
+    mil.STSelector, mil.TopK, mil.Random, mil.UniformPosition, mil.FarthestPoint, mil.KMeansPlusPlus, mil.MMR,
+    mil.FacilityLocation,
+]  # fmt: skip
+
+
+def same_rows(one, other):
+    for part in ("rows", "offsets", "reason"):
+        np.testing.assert_array_equal(np.asarray(getattr(one, part)), np.asarray(getattr(other, part)))
+
+
+class Mean(torch.nn.Module):
+    """Right: a linear function of the mean instance."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = torch.nn.Linear(6, 1)
+
+    def forward(self, x, mask):
+        mask = mask.bool()
+        total = self.head(x)[:, :, 0].masked_fill(~mask, 0).sum(1)
+        return total / mask.sum(1).clamp(min=1)
+
+
+class InvertedMask(Mean):
+    def forward(self, x, mask):
+        return super().forward(x, ~mask.bool())
+
+
+class PadLeak(Mean):
+    def forward(self, x, mask):
+        return self.head(x)[:, :, 0].mean(1)
+
+
+class SmallLeak(Mean):
+    """Padding is masked by a finite number that large values get past."""
+
+    def forward(self, x, mask):
+        score = self.head(x)[:, :, 0]
+        weight = (score - 50 * (1 - mask.float())).softmax(1)
+        return torch.where(mask.bool().any(1), (weight * score).sum(1), 0.0)
+
+
+class OrderDependence(Mean):
+    def forward(self, x, mask):
+        return super().forward(x * torch.linspace(1, 2, x.shape[1])[:, None], mask)
+
+
+class NaNOnEmpty(Mean):
+    def forward(self, x, mask):
+        score = self.head(x)[:, :, 0]
+        return (score.masked_fill(~mask.bool(), -torch.inf).softmax(1) * score).sum(1)
+
+
+class BatchLeak(Mean):
+    def forward(self, x, mask):
+        logits = super().forward(x, mask)
+        return logits - logits.mean()
+
+
+class Chance(Mean):
+    def forward(self, x, mask):
+        return super().forward(x, mask) + torch.rand(len(x))
+
+
+class OtherWithAttention(Mean):
+    def forward(self, x, mask, return_att=False):
+        logits = super().forward(x, mask)
+        return (logits + 0.01, mask / mask.sum(1, keepdim=True)) if return_att else logits
+
+
+class RawAttention(Mean):
+    def forward(self, x, mask, return_att=False):
+        logits = super().forward(x, mask)
+        return (logits, self.head(x)[:, :, 0]) if return_att else logits
+
+
+# Aggregator.
+
+
+@pytest.mark.parametrize("sizes", [{}, {"pool_seeds": 3, "heads": 4}, {"inducing_points": 2, "layers": 1}])
+def test_aggregator_forms_agree(sizes):
+    torch.manual_seed(0)
+    module = mil.SetAggregator(8, **sizes).eval()
+    x, offsets = torch.randn(12, 8), torch.tensor([0, 4, 4, 12])
+    ragged, ragged_att = module(x, offsets=offsets, return_att=True)
+    jagged = module(torch.nested.nested_tensor_from_jagged(x, offsets))
+    torch.testing.assert_close(jagged, ragged, atol=0, rtol=0)
+    places, mask = torch.full((3, 9, 8), 1e4), torch.zeros(3, 9, dtype=torch.uint8)
+    places[0, :4], places[2, :8], mask[0, :4], mask[2, :8] = x[:4], x[4:], 1, 1
+    logits, att = module(places, mask, return_att=True)
+    torch.testing.assert_close(logits, ragged)
+    torch.testing.assert_close(att[mask.bool()], ragged_att)
+    torch.testing.assert_close(att.sum(1), torch.tensor([1.0, 0, 1]))
+    torch.testing.assert_close(module(places, mask), logits, atol=0, rtol=0)
+    alone = module(x[None, :4])  # no mask: all are real
+    torch.testing.assert_close(alone[0], ragged[0])
+
+
+def test_attention_is_what_the_pooling_used():
+    """With one query, head by head: attention times values is what SDPA gave the output projection."""
+    torch.manual_seed(1)
+    module = mil.SetAggregator(5, width=8, heads=1, layers=1).eval()
+    x, mask = torch.randn(2, 6, 5), torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    seen = {}
+    module.pool.register_forward_pre_hook(lambda _, given: seen.update(x=given[0]))
+    module.pool.attend.out.register_forward_pre_hook(lambda _, given: seen.update(attended=given[0]))
+    att = module(x, mask, return_att=True)[1]
+    values = module.pool.attend.value(module.pool.feed_forward(seen["x"]))
+    torch.testing.assert_close(att[:, None] @ values, seen["attended"])
+
+
+def test_an_empty_bag_has_a_learned_logit():
+    module = mil.SetAggregator(3)
+    no_places = torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.bool)
+    logits, att = module(*no_places, return_att=True)
+    assert logits.tolist() == [0, 0]
+    assert att.shape == (2, 0)
+    logits.sum().backward()
+    assert module.empty.grad == 2
+    filled = module(torch.randn(2, 4, 3))
+    module.zero_grad()
+    filled.sum().backward()
+    assert module.empty.grad == 0
+
+
+def test_aggregator_refuses_by_name():
+    module, x = mil.SetAggregator(3), torch.ones(2, 4, 3)
+    with pytest.raises(TypeError, match=r"mask must be bool or integers 0 and 1, got torch.float32"):
+        module(x, torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"mask must have shape \(2, 4\) \(as x\), got \(4, 2\)"):
+        module(x, torch.ones(4, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"x must have shape \(B, P, 3\), or \(N, 3\) with offsets, got \(2, 4, 2\)"):
+        module(x[:, :, :2])
+    with pytest.raises(ValueError, match="mask must be None for ragged bags"):
+        module(x[0], torch.ones(2, 4, dtype=torch.bool), offsets=torch.tensor([0, 4]))
+
+
+def test_aggregator_is_saved_and_read(tmp_path):
+    module = mil.SetAggregator(6, width=12, heads=3, layers=1, pool_seeds=2)
+    torch.nn.init.ones_(module.empty)
+    module.save_pretrained(tmp_path / "model")
+    again = mil.SetAggregator.from_pretrained(tmp_path / "model")
+    assert not again.training
+    x, offsets = torch.randn(7, 6), torch.tensor([0, 7, 7])
+    torch.testing.assert_close(again(x, offsets=offsets), module.eval()(x, offsets=offsets), atol=0, rtol=0)
+    (tmp_path / "model" / "config.json").write_text('{"in_width": 5}')
+    with pytest.raises(ValueError, match="directory must hold what save_pretrained wrote, got"):
+        mil.SetAggregator.from_pretrained(tmp_path / "model")
+    with pytest.raises(FileNotFoundError):
+        mil.SetAggregator.from_pretrained(tmp_path)
+
+
+# BudgetedMIL.
+
+
+def budgeted(train="straight-through", k_max=4):
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.ReLU())
+    return mil.BudgetedMIL(
+        torch.nn.Linear(6, 1),
+        encoder,
+        mil.SetAggregator(10, width=16, layers=1, hidden=32, dropout=0.0),
+        mil.STSelector(k_max),
+        train,
+    )
+
+
+def gradient(module):
+    return sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None)
+
+
+def test_budgeted_is_its_steps():
+    """Scores, selection, encoder on the selected rows only, aggregator; the gate changes no logit."""
+    model = budgeted().eval()
+    x, offsets = torch.randn(30, 6), torch.tensor([0, 10, 10, 11, 30])
+    read = []
+    model.encoder.register_forward_hook(lambda _, given, out: read.append(len(given[0])))
+    result = model.run(x, offsets=offsets)
+    assert read == [9]  # 4 + 0 + 1 + 4
+    rows = mil.STSelector(4).select(model.scorer(x)[:, 0], x, offsets=offsets)
+    same_rows(result.selection, rows)
+    tokens = model.encoder(x[rows.rows])
+    torch.testing.assert_close(result.logits, model.aggregator(tokens, offsets=rows.offsets))
+    jagged = torch.nested.nested_tensor_from_jagged(x, offsets)
+    torch.testing.assert_close(model(jagged), result.logits)
+    line = torch.arange(30)
+    placed = model.run(x, offsets=offsets, positions=line).selection
+    same_rows(placed, mil.STSelector(4).select(model.scorer(x)[:, 0], x, line, offsets))
+
+
+def test_straight_through_trains_all_parts():
+    model = budgeted()
+    model.loss(torch.randn(30, 6), torch.tensor([1.0, 0]), offsets=torch.tensor([0, 10, 30])).backward()
+    assert all(gradient(part) > 0 for part in (model.scorer, model.encoder, model.aggregator))
+
+
+def test_alternating_trains_one_part_at_a_time():
+    model = budgeted("alternating")
+    x, labels, offsets = torch.randn(30, 6), torch.tensor([1, 0, 1]), torch.tensor([0, 10, 10, 30])
+    loss = model.loss(x, labels, offsets=offsets)
+    scores = model.scorer(x)[:, 0].detach()
+    pooled = torch.stack([scores[:10].exp().mean().log(), torch.zeros(()), scores[10:].exp().mean().log()])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(pooled, labels.float())
+    torch.testing.assert_close(loss.detach(), expected)
+    loss.backward()
+    assert gradient(model.scorer) > 0
+    assert gradient(model.encoder) == gradient(model.aggregator) == 0
+    model.zero_grad()
+    model.loss(x, labels, offsets=offsets).backward()
+    assert gradient(model.scorer) == 0
+    assert min(gradient(model.encoder), gradient(model.aggregator)) > 0
+    with pytest.raises(ValueError, match="train must be straight-through or alternating, got 'both'"):
+        budgeted("both")
+
+
+@pytest.mark.parametrize("train", ["straight-through", "alternating"])
+def test_no_instance_at_all(train):
+    model = budgeted(train)
+    empty, offsets = torch.zeros(0, 6), torch.tensor([0, 0, 0])
+    assert model(empty, offsets=offsets).tolist() == [0, 0]
+    for _ in range(2):
+        loss = model.loss(empty, torch.tensor([0, 1]), offsets=offsets)
+        assert loss.item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("train", ["straight-through", "alternating"])
+def test_budgeted_finds_the_needle(train):
+    """One instance in 10 makes the label; a budget of 2 is enough once the scorer has learned which.
+
+    Alternating learns it from nothing; straight-through needs a scorer that ranks the needle above average.
+    """
+    model = budgeted(train, k_max=2)
+    if train == "straight-through":
+        model.scorer.weight.data[:] = torch.eye(6)[0] * 0.2
+    generator = torch.Generator().manual_seed(0)
+    rest = [*model.encoder.parameters(), *model.aggregator.parameters()]
+    optimiser = torch.optim.Adam([{"params": rest}, {"params": model.scorer.parameters(), "lr": 3e-2}], 3e-3)
+
+    def batch(bags=32):
+        x, y = torch.randn(bags, 10, 6, generator=generator), torch.arange(bags) % 2
+        x[:, 0, 0] += 6 * y
+        return x[:, torch.randperm(10, generator=generator)], torch.ones(bags, 10, dtype=torch.bool), y
+
+    for _ in range(150):
+        x, mask, y = batch()
+        optimiser.zero_grad()
+        model.loss(x, y, mask).backward()
+        optimiser.step()
+    x, mask, y = batch(200)
+    assert ((model.eval()(x, mask) > 0) == y.bool()).float().mean() > 0.8
+
+
+def test_noise_of_selection_is_for_training_only():
+    x, offsets = torch.randn(200, 6), torch.tensor([0, 200])
+    model = budgeted()
+    noisy = {tuple(model.run(x, offsets=offsets).selection.rows.tolist()) for _ in range(5)}
+    assert len(noisy) > 1
+    model.explore = 0
+    still = tuple(model.run(x, offsets=offsets).selection.rows.tolist())
+    model.eval().explore = 1
+    assert tuple(model.run(x, offsets=offsets).selection.rows.tolist()) == still
+    with pytest.raises(ValueError, match="explore must be 0 or more, got -1"):
+        mil.BudgetedMIL(model.scorer, model.encoder, model.aggregator, model.selector, explore=-1)
+
+
+def test_scorer_must_score_each_instance():
+    model = mil.BudgetedMIL(torch.nn.Linear(6, 2), torch.nn.Identity(), mil.SetAggregator(6), mil.TopK(2))
+    with pytest.raises(ValueError, match=r"scorer must give 5 scores, got shape \(5, 2\)"):
+        model(torch.zeros(5, 6), offsets=torch.tensor([0, 5]))
+
+
+# The kit.
+
+
+@pytest.mark.parametrize("check", testing.SELECTOR_CHECKS)
+@pytest.mark.parametrize("rule", RULES)
+def test_our_rules(rule, check):
+    testing.run_selector_check(check, rule(6))
+
+
+@pytest.mark.parametrize("check", testing.AGGREGATOR_CHECKS)
+@pytest.mark.parametrize("sizes", [{}, {"layers": 0}, {"inducing_points": 4}, {"pool_seeds": 3, "heads": 4}])
+def test_our_aggregators(sizes, check):
+    torch.manual_seed(0)
+    module = mil.SetAggregator(6, **sizes).train()
+    testing.run_aggregator_check(check, module, 6)
+    assert module.training
+
+
+@pytest.mark.parametrize("train", ["straight-through", "alternating"])
+def test_our_budgeted_forward(train):
+    torch.manual_seed(0)
+    module = mil.BudgetedMIL(
+        torch.nn.Linear(6, 1), torch.nn.Linear(6, 9), mil.SetAggregator(9), mil.STSelector(4), train
+    )
+    testing.check_aggregator(module, 6)
+
+
+def test_a_right_module_passes():
+    testing.check_aggregator(Mean(), 6)
+    testing.check_aggregator(RawAttention(), 6, attention="raw")
+    testing.check_aggregator(None, 6, forward=lambda x, mask: Mean()(x, mask))
+
+
+@pytest.mark.parametrize(
+    ("module", "broken", "message"),
+    [
+        (
+            InvertedMask,
+            {"finite", "mask", "padding", "batch", "empty", "gradient"},
+            "mask: mask is read inverted: instances with False",
+        ),
+        (
+            PadLeak,
+            {"mask", "padding", "batch", "empty", "gradient"},
+            "padding: padding leaks (0 places more than needed",
+        ),
+        (
+            SmallLeak,
+            {"padding", "gradient"},
+            "padding: padding leaks (9 places more than needed, holding -1000",
+        ),
+        (OrderDependence, {"order", "mask", "padding", "batch", "empty"}, "order: order matters (instances reversed)"),
+        (NaNOnEmpty, {"empty", "gradient"}, "empty: an empty bag (mask all False) gave [nan]"),
+        (
+            Chance,
+            {"repeats", "mask", "padding", "order", "batch", "one_instance", "empty"},
+            "repeats: the same batch twice gives other logits: logit of bag",
+        ),
+        (BatchLeak, {"finite", "padding", "batch", "empty", "gradient"}, "batch: the rest of the batch matters"),
+        (OtherWithAttention, {"attention"}, "attention: asking for attention changes the logits: logit of bag"),
+        (RawAttention, {"attention"}, "attention: attention on padding must be 0, got"),
+    ],
+)
+def test_planted_faults_are_named(module, broken, message):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_aggregator(module(), 6)
+    text = str(caught.value)
+    named = {line[2:].split(":")[0] for line in text.splitlines() if line.startswith("- ")}
+    assert named == broken
+    assert message in text
+
+
+def top_rows(scores, offsets, k=6, shift=0):
+    parts = [first + np.argsort(-scores[first:last])[shift : k + shift] for first, last in
+             pairwise(offsets)]  # fmt: skip
+    return np.concatenate([np.empty(0, np.int64), *parts]), np.cumsum([0, *map(len, parts)])
+
+
+def test_a_function_is_a_selector():
+    testing.check_selector(lambda s, e, p, offsets: top_rows(s, offsets), k_max=6)
+    with pytest.raises(ValueError, match=r"k_max must be in 3\.\.11"):
+        testing.check_selector(mil.TopK(64))
+
+
+class ReadsPadding(mil.TopK):
+    def select(self, scores, embeddings=None, positions=None, offsets=None, *, mask=None, threads=0):
+        return super().select(
+            scores, embeddings, positions, offsets, mask=None if mask is None else mask.astype(bool) ^ 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        (lambda s, e, p, offsets: top_rows(s, offsets, 7), "budget: bag 0 of 15 instances with k_max = 6 gave 7 rows"),
+        (lambda s, e, p, offsets: top_rows(s, offsets, shift=1), "budget: bag 1 of 1 instances with k_max = 6 gave 0"),
+        (lambda s, e, p, offsets: top_rows(np.arange(-len(s), 0.0), offsets), "order: shuffling bag 0 changed which"),
+        (lambda s, e, p, offsets: top_rows(s * (1 + (len(offsets) > 2) * e[:, 0]), offsets), "batch: bag 0 alone gave"),
+        (lambda s, e, p, offsets: top_rows(np.random.default_rng().random(len(s)), offsets), "repeats: the same call"),
+        (lambda s, e, p, offsets: (top_rows(s, offsets)[0], offsets), "budget: offsets of 6 bags must run from 0 to"),
+        (ReadsPadding(6), "padding: padded bags (mask bool, True = real, padding 0) gave other rows"),
+    ],
+)  # fmt: skip
+def test_planted_faults_of_selectors_are_named(selector, message):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_selector(selector, k_max=6)
+    assert message in str(caught.value)
