@@ -245,15 +245,21 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   return py::make_tuple(rows, out_offsets, reason);
 }
 
-py::array_t<uint32_t> keys_of(const py::array& embedding, uint32_t rng_seed, int64_t threads_asked) {
+py::array_t<uint32_t> keys_of(const py::array& embedding, uint32_t rng_seed, int64_t threads_asked,
+                              const std::optional<py::array>& offsets) {
   const int threads = checked_threads(threads_asked);
   const float* data = checked<float>(embedding, "embedding", 2, "(N, D)");
   const int64_t n = embedding.shape(0), width = embedding.shape(1);
+  const int64_t* ends = offsets ? checked_offsets(*offsets, "offsets", n, "embedding") : nullptr;
+  const int64_t bags = offsets ? offsets->shape(0) - 1 : 0;
   py::array_t<uint32_t> keys(n);
   uint32_t* out = keys.mutable_data();
   {
     const py::gil_scoped_release released;
-    pairformer::simhash_keys(data, n, width, rng_seed, out, threads);
+    if (ends)
+      pairformer::centred_simhash_keys(data, width, ends, bags, rng_seed, out, threads);
+    else
+      pairformer::simhash_keys(data, n, width, rng_seed, out, threads);
   }
   return keys;
 }
@@ -310,7 +316,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("select", &select_rows, "STSelector over a ragged batch: (rows, offsets, reason).", "cheap_logit"_a,
         "cheap_embedding"_a, "position"_a, "offsets"_a, "config"_a, "threads"_a = 0, "keep"_a = py::none());
   m.def("simhash_keys", &keys_of, "(N,) uint32 sign keys of (N, D) float32 embeddings.", "embedding"_a,
-        "rng_seed"_a, "threads"_a = 0);
+        "rng_seed"_a, "threads"_a = 0, "offsets"_a = py::none());
   m.def("simhash_dims", &dims_of, "The dimensions behind the key bits, bit 0 first.", "rng_seed"_a,
         "width"_a);
   bind_model(m);

@@ -39,4 +39,20 @@ void simhash_keys(const float* embedding, int64_t n, int64_t width, uint32_t rng
   });
 }
 
+void centred_simhash_keys(const float* embedding, int64_t width, const int64_t* offsets, int64_t bags,
+                          uint32_t rng_seed, uint32_t* keys, int threads) {
+  const auto bit = bit_of_dimension(rng_seed, width);
+  if (offsets[bags] < kRowsWorthThreads) threads = 1;
+  parallel_for(bags, threads, [&](int64_t bag) {
+    const int64_t begin = offsets[bag], end = offsets[bag + 1];
+    std::vector<double> sum(width, 0.0);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t d = 0; d < width; ++d) sum[d] += embedding[i * width + d];
+    std::vector<float> mean(width);
+    for (int64_t d = 0; d < width; ++d)
+      mean[d] = static_cast<float>(sum[d] / static_cast<double>(end - begin));
+    for (int64_t i = begin; i < end; ++i) keys[i] = simhash(embedding + i * width, bit, mean.data());
+  });
+}
+
 }  // namespace pairformer

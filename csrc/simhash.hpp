@@ -20,6 +20,11 @@ std::vector<uint32_t> bit_of_dimension(uint32_t rng_seed, int64_t width);
 void simhash_keys(const float* embedding, int64_t n, int64_t width, uint32_t rng_seed, uint32_t* keys,
                   int threads);
 
+// The same where it is above the mean of its bag, of which there are `bags` at `offsets`. Means are summed in
+// double and rounded once, so the order of a bag's rows does not show.
+void centred_simhash_keys(const float* embedding, int64_t width, const int64_t* offsets, int64_t bags,
+                          uint32_t rng_seed, uint32_t* keys, int threads);
+
 // Asks for a row of floats ahead of its use, where the compiler can.
 inline void prefetch(const float* row, int64_t width) {
 #ifdef __GNUC__
@@ -33,6 +38,13 @@ inline uint32_t simhash(const float* embedding, const std::vector<uint32_t>& bit
   uint32_t key = 0;
   // Not a conditional: that form is not vectorised.
   for (size_t d = 0; d < bit.size(); ++d) key |= -static_cast<uint32_t>(embedding[d] > 0.0f) & bit[d];
+  return key;
+}
+
+// The same with a level of its own for every dimension.
+inline uint32_t simhash(const float* embedding, const std::vector<uint32_t>& bit, const float* level) {
+  uint32_t key = 0;
+  for (size_t d = 0; d < bit.size(); ++d) key |= -static_cast<uint32_t>(embedding[d] > level[d]) & bit[d];
   return key;
 }
 

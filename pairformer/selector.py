@@ -124,18 +124,20 @@ class STSelector:
         )
         return Selection(_like(cheap_logit, rows), _like(cheap_logit, ends), _like(cheap_logit, reason))
 
-    def keys(self, embedding: Any, threads: int = 0) -> Any:
+    def keys(self, embedding: Any, threads: int = 0, offsets: Any = None) -> Any:
         """SimHash keys, which ``select`` takes in place of embeddings.
 
         Args:
             embedding: (N, D) float32.
             threads: most threads to use, 0 for all the process may use.
+            offsets: (B + 1,) int64; each bag's mean is then taken off its embeddings, summed in float64.
 
         Returns:
             (N,) uint32; bit t is 1 where embedding[:, dims[t]] > 0, dims being the first min(32, D) entries
             of a permutation seeded with ``rng_seed``.
         """
-        keys = _core.simhash_keys(_to_numpy("embedding", embedding), self.config.rng_seed, threads)
+        ends = None if offsets is None else _to_numpy("offsets", offsets)
+        keys = _core.simhash_keys(_to_numpy("embedding", embedding), self.config.rng_seed, threads, ends)
         return _like(embedding, keys)
 
 

@@ -289,16 +289,30 @@ def test_no_key_exceeds_its_cap_among_the_coverage_of_a_bin(problem):
         assert counts.max(initial=0) <= config.key_cap
 
 
+@pytest.mark.parametrize("width", [1, 20, 64])
+def test_centred_keys_are_those_of_bags_less_their_means(width):
+    rng = np.random.default_rng(6)
+    embedding, offsets = rng.gamma(1.0, size=(300, width)).astype(np.float32), np.array([0, 0, 1, 120, 300])
+    centred = np.concatenate([bag - bag.mean(0, dtype=np.float64).astype(np.float32)
+                              for bag in np.split(embedding, offsets[2:-1])])  # fmt: skip
+    keys = STSelector().keys(embedding, offsets=offsets)
+    np.testing.assert_array_equal(keys, reference.simhash_keys(centred, SelectorConfig().rng_seed), strict=True)
+    with pytest.raises(ValueError, match="offsets must end at 300"):
+        STSelector().keys(embedding, offsets=offsets[:-1])
+
+
 def test_threads_do_not_matter():
     bags = testing.heavy_tailed_bags(np.random.default_rng(4), 60)
     assert bags.offsets[-1] > 2**14
     config = SelectorConfig(n_bins=20)
     expected = _core.select(*bags, config, 1)
-    keys = _core.simhash_keys(bags.cheap_embedding, 2020, 1)
+    embedding, offsets = bags.cheap_embedding, bags.offsets
+    keys, centred = _core.simhash_keys(embedding, 2020, 1), _core.simhash_keys(embedding, 2020, 1, offsets)
     for threads in (0, 2, 5):
         for one, other in zip(_core.select(*bags, config, threads), expected, strict=True):
             np.testing.assert_array_equal(one, other)
-        np.testing.assert_array_equal(_core.simhash_keys(bags.cheap_embedding, 2020, threads), keys)
+        np.testing.assert_array_equal(_core.simhash_keys(embedding, 2020, threads), keys)
+        np.testing.assert_array_equal(_core.simhash_keys(embedding, 2020, threads, offsets), centred)
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [0, 0, 3, 0]])

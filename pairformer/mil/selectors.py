@@ -203,15 +203,7 @@ class STSelector(Selector):
 
     def _keys(self, embeddings: NDArray[np.float32], offsets: NDArray[np.int64], threads: int) -> NDArray[np.uint32]:
         core = selector.STSelector.from_config(self.config)
-        if not self.center:
-            return core.keys(embeddings, threads)
-        keys = np.empty(len(embeddings), np.uint32)
-        for first, last in pairwise(offsets):
-            bag = embeddings[first:last]
-            if len(bag):
-                # The mean in float64, where sums of float32 are exact: the order of rows is not to matter.
-                keys[first:last] = core.keys(bag - bag.mean(0, dtype=np.float64).astype(np.float32), 1)
-        return keys
+        return core.keys(embeddings, threads, offsets if self.center else None)
 
     def _choose(self, bags: Bags, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
         config, keys, position = self.config, None, None
