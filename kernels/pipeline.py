@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pairformer.bags import Candidates
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import EXPENSIVE_CHUNK, Tokens, chunks
+from pairformer.models.pair_former import EXPENSIVE_CHUNK, chunks
 
 
 class FusedPairFormer(PairFormer):
@@ -28,11 +28,16 @@ class FusedPairFormer(PairFormer):
     """
 
     def fuse(self, dtype: torch.dtype = torch.float32) -> FusedPairFormer:
-        """Take the weights as they are now. ``dtype`` is of what follows selection; cheap logits are float32."""
+        """Take the weights as they are now.
+
+        ``dtype`` is of the expensive encoder and of products in the aggregators; cheap logits and additive heads are
+        float32.
+        """
         use_kernels(self)
         self._cheap = CheapScan(self.cheap, self.config.selector.rng_seed, self.device)
         self._dtype = dtype
         self._last = threading.local()
+        self.expensive.to(dtype)
         return self.eval()
 
     def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
@@ -44,18 +49,13 @@ class FusedPairFormer(PairFormer):
         selected = torch.from_numpy(rows).to(self.device)
         embedding = torch.empty(len(rows), self.config.expensive.width, device=self.device)
         logit = embedding.new_empty(len(rows))
-        with self._autocast():
-            for chunk in chunks(len(rows), EXPENSIVE_CHUNK):
-                embedding[chunk], logit[chunk] = self.expensive(windows(pairs, moved, selected[chunk], self._dtype))
+        for chunk in chunks(len(rows), EXPENSIVE_CHUNK):
+            embedding[chunk], logit[chunk] = self.expensive(windows(pairs, moved, selected[chunk], self._dtype))
         return embedding, logit
 
-    def members(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        with self._autocast():
-            found = super().members(tokens)
-        return found[0].float(), *(None if part is None else part.float() for part in found[1:])
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32)
+    def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return super().relational(padded, mask).float()
 
     def _moved(self, candidates: Candidates) -> tuple[DevicePairs, Rows]:
         """The candidates on the device; those moved last by this thread are there."""

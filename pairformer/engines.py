@@ -151,7 +151,8 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         try:
-            return self._scored(candidates, k_max, threads, explain)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is to mean float32
+                return self._scored(candidates, k_max, threads, explain)
         finally:
             torch.set_num_threads(before)
 
@@ -171,7 +172,8 @@ class TritonEngine(TorchEngine):
     """C++ scan and selection on the CPU, the rest in Triton kernels and PyTorch on a CUDA device.
 
     Threads that score batches at once each have a stream of their own: one batch is scanned or selected while kernels
-    work on others. Results do not depend on it.
+    work on others. Results do not depend on it. Loading turns TensorFloat-32 off in cuDNN, for the process: float32 is
+    to mean float32, and threads cannot turn it on and off.
     """
 
     name = "triton"
@@ -208,6 +210,7 @@ class TritonEngine(TorchEngine):
         ):
             raise ValueError(f"device must be a CUDA device that PyTorch finds for engine triton, got {device}; "
                              "pass engine='auto'")  # fmt: skip
+        torch.backends.cudnn.allow_tf32 = False
         model = FusedPairFormer.load(name_or_path).to(device).fuse(torch.bfloat16 if half else torch.float32)
         if not INTERPRETED:
             torch.cuda.synchronize()  # before other streams read the weights

@@ -36,6 +36,14 @@ def test_scores_are_the_native_engines(model, rng):
     assert found.pair_logit.dtype == np.float32
 
 
+def test_half_precision_follows_selection(additive_model, rng):
+    found = compare(
+        additive_model, [testing.random_rna(rng, 22)] * 2, ["ACGU" * 15, testing.random_rna(rng, 80)], half=True
+    )
+    assert found.repression is not None
+    assert found.repression.dtype == found.pair_logit.dtype == np.float32
+
+
 def test_predictions_name_the_engine(additive_model, rng):
     utrs = [testing.random_rna(rng, 70), "ACGU"]
     found, plain = (pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", utrs, model=additive_model, engine=engine)

@@ -167,7 +167,7 @@ class FacilityLocation(BagSelector):
         points = _unit(_vectors(embeddings))
         likeness = 1 + points @ points.T  # (n, n)
         if self.impl == "submodlib":
-            from submodlib import FacilityLocationFunction  # type: ignore[import-not-found]
+            from submodlib import FacilityLocationFunction
 
             function = FacilityLocationFunction(n=len(points), mode="dense", sijs=likeness, separate_rep=False)
             found = function.maximize(

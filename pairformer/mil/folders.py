@@ -115,7 +115,7 @@ def _read(path: Path) -> dict[str, Any]:
             import torch
 
             return {"features": torch.load(path, map_location="cpu", weights_only=True).numpy()}
-        import h5py  # type: ignore[import-not-found]
+        import h5py
 
         with h5py.File(path) as file:
             return {"features": file["features"][:], **{name: part[()] for name, part in file.items()}}

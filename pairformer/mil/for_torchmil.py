@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmil.data import collate_fn  # type: ignore[import-not-found]
-from torchmil.models import MILModel  # type: ignore[import-not-found]
+from torchmil.data import collate_fn
+from torchmil.models import MILModel
 
 from pairformer.mil.selectors import Selector
 

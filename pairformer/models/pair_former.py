@@ -192,7 +192,7 @@ class PairFormer(nn.Module):
         """
         filled = tokens.mask.any(1)
         if self.aggregators:
-            logit = torch.stack([aggregator(tokens.padded, tokens.mask) for aggregator in self.aggregators])
+            logit = self.relational(tokens.padded, tokens.mask)
         else:
             logit = tokens.bag.new_zeros(len(self.additives), len(tokens.bag))
         if not self.additives:
@@ -202,6 +202,10 @@ class PairFormer(nn.Module):
         repression, contribution = (torch.stack(part) for part in zip(*heads, strict=True))
         logit = torch.where(filled, logit + self._gain * repression, self.config.empty_logit)
         return logit, torch.where(filled, repression, 0.0), contribution
+
+    def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
+        """(E, B) what each member's aggregator says of tokens (B, K, T) and mask (B, K)."""
+        return torch.stack([aggregator(padded, mask) for aggregator in self.aggregators])
 
     @property
     def _gain(self) -> Tensor:
@@ -217,9 +221,6 @@ class PairFormer(nn.Module):
         if contribution is not None:
             weight += (self._gain * contribution).mean(0)
 
-        def relational(padded: Tensor, mask: Tensor) -> Tensor:
-            return torch.stack([aggregator(padded, mask) for aggregator in self.aggregators]).mean(0)
-
         for bag, (begin, end) in enumerate(pairwise(budgeted.selection.offsets.tolist())):
             count = end - begin
             if count == 1:
@@ -229,8 +230,8 @@ class PairFormer(nn.Module):
                 keep = ~torch.eye(count, dtype=torch.bool, device=padded.device)
                 # A few masks at a time: every one of them needs all tokens again.
                 parts = keep.split(max(1, 4096 // count))
-                without = torch.cat([relational(padded.expand(len(part), -1, -1), part) for part in parts])
-                weight[begin:end] += relational(padded[None], keep.new_ones(1, count)) - without
+                without = torch.cat([self.relational(padded.expand(len(part), -1, -1), part).mean(0) for part in parts])
+                weight[begin:end] += self.relational(padded[None], keep.new_ones(1, count)).mean(0) - without
         return weight
 
     def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
