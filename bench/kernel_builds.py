@@ -98,6 +98,15 @@ def call_ragged() -> None:
     ragged_set_attention(rows, rows, rows, ends, ends, 60, 60).sum().backward()
 
 
+def call_axial(dtype: torch.dtype, side: int, heads: int, width: int) -> None:
+    """Along both axes, forward and backward."""
+    from pairformer.kernels.axial_attention import axial_attention
+
+    qkv = torch.empty(1, side, side, 3, heads, width, dtype=dtype, requires_grad=True)
+    for axis in ("row", "column"):
+        axial_attention(qkv, axis, torch.tensor([side])).sum().backward()
+
+
 def call_scans() -> None:
     from pairformer.kernels.cheap_scan import CheapScan, windows
     from pairformer.kernels.esa_scan import DevicePairs, Rows, esa_scan
@@ -128,6 +137,9 @@ def main() -> None:
     for dtype, n, heads, width in ((torch.bfloat16, 64, 8, 32), (torch.bfloat16, 512, 8, 32),
                                    (torch.float32, 64, 2, 32), (torch.float16, 200, 2, 128)):  # fmt: skip
         call_attention(dtype, n, heads, width)
+    for dtype, side, heads, width in ((torch.bfloat16, 200, 4, 32), (torch.bfloat16, 500, 4, 16),
+                                      (torch.float32, 200, 4, 32), (torch.float16, 200, 2, 128)):  # fmt: skip
+        call_axial(dtype, side, heads, width)
 
 
 if __name__ == "__main__":

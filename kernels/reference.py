@@ -55,3 +55,14 @@ def cheap_scan(
     dims = torch.from_numpy(_core.simhash_dims(rng_seed, embedding.shape[1])).to(device)
     bits = (embedding[:, dims] > 0).long() << torch.arange(len(dims), device=device)
     return logit, bits.sum(1).to(torch.int32), embedding
+
+
+def axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
+    """As :func:`pairformer.kernels.axial_attention.axial_attention`: each line of the square is a bag."""
+    side = qkv.shape[1]
+    real = torch.arange(side, device=qkv.device) < lengths[:, None]  # (B, L)
+    past = ~(real[:, :, None] & real[:, None, :])[..., None, None]  # (B, L, L, 1, 1)
+    lines = qkv.masked_fill(past[..., None], 0.0)
+    lines = lines if axis == "row" else lines.transpose(1, 2)
+    out = set_attention(*lines.flatten(0, 1).unbind(2), real.repeat_interleave(side, 0)).unflatten(0, lines.shape[:2])
+    return (out if axis == "row" else out.transpose(1, 2)).masked_fill(past, 0.0)

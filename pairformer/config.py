@@ -279,6 +279,59 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class FoldConfig:
+    """An RNAformer; the defaults are the published form of width 64.
+
+    Raises:
+        ValueError: a field is out of its range.
+        TypeError: an integer field is not an integer.
+    """
+
+    width: int = 64
+    """Width of the pair latent; published with 64, 128 and 256."""
+    layers: int = 6
+    """Blocks."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    transition: str = "conv3"
+    """"conv3": two 3x3 convolutions, 90 % of the published form's parameters. "separable": to the hidden width cell by
+    cell, a 3x3 convolution of each channel, and back cell by cell."""
+    expand: int = 4
+    """Hidden width of the transition over the latent's."""
+    dropout: float = 0.1
+    """On the output of the transition; half of it on that of either attention."""
+    max_length: int = 500
+    """Positions from here on share one embedding; with ``distance_buckets``, distances do."""
+    distance_buckets: int = 0
+    """Embed the signed distance j - i in place of absolute positions, in this many buckets each way: the near half of
+    them one distance each, the others growing with it; 0: absolute positions, as published."""
+    pair_types: bool = False
+    """Whether each of the 25 combinations of two letters has an embedding of its own."""
+    rotary: bool = False
+    """Whether queries and keys are turned by their position along the attended line; heads must have an even width."""
+    symmetric: bool = False
+    """Whether logits are averaged with their transpose."""
+    final_bias: float | None = None
+    """First value of the bias of a head with one logit; None: the published head of two classes without a bias."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "expand", "max_length"):
+            at_least(self, name, 1)
+        at_least(self, "distance_buckets", 0)
+        check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
+        known = ("conv3", "separable")
+        check(self.transition in known, "transition", f"be one of {', '.join(known)}", repr(self.transition))
+        check(0 <= self.dropout < 1, "dropout", "be in [0, 1)", self.dropout)
+        check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
+        check(self.distance_buckets <= self.max_length, "distance_buckets",
+              f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
+        even = self.width // self.heads % 2 == 0
+        check(even or not self.rotary, "heads", "have an even width with rotary", self.width // self.heads)
+        check(self.final_bias is None or math.isfinite(self.final_bias), "final_bias", "be None or finite",
+              self.final_bias)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Binary loss of all stages: weighted BCE plus focal, on smoothed labels (App. E)."""
 

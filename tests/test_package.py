@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pairformer"
 ORDER = [
     ["_core", "config", "options"],
     ["bags"],
-    ["saved", "scan", "selector"],
+    ["saved", "scan", "selector", "folding"],
     ["data", "sites"],
     ["metrics", "models"],
     ["engines", "training", "analysis", "mil"],

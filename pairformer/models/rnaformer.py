@@ -1,0 +1,309 @@
+"""RNAformer: an RNA's letters -> a logit for each pair of its bases, by axial attention, convolution and recycling.
+
+Source: RNAformer (arXiv 2307.10073), the workshop's form, as its code has it where the text is silent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pairformer.config import FoldConfig, check
+
+LETTERS = 5  # A C G U and N
+
+
+def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value along rows or columns, by PyTorch.
+
+    Args:
+        qkv: (B, L, L, 3, H, D).
+        axis: "row": cell (i, j) attends the cells (i, .); "column": the cells (., j).
+        lengths: (B,) real rows and columns of each sample.
+
+    Returns:
+        (B, L, L, H, D); anything finite in padded cells.
+    """
+    side = qkv.shape[1]
+    lines = qkv if axis == "row" else qkv.transpose(1, 2)
+    query, key, value = lines.flatten(0, 1).permute(2, 0, 3, 1, 4)  # (B L, H, L, D) each
+    # A sample of no length attends to its first position, so that no softmax runs over nothing.
+    real = torch.arange(side, device=qkv.device) < lengths.clamp(min=1)[:, None]
+    mask = real.repeat_interleave(side, 0)[:, None, None, :]  # (B L, 1, 1, L)
+    out = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).unflatten(0, lines.shape[:2])
+    return out if axis == "row" else out.transpose(1, 2)
+
+
+class AxialAttention(nn.Module):
+    """out(attention(qkv(LN(Z)))) along rows or columns, without gate or pair bias.
+
+    Source: RNAformer (arXiv 2307.10073), axial attention; biases everywhere, scale by head width.
+    """
+
+    attention: Callable[[Tensor, str, Tensor], Tensor] = staticmethod(sdp_axial_attention)
+    """What attends; :func:`pairformer.kernels.use_kernels` puts the fused kernel here."""
+
+    def __init__(self, config: FoldConfig, axis: str) -> None:
+        super().__init__()
+        self.axis, self.heads, self.rotary = axis, config.heads, config.rotary
+        self.norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, latent: Tensor, lengths: Tensor) -> Tensor:
+        """latent (B, L, L, W), lengths (B,) -> (B, L, L, W)."""
+        qkv = self.qkv(self.norm(latent)).unflatten(3, (3, self.heads, -1))  # (B, L, L, 3, H, W / H)
+        if self.rotary:
+            qkv = _rotated(qkv, self.axis)
+        return self.out(self.attention(qkv, self.axis, lengths).flatten(3))
+
+
+class SquareNorm(nn.Module):
+    """Zero mean and unit variance over the real cells and all channels of a sample, then scale and shift.
+
+    GroupNorm with one group, except that padded cells do not count and come out as 0. With those in its statistics, as
+    published, a sequence's result depends on the longest of its batch.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, latent: Tensor, past: Tensor) -> Tensor:
+        """latent (B, L, L, W), past (B, L, L, 1) True = padding -> (B, L, L, W)."""
+        x = latent.float().masked_fill(past, 0.0)
+        count = ((~past).sum((1, 2, 3), keepdim=True) * x.shape[3]).clamp(min=1)
+        x = (x - x.sum((1, 2, 3), keepdim=True) / count).masked_fill(past, 0.0)
+        variance = x.square().sum((1, 2, 3), keepdim=True) / count
+        x = x * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+        return x.masked_fill(past, 0.0).to(latent.dtype)
+
+
+class Transition(nn.Module):
+    """Convolution of the square to the hidden width, SiLU, convolution back; padded cells are as what lies outside.
+
+    Source: RNAformer (arXiv 2307.10073), transition; "separable" is not published.
+    """
+
+    def __init__(self, config: FoldConfig) -> None:
+        super().__init__()
+        hidden = config.width * config.expand
+        separable = config.transition == "separable"
+        kernel, padding = (1, 0) if separable else (3, 1)
+        self.norm = SquareNorm(config.width)
+        self.enter = nn.Conv2d(config.width, hidden, kernel, padding=padding)
+        self.each = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if separable else None
+        self.out = nn.Conv2d(hidden, config.width, kernel, padding=padding)
+
+    def forward(self, latent: Tensor, past: Tensor) -> Tensor:
+        """latent (B, L, L, W), past (B, L, L, 1) True = padding -> (B, L, L, W)."""
+        x = self.enter(self.norm(latent, past).permute(0, 3, 1, 2))  # (B, hidden, L, L)
+        past = past.permute(0, 3, 1, 2)
+        if self.each is not None:
+            x = self.each(x.masked_fill(past, 0.0))
+        return self.out(F.silu(x).masked_fill(past, 0.0)).permute(0, 2, 3, 1)
+
+
+class Block(nn.Module):
+    """Row attention, column attention and transition, each added to the latent.
+
+    Source: RNAformer (arXiv 2307.10073), block.
+    """
+
+    def __init__(self, config: FoldConfig) -> None:
+        super().__init__()
+        self.row = AxialAttention(config, "row")
+        self.column = AxialAttention(config, "column")
+        self.transition = Transition(config)
+        self.attention_dropout = nn.Dropout(config.dropout / 2)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, latent: Tensor, lengths: Tensor, past: Tensor) -> Tensor:
+        """latent (B, L, L, W), lengths (B,), past (B, L, L, 1) True = padding -> (B, L, L, W)."""
+        latent = latent + self.attention_dropout(self.row(latent, lengths))
+        latent = latent + self.attention_dropout(self.column(latent, lengths))
+        return latent + self.dropout(self.transition(latent, past))
+
+
+class PairEmbedding(nn.Module):
+    """Z[i, j] = LN(E1[j] + E2[i]), each E a letter's embedding times sqrt(width / 2) plus its position's.
+
+    Source: RNAformer (arXiv 2307.10073), input; distance buckets and pair types are not published.
+    """
+
+    def __init__(self, config: FoldConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.column_letter, self.row_letter = nn.Embedding(LETTERS, width), nn.Embedding(LETTERS, width)
+        if config.distance_buckets:
+            self.distance = nn.Embedding(2 * config.distance_buckets - 1, width)
+        else:
+            self.column_position = nn.Embedding(config.max_length, width)
+            self.row_position = nn.Embedding(config.max_length, width)
+        if config.pair_types:
+            self.pair = nn.Embedding(LETTERS**2, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, L) -> (B, L, L, W)."""
+        config = self.config
+        scale = math.sqrt(config.width // 2)
+        column, row = self.column_letter(tokens) * scale, self.row_letter(tokens) * scale  # (B, L, W)
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        if not config.distance_buckets:
+            place = position.clamp(max=config.max_length - 1)
+            column, row = column + self.column_position(place), row + self.row_position(place)
+        latent = column[:, None] + row[:, :, None]  # (B, L, L, W)
+        if config.distance_buckets:
+            bucket = distance_bucket(position - position[:, None], config.distance_buckets, config.max_length)
+            latent = latent + self.distance(bucket + config.distance_buckets - 1)
+        if config.pair_types:
+            latent = latent + self.pair(LETTERS * tokens[:, :, None] + tokens[:, None])
+        return self.norm(latent)
+
+
+class RNAformer(nn.Module):
+    """An RNA -> the logit of each pair of bases; neither padding nor the rest of the batch matters.
+
+    2,038,528, 8,009,216 and 31,747,072 parameters at widths W of 64, 128 and 256: each block has 80 W^2 + 19 W, with
+    biases everywhere, and 1,018 W lie outside: two tables of 5 letters and 500 positions, the LayerNorms of input,
+    recycled latent and output (2 W each), and a head of two classes without a bias (2 W).
+
+    Deviations from the published code: padded cells count neither in the norm of the transition nor in its
+    convolutions, and the logit of a pair is the difference of its two classes, of which the sigmoid is the softmax.
+
+    Source: RNAformer (arXiv 2307.10073).
+    """
+
+    def __init__(self, config: FoldConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or FoldConfig()
+        self.embed = PairEmbedding(config)
+        self.recycle = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, 2 if config.final_bias is None else 1, bias=config.final_bias is not None)
+        self._initialise()
+
+    def forward(self, tokens: Tensor, lengths: Tensor, passes: int = 6) -> Tensor:
+        """Pair logits after some passes over the stack, of which the last alone has gradients.
+
+        Args:
+            tokens: (B, L) integers, codes A0 C1 G2 U3 N4; past a sequence's length anything.
+            lengths: (B,) int32 or int64 on the device, 0 to L.
+            passes: 1 or more; published are 6, and 2 to 6 at random in training.
+
+        Returns:
+            (B, L, L) float32; 0 in padded cells.
+
+        Raises:
+            ValueError: shapes disagree, or there is no pass.
+        """
+        check(tokens.ndim == 2, "tokens", "have shape (B, L)", tuple(tokens.shape))
+        check(not tokens.is_floating_point(), "tokens", "be integers", tokens.dtype)
+        check(lengths.shape == tokens.shape[:1], "lengths", f"have shape {(len(tokens),)}", tuple(lengths.shape))
+        check(passes >= 1, "passes", "be 1 or more", passes)
+        if tokens.numel() == 0:  # PyTorch has no convolution of an empty square
+            return torch.zeros(*tokens.shape, tokens.shape[1], device=tokens.device)
+        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (B, L)
+        past = ~(real[:, :, None] & real[:, None, :])[..., None]  # (B, L, L, 1)
+        start = self.embed(tokens.long().masked_fill(~real, 0))  # (B, L, L, W)
+        latent = torch.zeros_like(start)
+        with torch.no_grad():
+            for _ in range(passes - 1):
+                latent = self._stack(start, latent, lengths, past)
+        logit = self.head(self._stack(start, latent, lengths, past)).float()  # (B, L, L, 1 or 2)
+        logit = logit[..., 0] if self.config.final_bias is not None else logit[..., 1] - logit[..., 0]
+        if self.config.symmetric:
+            logit = (logit + logit.transpose(1, 2)) / 2
+        return logit.masked_fill(past[..., 0], 0.0)
+
+    def _stack(self, start: Tensor, latent: Tensor, lengths: Tensor, past: Tensor) -> Tensor:
+        """One pass; ``latent`` is the previous one's, 0 for the first."""
+        latent = start + self.recycle(latent)
+        for block in self.blocks:
+            latent = block(latent, lengths, past)
+        return self.norm(latent)
+
+    def _initialise(self) -> None:
+        """N(0, 0.02), biases 0; what leaves a branch is smaller by sqrt(2 blocks)."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, (AxialAttention, Transition)):
+                module.out.weight.data /= math.sqrt(2 * self.config.layers)
+        if self.config.final_bias is not None:
+            nn.init.constant_(self.head.bias, self.config.final_bias)
+
+
+def distance_bucket(distance: Tensor, buckets: int, farthest: int) -> Tensor:
+    """Signed integers -> -(buckets - 1) to buckets - 1 of the same sign.
+
+    Distances below ``buckets // 2`` have one each; the others share the rest, whose bounds grow in equal ratios up to
+    ``farthest``.
+    """
+    near = buckets // 2
+    size = distance.abs()
+    ratio = torch.log(size.clamp(min=near) / near) / math.log(farthest / near)
+    far = (near + (ratio * (buckets - near)).long()).clamp(max=buckets - 1)
+    return distance.sign() * torch.where(size < near, size, far)
+
+
+def fold_loss(
+    logit: Tensor, target: Tensor, lengths: Tensor, keep_share: float = 0.5, generator: torch.Generator | None = None
+) -> Tensor:
+    """Cross-entropy of the real cells that are kept, averaged per sample, then over samples.
+
+    A cell in the 3x3 neighbourhood of a true pair is always kept, any other with probability ``keep_share``. Samples
+    of which no cell is kept do not count.
+
+    Args:
+        logit: (B, L, L).
+        target: (B, L, L) bool, or float in [0, 1] of which above 0.5 is a true pair; in padded cells anything.
+        lengths: (B,) int32 or int64.
+        keep_share: 0 to 1; 1 keeps all.
+        generator: of the cells kept, on the device of ``logit``; None for PyTorch's own.
+
+    Returns:
+        () float32; 0 if no cell is kept.
+
+    Raises:
+        ValueError: shapes disagree, or the share is not one.
+
+    Source: RNAformer (arXiv 2307.10073), training, without the published factor 100; two classes have the same loss
+    as the difference of their logits.
+    """
+    check(target.shape == logit.shape, "target", f"have shape {tuple(logit.shape)}", tuple(target.shape))
+    check(lengths.shape == logit.shape[:1], "lengths", f"have shape {(len(logit),)}", tuple(lengths.shape))
+    check(0 <= keep_share <= 1, "keep_share", "be in [0, 1]", keep_share)
+    real = torch.arange(logit.shape[1], device=logit.device) < lengths[:, None]  # (B, L)
+    real = real[:, :, None] & real[:, None, :]  # (B, L, L)
+    target = target.float().masked_fill(~real, 0.0)
+    near = F.max_pool2d(target[:, None], 3, stride=1, padding=1)[:, 0] > 0.5
+    drawn = torch.rand(logit.shape, generator=generator, device=logit.device) < keep_share
+    kept = real & (near | drawn)
+    cell = F.binary_cross_entropy_with_logits(logit.float().masked_fill(~real, 0.0), target, reduction="none")
+    count = kept.sum((1, 2))  # (B,)
+    mean = cell.masked_fill(~kept, 0.0).sum((1, 2)) / count.clamp(min=1)
+    return mean.sum() / (count > 0).sum().clamp(min=1)
+
+
+def _rotated(qkv: Tensor, axis: str) -> Tensor:
+    """Queries and keys (B, L, L, 3, H, D) turned by their integer position along the axis, head by head."""
+    side, half = qkv.shape[1], qkv.shape[5] // 2
+    speed = 10_000 ** (-torch.arange(half, device=qkv.device) / half)
+    angle = torch.arange(side, device=qkv.device)[:, None] * speed  # (L, D / 2)
+    angle = angle[None, :, None, None] if axis == "row" else angle[:, None, None, None]  # over j or i
+    cos, sin = angle.cos().to(qkv.dtype), angle.sin().to(qkv.dtype)
+    turned, value = qkv.split((2, 1), 3)
+    a, b = turned.chunk(2, 5)
+    return torch.cat([torch.cat([a * cos - b * sin, a * sin + b * cos], 5), value], 3)

@@ -1,0 +1,167 @@
+"""Pair probabilities to structures: round trips, each base once, and scores worked by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pairformer.folding import decode, dot_bracket, f1, pairs_of
+
+
+@st.composite
+def matchings(draw, most=24):
+    """(pairs, length): random pairs with crossings, each base at most once."""
+    length = draw(st.integers(0, most))
+    bases = draw(st.permutations(range(length)))
+    count = draw(st.integers(0, length // 2))
+    pairs = [sorted(bases[2 * k : 2 * k + 2]) for k in range(count)]
+    return np.array(sorted(pairs), np.int64).reshape(-1, 2), length
+
+
+def matrices(most=10):
+    """Square matrices of few distinct values, so that many are equal."""
+    return st.integers(0, most).flatmap(
+        lambda n: st.lists(st.integers(0, 8), min_size=n * n, max_size=n * n).map(
+            lambda values: np.array(values, float).reshape(n, n) / 8
+        )
+    )
+
+
+def matching_by_hand(probability, threshold, min_loop):
+    """The rule in words: again and again the best pair of bases that are free."""
+    n = len(probability)
+    left, chosen = set(range(n)), []
+    while True:
+        open_pairs = [
+            (-(probability[i, j] + probability[j, i]) / 2, i, j)
+            for i, j in itertools.combinations(sorted(left), 2)
+            if j - i > min_loop and (probability[i, j] + probability[j, i]) / 2 > threshold
+        ]
+        if not open_pairs:
+            return sorted(chosen)
+        _, i, j = min(open_pairs)
+        chosen.append((i, j))
+        left -= {i, j}
+
+
+@given(matrices(), st.sampled_from([0.0, 0.25, 0.5]), st.integers(0, 3))
+@settings(deadline=None)
+def test_matching_takes_the_best_free_pair_again_and_again(probability, threshold, min_loop):
+    pairs = decode(probability, threshold, min_loop=min_loop)
+    assert pairs.dtype == np.int64
+    assert pairs.flags.c_contiguous
+    assert pairs.shape[1:] == (2,)
+    assert list(map(tuple, pairs)) == matching_by_hand(probability, threshold, min_loop)
+    assert len(np.unique(pairs)) == pairs.size
+    np.testing.assert_array_equal(pairs, decode(probability.T, threshold, min_loop=min_loop))
+
+
+@given(matrices(), st.integers(0, 3))
+@settings(deadline=None)
+def test_raw_is_the_threshold_on_the_symmetric_matrix(probability, min_loop):
+    pairs = decode(probability, method="raw", min_loop=min_loop)
+    both = (probability + probability.T) / 2
+    assert pairs.flags.c_contiguous
+    assert pairs.tolist() == [[i, j] for i, j in np.ndindex(both.shape) if j - i > min_loop and both[i, j] > 0.5]
+
+
+def test_a_base_keeps_its_best_partner():
+    probability = np.zeros((6, 6))
+    probability[0, 5], probability[1, 5], probability[1, 4] = 1.0, 1.0, 1.0
+    probability[5, 0], probability[5, 1], probability[4, 1] = 0.8, 0.9, 0.2
+    assert decode(probability).tolist() == [[1, 5]]
+    assert decode(probability, method="raw").tolist() == [[0, 5], [1, 4], [1, 5]]
+    assert decode(probability, threshold=0.95, method="raw").tolist() == []
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"probability": np.zeros((2, 3))}, r"probability must have shape \(L, L\), got \(2, 3\)"),
+    ({"probability": np.full((2, 2), np.nan)}, r"probability must be in \[0, 1\], got"),
+    ({"probability": np.full((2, 2), 1.5)}, r"probability must be in \[0, 1\], got"),
+    ({"method": "best"}, "method must be one of matching, raw, got 'best'"),
+    ({"min_loop": -1}, "min_loop must be 0 or more, got -1"),
+])  # fmt: skip
+def test_wrong_matrices(change, message):
+    with pytest.raises(ValueError, match=message):
+        decode(**{"probability": np.zeros((2, 2))} | change)
+
+
+@given(matchings(), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_structures_survive_the_round_trip_in_any_order(case, random):
+    pairs, length = case
+    text = dot_bracket(pairs, length)
+    assert len(text) == length
+    np.testing.assert_array_equal(pairs_of(text), pairs)
+    shuffled = [random.sample(pair, 2) for pair in random.sample(pairs.tolist(), len(pairs))]
+    assert dot_bracket(shuffled, length) == text
+
+
+@given(matchings())
+@settings(deadline=None)
+def test_pairs_of_one_kind_of_bracket_do_not_cross(case):
+    pairs, length = case
+    text = dot_bracket(pairs, length)
+    for (i, j), (k, m) in itertools.combinations(pairs.tolist(), 2):
+        assert not (i < k < j < m and text[i] == text[k])
+
+
+@pytest.mark.parametrize(("text", "pairs"), [
+    ("", []),
+    ("...", []),
+    ("()", [[0, 1]]),
+    ("((..))().", [[0, 5], [1, 4], [6, 7]]),
+    ("((..[[..))..]]", [[0, 9], [1, 8], [4, 13], [5, 12]]),
+    ("([{<A)]}>a", [[0, 5], [1, 6], [2, 7], [3, 8], [4, 9]]),
+])  # fmt: skip
+def test_structures_by_hand(text, pairs):
+    assert pairs_of(text).tolist() == pairs
+    assert dot_bracket(pairs, len(text)) == text
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: pairs_of("(.))"), r"structure must open every bracket with '\(', got '\)' at position 3"),
+    (lambda: pairs_of("..[(.)"), r"structure must close every bracket, got '\[' at position 2"),
+    (lambda: pairs_of("(.a)"), "structure must open every bracket with 'A', got 'a' at position 2"),
+    (lambda: pairs_of(".-."), "structure must hold dots and brackets, got '-' at position 1"),
+    (lambda: dot_bracket([(0, 5)], 5), "pairs must hold positions from 0 to 4, got"),
+    (lambda: dot_bracket([(0, 5), (5, 7)], 8), r"pairs must have each base once, got \[5\] more often"),
+    (lambda: dot_bracket([(2, 2)], 5), r"pairs must have each base once, got \[2\] more often"),
+    (lambda: dot_bracket([(i, 31 + i) for i in range(31)], 62), "pairs must cross so that 30 kinds of brackets do"),
+])  # fmt: skip
+def test_wrong_structures(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("predicted", "true", "strict", "slipping"), [
+    ([], [], 1.0, 1.0),
+    ([(0, 9)], [], 0.0, 0.0),
+    ([], [(0, 9)], 0.0, 0.0),
+    ([(9, 0), (1, 8)], [(1, 8), (0, 9)], 1.0, 1.0),
+    ([(0, 9), (1, 8)], [(0, 9), (2, 7)], 0.5, 0.5),  # (1, 8) slips on both sides
+    ([(0, 9), (1, 7)], [(0, 9), (1, 8)], 0.5, 1.0),
+    ([(0, 9), (0, 8), (5, 6)], [(0, 9)], 0.5, 0.8),  # two of three predicted, one of one true
+    ([(0, 7)], [(0, 9)], 0.0, 0.0),
+])  # fmt: skip
+def test_scores_by_hand(predicted, true, strict, slipping):
+    assert f1(predicted, true) == pytest.approx(strict)
+    assert f1(predicted, true, slip=1) == pytest.approx(slipping)
+
+
+@given(matchings(), matchings())
+@settings(deadline=None)
+def test_scores_are_symmetric_and_grow_with_the_slip(one, other):
+    one, other = one[0], other[0]
+    scores = [f1(one, other, slip) for slip in range(3)]
+    assert scores == sorted(scores)
+    assert 0 <= scores[0] <= scores[2] <= 1
+    assert f1(other[::-1], one, 1) == pytest.approx(scores[1])
+    assert f1(one, one) == 1
+
+
+def test_a_slip_is_not_negative():
+    with pytest.raises(ValueError, match="slip must be 0 or more, got -1"):
+        f1([], [], -1)
