@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pairformer.kernels import use_kernels
+from pairformer.kernels import reference, use_kernels
+from pairformer.kernels.axial_attention import axial_attention
 from pairformer.kernels.cheap_scan import CheapScan
 from pairformer.kernels.esa_scan import DevicePairs, Rows, esa_scan
 from pairformer.kernels.set_attention import ragged_set_attention, set_attention
@@ -27,6 +28,7 @@ from pairformer import testing
 from pairformer.config import AggregatorConfig
 from pairformer.engines import TorchEngine, TritonEngine
 from pairformer.models import PairFormer, SetTransformer
+from pairformer.models.rnaformer import sdp_axial_attention
 from pairformer.models.set_transformer import sdp_attention
 
 K_MAX = 64
@@ -251,8 +253,45 @@ def training(ceiling: dict) -> list[dict]:
     return found
 
 
+def axial(ceiling: dict) -> list[dict]:
+    """Row and column attention of a pair latent, forward and backward, bf16: time, and peak memory beyond the input."""
+    found = []
+    for side, heads in ((500, 4), (200, 4)):
+        torch.manual_seed(0)
+        qkv = torch.randn(1, side, side, 3, heads, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        lengths = torch.tensor([side], device="cuda", dtype=torch.int32)
+        slope = torch.randn(1, side, side, heads, 16, device="cuda", dtype=torch.bfloat16)
+
+        def copied(qkv, axis, lengths):
+            lines = (qkv if axis == "row" else qkv.transpose(1, 2)).contiguous()
+            out = sdp_axial_attention(lines, "row", lengths)
+            return out if axis == "row" else out.transpose(1, 2).contiguous()
+
+        forms = {"axial_attention": axial_attention, "SDPA, strided": sdp_axial_attention,
+                 "SDPA, transposed copies": copied, "eager": reference.axial_attention}  # fmt: skip
+        expected = [reference.axial_attention(qkv, axis, lengths) for axis in ("row", "column")]
+        for name, attend in forms.items():
+
+            def both(attend=attend, qkv=qkv, lengths=lengths, slope=slope):
+                out = [attend(qkv, axis, lengths) for axis in ("row", "column")]
+                torch.autograd.grad(out, qkv, [slope, slope])
+                return out
+
+            for a, b in zip(both(), expected, strict=True):
+                assert (a - b).float().norm() < 2e-2 * b.float().norm()
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            both()
+            peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+            ms, spread = wall_ms(both, 15)
+            found.append({"L": side, "heads": heads, "form": name, "ms": ms, "spread": spread, "peak, MiB": peak})
+    return found
+
+
 SECTIONS = {"set attention, forward and backward, bf16": attention, "cheap scan": cheap, "ESA scan": scan,
-            "whole path": pipeline, "stages of 64 pairs": stages, "training step": training}  # fmt: skip
+            "whole path": pipeline, "stages of 64 pairs": stages, "training step": training,
+            "axial attention, forward and backward, bf16, head width 16": axial}  # fmt: skip
 
 
 def main(out: Path) -> int:
