@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from pairformer.kernels.esa_scan import DevicePairs, Rows, bag_at
 from torch import Tensor
 
 from pairformer import _core
@@ -56,20 +57,11 @@ def _locate(pairs, offsets, n_bags, starts, alignments, row):
     unpaired letters come first, then the window's.
     """
     mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr = pairs
-    # The last bag that begins at or before the row.
-    low = tl.zeros_like(row).to(tl.int32)
-    high = low + n_bags - 1
-    span = n_bags - 1
-    while span > 0:
-        middle = (low + high + 1) >> 1
-        begun = tl.load(offsets + middle) <= row
-        low = tl.where(begun, middle, low)
-        high = tl.where(begun, high, middle - 1)
-        span >>= 1
-    number = tl.load(bag_mirna + low)
+    bag = bag_at(offsets, 0, n_bags - 1, row)
+    number = tl.load(bag_mirna + bag)
     first = tl.load(mirna_offsets + number)
     length = (tl.load(mirna_offsets + number + 1) - first).to(tl.int32)
-    last = utr + tl.load(utr_offsets + tl.load(bag_utr + low)) + tl.load(starts + row) + (WINDOW - 1)
+    last = utr + tl.load(utr_offsets + tl.load(bag_utr + bag)) + tl.load(starts + row) + (WINDOW - 1)
 
     alignment = tl.load(alignments + row)
     open_mirna = ~alignment & ((1 << tl.minimum(length, SEED_PART)) - 1)

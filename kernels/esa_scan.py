@@ -28,6 +28,21 @@ _SEED_LAST = tl.constexpr(34)  # the seed part is letters 25-34 of the window; i
 
 
 @triton.jit
+def bag_at(offsets, first, last, rows):
+    """Of each row the last bag, from ``first`` to ``last``, that begins at or before it."""
+    low = tl.zeros_like(rows).to(tl.int32) + first
+    high = tl.zeros_like(rows).to(tl.int32) + last
+    span = last - first
+    while span > 0:
+        middle = (low + high + 1) >> 1
+        begun = tl.load(offsets + middle) <= rows
+        low = tl.where(begun, middle, low)
+        high = tl.where(begun, high, middle - 1)
+        span >>= 1
+    return low
+
+
+@triton.jit
 def _block_windows(window_offsets, block_bag, n_windows, BLOCK: tl.constexpr):
     """The windows of this program -> (BLOCK,) inside bool, bag int32, start int32.
 
@@ -37,18 +52,9 @@ def _block_windows(window_offsets, block_bag, n_windows, BLOCK: tl.constexpr):
     window = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = window < n_windows
     window = tl.minimum(window, n_windows - 1)
-    first_bag, last_bag = tl.load(block_bag + block), tl.load(block_bag + block + 1)
-    # The last bag that begins at or before the window, among those that the block spans: mostly one, at times two.
-    low = tl.full([BLOCK], 0, tl.int32) + first_bag
-    high = tl.full([BLOCK], 0, tl.int32) + last_bag
-    span = last_bag - first_bag
-    while span > 0:
-        middle = (low + high + 1) >> 1
-        begun = tl.load(window_offsets + middle) <= window
-        low = tl.where(begun, middle, low)
-        high = tl.where(begun, high, middle - 1)
-        span >>= 1
-    return inside, low, (window - tl.load(window_offsets + low)).to(tl.int32)
+    # The block spans one bag mostly, at times two.
+    bag = bag_at(window_offsets, tl.load(block_bag + block), tl.load(block_bag + block + 1), window)
+    return inside, bag, (window - tl.load(window_offsets + bag)).to(tl.int32)
 
 
 @triton.jit

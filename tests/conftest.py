@@ -65,6 +65,14 @@ def data():
 
 
 @pytest.fixture
+def unwritten_is_nan():
+    """Tensors made by torch.empty hold NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def command(monkeypatch):
     """Runs a command as typed -> exit code."""
     from pairformer import cli

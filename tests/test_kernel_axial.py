@@ -7,18 +7,11 @@ triton = pytest.importorskip("triton")
 from pairformer.kernels import axial_attention as axial  # noqa: E402
 from pairformer.kernels import reference  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 AXES = ["row", "column"]
 gpu = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def unwritten_is_nan():
-    """Outputs hold NaN until they are written."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
