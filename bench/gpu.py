@@ -30,6 +30,7 @@ from pairformer.engines import TorchEngine, TritonEngine
 from pairformer.models import PairFormer, SetTransformer
 from pairformer.models.rnaformer import sdp_axial_attention
 from pairformer.models.set_transformer import sdp_attention
+from pairformer.predict import Scorer
 
 K_MAX = 64
 
@@ -180,7 +181,7 @@ def pipeline(ceiling: dict) -> list[dict]:
     }
     found, first = [], None
     for name, engine in engines.items():
-        scorer = pairformer.predict.__globals__["Scorer"]("default", k_max=K_MAX)
+        scorer = Scorer("default", k_max=K_MAX)
         scorer.engine = engine
         logit = scorer.score(*given).logit
         first = logit if first is None else first

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from pairformer.kernels.set_attention import INTERPRETED, LOG2_E, _check, _configs, _grid, _load, _product, _store
+from pairformer.kernels.set_attention import INTERPRETED, LOG2_E, _configs, _grid, _load, _product, _store
 from torch import Tensor
+
+from pairformer.config import check
 
 
 def axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
@@ -41,14 +43,14 @@ def axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
     Source: RNAformer (arXiv 2307.10073), axial attention; scale by head width.
     """
     square = qkv.ndim == 6 and qkv.shape[1] == qkv.shape[2] and qkv.shape[3] == 3
-    _check(square, "qkv", "have shape (B, L, L, 3, H, D)", tuple(qkv.shape))
-    _check(qkv.dtype in (torch.float32, torch.bfloat16, torch.float16), "qkv", "be float32, bfloat16 or float16",
+    check(square, "qkv", "have shape (B, L, L, 3, H, D)", tuple(qkv.shape))
+    check(qkv.dtype in (torch.float32, torch.bfloat16, torch.float16), "qkv", "be float32, bfloat16 or float16",
            qkv.dtype)  # fmt: skip
-    _check(1 <= qkv.shape[5] <= 128, "head width", "be from 1 to 128", qkv.shape[5])
-    _check(axis in ("row", "column"), "axis", "be row or column", repr(axis))
-    _check(lengths.shape == qkv.shape[:1], "lengths", f"have shape {(len(qkv),)}", tuple(lengths.shape))
-    _check(lengths.dtype in (torch.int32, torch.int64), "lengths", "be int32 or int64", lengths.dtype)
-    _check(lengths.device == qkv.device, "lengths", f"be on {qkv.device}", lengths.device)
+    check(1 <= qkv.shape[5] <= 128, "head width", "be from 1 to 128", qkv.shape[5])
+    check(axis in ("row", "column"), "axis", "be row or column", repr(axis))
+    check(lengths.shape == qkv.shape[:1], "lengths", f"have shape {(len(qkv),)}", tuple(lengths.shape))
+    check(lengths.dtype in (torch.int32, torch.int64), "lengths", "be int32 or int64", lengths.dtype)
+    check(lengths.device == qkv.device, "lengths", f"be on {qkv.device}", lengths.device)
     return _AxialAttention.apply(qkv, lengths, axis == "column")
 
 
@@ -123,6 +125,15 @@ def _part(QKV, PART: tl.constexpr, begin, cells, keep, heads, head, WIDTH: tl.co
     return _load(QKV, begin, cells, keep, 3 * heads * WIDTH, PART * heads + head, WIDTH, BLOCK_D)
 
 
+@triton.jit
+def _keys(QKV, begin, step, rows, count, heads, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Which rows are real; their keys and values, 0 where not."""
+    real = rows < count
+    k = _part(QKV, 1, begin, rows * step, real, heads, head, WIDTH, BLOCK_D)
+    v = _part(QKV, 2, begin, rows * step, real, heads, head, WIDTH, BLOCK_D)
+    return real, k, v
+
+
 @_tuned
 @triton.jit
 def _axial_forward(QKV, LENGTHS, OUT, LSE, side, heads, scale, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -136,9 +147,7 @@ def _axial_forward(QKV, LENGTHS, OUT, LSE, side, heads, scale, WIDTH: tl.constex
     out = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     for first in range(0, tl.where(tl.min(q_rows) < count, count, 0), BLOCK_K):
         k_rows = first + tl.arange(0, BLOCK_K)
-        k_real = k_rows < count
-        k = _part(QKV, 1, begin, k_rows * step, k_real, heads, head, WIDTH, BLOCK_D)
-        v = _part(QKV, 2, begin, k_rows * step, k_real, heads, head, WIDTH, BLOCK_D)
+        k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
         score = _product(q, tl.trans(k), PRECISION, WIDEN) * (scale * LOG2_E)
         score = tl.where(k_real[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
@@ -169,9 +178,7 @@ def _axial_backward_query(QKV, LENGTHS, OUT, LSE, DELTA, D_OUT, D_QKV, side, hea
     d_query = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     for first in range(0, tl.where(tl.min(q_rows) < count, count, 0), BLOCK_K):
         k_rows = first + tl.arange(0, BLOCK_K)
-        k_real = k_rows < count
-        k = _part(QKV, 1, begin, k_rows * step, k_real, heads, head, WIDTH, BLOCK_D)
-        v = _part(QKV, 2, begin, k_rows * step, k_real, heads, head, WIDTH, BLOCK_D)
+        k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
         score = _product(q, tl.trans(k), PRECISION, WIDEN) * (scale * LOG2_E)
         weight = tl.where(k_real[None, :], tl.exp2(score - lse[:, None]), 0.0)
         slope = weight * (_product(d_out, tl.trans(v), PRECISION, WIDEN) - delta[:, None])
@@ -186,9 +193,7 @@ def _axial_backward_key(QKV, LENGTHS, LSE, DELTA, D_OUT, D_QKV, side, heads, sca
                         BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
                         POWER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     k_rows, count, begin, step, head, sums = _line(LENGTHS, side, heads, COLUMNS, BLOCK_K)
-    k_real = k_rows < count
-    k = _part(QKV, 1, begin, k_rows * step, k_real, heads, head, WIDTH, BLOCK_D)
-    v = _part(QKV, 2, begin, k_rows * step, k_real, heads, head, WIDTH, BLOCK_D)
+    k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
     d_key = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     d_value = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     for first in range(0, tl.where(tl.min(k_rows) < count, count, 0), BLOCK_Q):

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pairformer.config import check
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 LOG2_E = tl.constexpr(1.4426950408889634)
 TILE = 128  # a bag of at most this many queries and keys has its backward pass in one program
@@ -50,15 +52,15 @@ def set_attention(
 
     Source: PAIR-Former sec. 4.5; scale by head width.
     """
-    _check(query.ndim == 4, "query", "have shape (B, Q, H, D)", tuple(query.shape))
+    check(query.ndim == 4, "query", "have shape (B, Q, H, D)", tuple(query.shape))
     bags, n_query, heads, width = query.shape
     n_key = key.shape[1]
     for name, part in (("key", key), ("value", value)):
-        _check(part.shape == (bags, n_key, heads, width), name, f"have shape {(bags, n_key, heads, width)}",
+        check(part.shape == (bags, n_key, heads, width), name, f"have shape {(bags, n_key, heads, width)}",
                tuple(part.shape))  # fmt: skip
     if mask is not None:
-        _check(mask.shape == (bags, n_key), "mask", f"have shape {(bags, n_key)}", tuple(mask.shape))
-        _check(mask.dtype == torch.bool, "mask", "be bool, True = real", mask.dtype)
+        check(mask.shape == (bags, n_key), "mask", f"have shape {(bags, n_key)}", tuple(mask.shape))
+        check(mask.dtype == torch.bool, "mask", "be bool, True = real", mask.dtype)
         mask = mask.reshape(-1)
     rows = (part.reshape(-1, heads, width) for part in (query, key, value))
     out = _attend(*rows, mask, bias, dropout, seed, None, None, bags, n_query, n_key)
@@ -92,29 +94,29 @@ def ragged_set_attention(
     Returns:
         (M, H, D).
     """
-    _check(query.ndim == 3, "query", "have shape (M, H, D)", tuple(query.shape))
+    check(query.ndim == 3, "query", "have shape (M, H, D)", tuple(query.shape))
     for name, part in (("key", key), ("value", value)):
         expected = (len(key), *query.shape[1:])
-        _check(part.shape == expected, name, f"have shape {expected}", tuple(part.shape))
+        check(part.shape == expected, name, f"have shape {expected}", tuple(part.shape))
     bags = len(cu_query) - 1
     for name, part in (("cu_query", cu_query), ("cu_key", cu_key)):
-        _check(part.shape == (bags + 1,) and bags >= 0, name, f"have shape {(bags + 1,)}", tuple(part.shape))
-        _check(part.dtype in (torch.int32, torch.int64), name, "be int32 or int64", part.dtype)
+        check(part.shape == (bags + 1,) and bags >= 0, name, f"have shape {(bags + 1,)}", tuple(part.shape))
+        check(part.dtype in (torch.int32, torch.int64), name, "be int32 or int64", part.dtype)
     return _attend(query, key, value, None, bias, dropout, seed, cu_query, cu_key, bags, max_query, max_key)
 
 
 def _attend(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key) -> Tensor:
     heads, width = query.shape[1:]
     for name, part in (("query", query), ("key", key), ("value", value)):
-        _check(part.dtype in (torch.float32, torch.bfloat16, torch.float16) and part.dtype == query.dtype, name,
+        check(part.dtype in (torch.float32, torch.bfloat16, torch.float16) and part.dtype == query.dtype, name,
                "be float32, bfloat16 or float16 as the others", part.dtype)  # fmt: skip
-        _check(part.device == query.device, name, f"be on {query.device}", part.device)
-    _check(1 <= width <= 128, "head width", "be from 1 to 128", width)
-    _check(0 <= dropout < 1, "dropout", "be in [0, 1)", dropout)
+        check(part.device == query.device, name, f"be on {query.device}", part.device)
+    check(1 <= width <= 128, "head width", "be from 1 to 128", width)
+    check(0 <= dropout < 1, "dropout", "be in [0, 1)", dropout)
     if bias is not None:
         expected = (bags, heads, n_query, n_key)
         shape = tuple(bias.shape)
-        _check(shape in (expected, (bags, 1, *expected[2:])), "bias", f"have shape {expected} or one head", shape)
+        check(shape in (expected, (bags, 1, *expected[2:])), "bias", f"have shape {expected} or one head", shape)
     if dropout and seed is None:
         seed = torch.randint(2**31, (1,), device=query.device)
     return _Attention.apply(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key)
@@ -203,11 +205,6 @@ def _grid(bag_heads: int, rows: int, block: str = "BLOCK_Q"):
     return lambda meta: (bag_heads * triton.cdiv(rows, meta[block]),)
 
 
-def _check(holds: bool, name: str, rule: str, value: Any) -> None:
-    if not holds:
-        raise ValueError(f"{name} must {rule}, got {value}")
-
-
 def _configs() -> list[triton.Config]:
     """Blocks for chips with 100 KiB of shared memory a core (RTX 30 and 40) and with more (A100, H100)."""
     if INTERPRETED:
@@ -262,11 +259,38 @@ def _store(X, value, begin, rows, keep, heads, head, WIDTH: tl.constexpr, BLOCK_
 
 
 @triton.jit
-def _real(MASK, begin, rows, count, MASKED: tl.constexpr):
-    keep = rows < count
+def _block(CU_Q, CU_K, n_query, n_key, heads, n, b_bag, b_head, RAGGED: tl.constexpr, BLOCK: tl.constexpr):
+    """Of a program: which of n rows it holds, its bag and head as one number and its head, where the bias of these
+    begins, and first row and rows of the bag's queries and keys."""
+    blocks = tl.cdiv(n, BLOCK)
+    bag_head = tl.program_id(0) // blocks
+    bag, head = bag_head // heads, bag_head % heads
+    rows = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
+    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
+    return rows, bag_head, head, bag.to(tl.int64) * b_bag + head * b_head, q_begin, q_count, k_begin, k_count
+
+
+@triton.jit
+def _keys(K, V, MASK, begin, rows, count, k_row, v_row, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+          MASKED: tl.constexpr):  # fmt: skip
+    """Which rows are real keys; keys and values, 0 where not."""
+    real = rows < count
     if MASKED:
-        keep = keep & (tl.load(MASK + begin + rows, keep, 0) != 0)
-    return keep
+        real = real & (tl.load(MASK + begin + rows, real, 0) != 0)
+    k = _load(K, begin, rows, real, k_row, head, WIDTH, BLOCK_D)
+    v = _load(V, begin, rows, real, v_row, head, WIDTH, BLOCK_D)
+    return real, k, v
+
+
+@triton.jit
+def _outcome(Q, OUT, D_OUT, LSE, begin, rows, real, q_row, heads, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Queries, gradient of what they gave, log-sum, and delta = gradient . output."""
+    q = _load(Q, begin, rows, real, q_row, head, WIDTH, BLOCK_D)
+    d_out = _load(D_OUT, begin, rows, real, heads * WIDTH, head, WIDTH, BLOCK_D)
+    out = _load(OUT, begin, rows, real, heads * WIDTH, head, WIDTH, BLOCK_D)
+    lse = tl.load(LSE + (begin + rows) * heads + head, real, 0.0)
+    return q, d_out, lse, tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
 
 
 @triton.jit
@@ -302,12 +326,8 @@ def _forward(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, n_query, n_key, he
              MASKED: tl.constexpr, BIASED: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
              WIDEN: tl.constexpr, POWER_Q: tl.constexpr, POWER_K: tl.constexpr,
              BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    blocks = tl.cdiv(n_query, BLOCK_Q)
-    bag_head = tl.program_id(0) // blocks
-    bag, head = bag_head // heads, bag_head % heads
-    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
-    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
-    q_rows = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
+        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, BLOCK_Q)  # fmt: skip
     q_real = q_rows < q_count
     q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -315,10 +335,7 @@ def _forward(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, n_query, n_key, he
     out = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     for begin in range(0, k_count, BLOCK_K):
         k_rows = begin + tl.arange(0, BLOCK_K)
-        k_real = _real(MASK, k_begin, k_rows, k_count, MASKED)
-        k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
-        v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
-        bias_at = bag.to(tl.int64) * b_bag + head * b_head
+        k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
         score = _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED, PRECISION, WIDEN)
         higher = tl.maximum(top, tl.max(score, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # no key so far
@@ -364,22 +381,14 @@ def _backward_tile(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, D_OUT, D_BIA
                    BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
                    BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
                    POWER_Q: tl.constexpr, POWER_K: tl.constexpr):  # fmt: skip
-    bag_head = tl.program_id(0)
-    bag, head = bag_head // heads, bag_head % heads
-    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
-    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
-    q_rows, k_rows = tl.arange(0, POWER_Q), tl.arange(0, POWER_K)
-    q_real, k_real = q_rows < q_count, _real(MASK, k_begin, k_rows, k_count, MASKED)
-    q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
-    k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
-    v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
-    d_out = _load(D_OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
-    out = _load(OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
-    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
-    lse = tl.load(LSE + (q_begin + q_rows) * heads + head, q_real, 0.0)
+    q_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
+        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, POWER_Q)  # fmt: skip
+    q_real, k_rows = q_rows < q_count, tl.arange(0, POWER_K)
+    q, d_out, lse, delta = _outcome(Q, OUT, D_OUT, LSE, q_begin, q_rows, q_real, q_row, heads, head, WIDTH, BLOCK_D)
+    k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
     weight, slope = _weights_and_slopes(
-        q, k, v, d_out, lse, delta, BIAS, SEED, bag.to(tl.int64) * b_bag + head * b_head, bag_head, q_rows, k_rows,
-        q_real, k_real, n_key, scale, dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
+        q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
+        dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
     if BIAS_GRAD:
         _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, q_real, k_count)
     d_value = _product(tl.trans(weight.to(d_out.dtype)), d_out, PRECISION, WIDEN)
@@ -399,26 +408,15 @@ def _backward_query(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, D_OUT, D_BI
                     BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
                     POWER_Q: tl.constexpr, POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr,
                     BLOCK_K: tl.constexpr):  # fmt: skip
-    blocks = tl.cdiv(n_query, BLOCK_Q)
-    bag_head = tl.program_id(0) // blocks
-    bag, head = bag_head // heads, bag_head % heads
-    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
-    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
-    q_rows = tl.program_id(0) % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
+        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, BLOCK_Q)  # fmt: skip
     q_real = q_rows < q_count
-    q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
-    d_out = _load(D_OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
-    out = _load(OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
-    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    q, d_out, lse, delta = _outcome(Q, OUT, D_OUT, LSE, q_begin, q_rows, q_real, q_row, heads, head, WIDTH, BLOCK_D)
     tl.store(DELTA + (q_begin + q_rows) * heads + head, delta, q_real)
-    lse = tl.load(LSE + (q_begin + q_rows) * heads + head, q_real, 0.0)
-    bias_at = bag.to(tl.int64) * b_bag + head * b_head
     d_query = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     for begin in range(0, k_count, BLOCK_K):
         k_rows = begin + tl.arange(0, BLOCK_K)
-        k_real = _real(MASK, k_begin, k_rows, k_count, MASKED)
-        k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
-        v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
+        k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
         _, slope = _weights_and_slopes(
             q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
             dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
@@ -435,16 +433,9 @@ def _backward_key(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, LSE, D_OUT, D_KEY, D_VA
                   BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
                   DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, POWER_Q: tl.constexpr,
                   POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    blocks = tl.cdiv(n_key, BLOCK_K)
-    bag_head = tl.program_id(0) // blocks
-    bag, head = bag_head // heads, bag_head % heads
-    q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
-    k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
-    k_rows = tl.program_id(0) % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-    k_real = _real(MASK, k_begin, k_rows, k_count, MASKED)
-    k = _load(K, k_begin, k_rows, k_real, k_row, head, WIDTH, BLOCK_D)
-    v = _load(V, k_begin, k_rows, k_real, v_row, head, WIDTH, BLOCK_D)
-    bias_at = bag.to(tl.int64) * b_bag + head * b_head
+    k_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
+        CU_Q, CU_K, n_query, n_key, heads, n_key, b_bag, b_head, RAGGED, BLOCK_K)  # fmt: skip
+    k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
     d_key = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     d_value = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     for begin in range(0, q_count, BLOCK_Q):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
-from pairformer.config import ModelConfig
+from pairformer.config import ModelConfig, check
 from pairformer.saved import FILES, model_directory, read_model
 from pairformer.selector import Selection
 from pairformer.sites import select_sites
@@ -135,11 +135,7 @@ class TorchEngine:
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.zeros(1, device=device).cpu()
-        except (RuntimeError, AssertionError) as error:  # what PyTorch raises for an unknown or a missing device
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"device must be auto, cpu or one PyTorch finds here, got {device}; {reason}") from error
+        _check_device(device, "auto, cpu or one PyTorch finds here")
         return cls(PairFormer.load(name_or_path).to(device))
 
     def score(
@@ -204,12 +200,10 @@ class TritonEngine(TorchEngine):
         from pairformer.kernels.pipeline import FusedPairFormer
         from pairformer.kernels.set_attention import INTERPRETED
 
-        device = ("cpu" if INTERPRETED else "cuda") if device == "auto" else device
-        if torch.device(device).type != ("cpu" if INTERPRETED else "cuda") or not (
-            INTERPRETED or torch.cuda.is_available()
-        ):
-            raise ValueError(f"device must be a CUDA device that PyTorch finds for engine triton, got {device}; "
-                             "pass engine='auto'")  # fmt: skip
+        kind = "cpu" if INTERPRETED else "cuda"
+        device, rule = kind if device == "auto" else device, "a CUDA device that PyTorch finds for engine triton"
+        check(device.split(":")[0] == kind, "device", f"be {rule}", f"{device}; pass engine='auto'")
+        _check_device(device, rule)
         torch.backends.cudnn.allow_tf32 = False
         model = FusedPairFormer.load(name_or_path).to(device).fuse(torch.bfloat16 if half else torch.float32)
         if not INTERPRETED:
@@ -227,6 +221,17 @@ class TritonEngine(TorchEngine):
             self._thread.stream = torch.cuda.Stream(self.model.device)
         with torch.cuda.stream(self._thread.stream):
             return self._scored(candidates, k_max, threads, explain)
+
+
+def _check_device(device: str, known: str) -> None:
+    """Raise ValueError unless PyTorch can use the device."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for an unknown or a missing device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be {known}, got {device}; {reason}") from error
 
 
 def _array(values) -> NDArray[np.float32]:

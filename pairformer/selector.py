@@ -38,9 +38,9 @@ class Selection:
         Raises:
             ValueError: a bag has more than ``k_max`` rows.
         """
-        indices, mask = padded_rows(_to_numpy("offsets", self.offsets), k_max)
-        indices[mask] = _to_numpy("rows", self.rows)
-        return _like(self.rows, indices), _like(self.rows, mask)
+        indices, mask = padded_rows(to_numpy("offsets", self.offsets), k_max)
+        indices[mask] = to_numpy("rows", self.rows)
+        return like(self.rows, indices), like(self.rows, mask)
 
     def gather(self, values: Any) -> Any:
         """The selected rows of an array.
@@ -51,8 +51,7 @@ class Selection:
         Returns:
             (M, ...), bag by bag at ``offsets``.
         """
-        rows = _to_numpy("rows", self.rows)
-        return values[_like(values, rows).to(values.device) if _is_tensor(values) else rows]
+        return values[like(values, to_numpy("rows", self.rows))]
 
 
 class STSelector:
@@ -114,15 +113,15 @@ class STSelector:
         position, then the smaller row.
         """
         rows, ends, reason = _core.select(
-            _to_numpy("cheap_logit", cheap_logit),
+            to_numpy("cheap_logit", cheap_logit),
             None if cheap_embedding is None else _keys_or_embedding(cheap_embedding),
-            None if position is None else _to_numpy("position", position),
-            _to_numpy("offsets", offsets),
+            None if position is None else to_numpy("position", position),
+            to_numpy("offsets", offsets),
             self.config,
             threads,
-            None if keep is None else _marks(_to_numpy("keep", keep)),
+            None if keep is None else _marks(to_numpy("keep", keep)),
         )
-        return Selection(_like(cheap_logit, rows), _like(cheap_logit, ends), _like(cheap_logit, reason))
+        return Selection(like(cheap_logit, rows), like(cheap_logit, ends), like(cheap_logit, reason))
 
     def keys(self, embedding: Any, threads: int = 0, offsets: Any = None) -> Any:
         """SimHash keys, which ``select`` takes in place of embeddings.
@@ -136,21 +135,26 @@ class STSelector:
             (N,) uint32; bit t is 1 where embedding[:, dims[t]] > 0, dims being the first min(32, D) entries
             of a permutation seeded with ``rng_seed``.
         """
-        ends = None if offsets is None else _to_numpy("offsets", offsets)
-        keys = _core.simhash_keys(_to_numpy("embedding", embedding), self.config.rng_seed, threads, ends)
-        return _like(embedding, keys)
+        ends = None if offsets is None else to_numpy("offsets", offsets)
+        keys = _core.simhash_keys(to_numpy("embedding", embedding), self.config.rng_seed, threads, ends)
+        return like(embedding, keys)
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Whether this is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _to_numpy(name: str, value: Any) -> np.ndarray:
-    """The same memory as an array."""
+def to_numpy(name: str, value: Any) -> np.ndarray:
+    """The same memory as an array.
+
+    Raises:
+        TypeError: it is neither an array nor a tensor, or a tensor on another device or of a dtype NumPy lacks.
+    """
     if isinstance(value, np.ndarray):
         return value
-    if not _is_tensor(value):
+    if not is_tensor(value):
         raise TypeError(f"{name} must be a NumPy array or a CPU tensor, got {type(value).__name__}")
     if value.device.type != "cpu":
         raise TypeError(f"{name} must be on the CPU, got {value.device}; pass {name}.cpu()")
@@ -161,14 +165,14 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
 
 
 def _keys_or_embedding(value: Any) -> np.ndarray:
-    array = _to_numpy("cheap_embedding", value)
-    is_bit_pattern = _is_tensor(value) and array.ndim == 1 and array.dtype == np.int32
+    array = to_numpy("cheap_embedding", value)
+    is_bit_pattern = is_tensor(value) and array.ndim == 1 and array.dtype == np.int32
     return array.view(np.uint32) if is_bit_pattern else array
 
 
-def _like(kind: Any, array: np.ndarray) -> Any:
-    """A tensor over the array if ``kind`` is one."""
-    return sys.modules["torch"].from_numpy(array) if _is_tensor(kind) else array
+def like(kind: Any, array: np.ndarray) -> Any:
+    """The array, or a tensor of it on the device of ``kind`` if that is one."""
+    return sys.modules["torch"].from_numpy(array).to(kind.device) if is_tensor(kind) else array
 
 
 def _marks(keep: np.ndarray) -> np.ndarray:

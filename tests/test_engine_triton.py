@@ -67,9 +67,10 @@ def test_batches_in_flight_give_what_they_give_alone(model, rng, monkeypatch):
     np.testing.assert_array_equal(found[6].sites, together[6].sites)
 
 
-def test_another_device_is_refused(model):
+@pytest.mark.parametrize("device", ["meta", "nonsense", "cpu:x"])
+def test_another_device_is_refused(model, device):
     with pytest.raises(ValueError, match="device must be a CUDA device that PyTorch finds for engine triton"):
-        pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 20, model=model, engine="triton", device="meta")
+        pairformer.predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 20, model=model, engine="triton", device=device)
 
 
 @pytest.mark.gpu

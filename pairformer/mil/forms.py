@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pairformer.selector import is_tensor, like, to_numpy
+
 
 @dataclass(frozen=True, eq=False)
 class Form:
@@ -85,36 +87,15 @@ class Form:
         return np.arange(self.n_rows) if self.mask is None else np.nonzero(self.mask)[1]
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether this is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
 def is_nested(value: Any) -> bool:
     """Whether this is a nested torch tensor."""
     return is_tensor(value) and value.is_nested
 
 
-def like(kind: Any, array: NDArray) -> Any:
-    """The array, or a tensor of it on the device of ``kind`` if that is a tensor."""
-    return sys.modules["torch"].from_numpy(array).to(kind.device) if is_tensor(kind) else array
-
-
 def numpy_of(name: str, value: Any) -> NDArray:
-    """The array itself, or that of a CPU tensor.
-
-    Raises:
-        TypeError: it is neither, or the tensor is on another device.
-    """
-    if isinstance(value, np.ndarray):
-        return value
-    if not is_tensor(value):
-        raise TypeError(f"{name} must be a NumPy array or a CPU tensor, got {type(value).__name__}")
-    if value.device.type != "cpu":
-        raise TypeError(f"{name} must be on the CPU, got {value.device}; pass {name}.cpu()")
-    value = value.detach()
-    return (value.float() if value.dtype is sys.modules["torch"].bfloat16 else value).numpy()
+    """As :func:`pairformer.selector.to_numpy`, and bfloat16 as float32."""
+    is_brain = is_tensor(value) and value.dtype is sys.modules["torch"].bfloat16
+    return to_numpy(name, value.float() if is_brain else value)
 
 
 def finite_floats(name: str, value: Any, dtype: type = np.float32) -> NDArray:

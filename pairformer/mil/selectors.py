@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import selector
-from pairformer.mil.forms import Form, finite_floats, is_tensor, like, numpy_of
+from pairformer.mil.forms import Form, finite_floats, numpy_of
+from pairformer.selector import is_tensor, like
 
 TOP, COVERAGE, FILL = 0, 1, 2
 

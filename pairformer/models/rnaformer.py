@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pairformer.config import FoldConfig, check
+from pairformer.models.set_transformer import sdp_attention
 
 LETTERS = 5  # A C G U and N
 
@@ -30,11 +31,10 @@ def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
     """
     side = qkv.shape[1]
     lines = qkv if axis == "row" else qkv.transpose(1, 2)
-    query, key, value = lines.flatten(0, 1).permute(2, 0, 3, 1, 4)  # (B L, H, L, D) each
+    query, key, value = lines.flatten(0, 1).unbind(2)  # (B L, L, H, D) each
     # A sample of no length attends to its first position, so that no softmax runs over nothing.
     real = torch.arange(side, device=qkv.device) < lengths.clamp(min=1)[:, None]
-    mask = real.repeat_interleave(side, 0)[:, None, None, :]  # (B L, 1, 1, L)
-    out = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).unflatten(0, lines.shape[:2])
+    out = sdp_attention(query, key, value, real.repeat_interleave(side, 0)).unflatten(0, lines.shape[:2])
     return out if axis == "row" else out.transpose(1, 2)
 
 
