@@ -39,9 +39,9 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.installed
-	$(PIP) --editable '.[torch,gpu,test]'
+	$(PIP) --editable '.[torch,gpu,fold,test]'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	$(PIP) --editable '.[torch,gpu,test,lint]'
+	$(PIP) --editable '.[torch,gpu,fold,test,lint]'
 	touch $@

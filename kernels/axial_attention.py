@@ -25,14 +25,14 @@ from torch import Tensor
 from pairformer.config import check
 
 
-def axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
+def axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
     """softmax(query key^T / sqrt(D)) value along the lines of each sample's real square.
 
     Args:
         qkv: (B, L, L, 3, H, D) float32, bfloat16 or float16: query, key and value of each cell; D from 1 to 128.
         axis: "row": cell (i, j) attends the cells (i, .); "column": the cells (., j).
-        lengths: (B,) int32 or int64 on the device, real rows and columns of each sample, 0 to L. What other cells hold,
-            NaN too, has no effect.
+        lengths: (B,) int32 or int64 on the device, real rows and columns of each sample, 0 to L; None: all are. What
+            other cells hold, NaN too, has no effect.
 
     Returns:
         (B, L, L, H, D) of the dtype of ``qkv``, contiguous; 0 in cells past a sample's length, with gradients 0.
@@ -48,6 +48,8 @@ def axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
            qkv.dtype)  # fmt: skip
     check(1 <= qkv.shape[5] <= 128, "head width", "be from 1 to 128", qkv.shape[5])
     check(axis in ("row", "column"), "axis", "be row or column", repr(axis))
+    if lengths is None:
+        lengths = torch.full((len(qkv),), qkv.shape[1], dtype=torch.int32, device=qkv.device)
     check(lengths.shape == qkv.shape[:1], "lengths", f"have shape {(len(qkv),)}", tuple(lengths.shape))
     check(lengths.dtype in (torch.int32, torch.int64), "lengths", "be int32 or int64", lengths.dtype)
     check(lengths.device == qkv.device, "lengths", f"be on {qkv.device}", lengths.device)

@@ -21,9 +21,10 @@ except ImportError as error:
     raise
 
 from pairformer.bags import Candidates
+from pairformer.fold import Fold, fold
 from pairformer.predict import Prediction, Predictions, predict
 from pairformer.scan import scan
 from pairformer.selector import Selection, STSelector
 
-__all__ = ["Candidates", "Prediction", "Predictions", "STSelector", "Selection", "predict", "scan"]
+__all__ = ["Candidates", "Fold", "Prediction", "Predictions", "STSelector", "Selection", "fold", "predict", "scan"]
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 import pairformer
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import RECIPES, AggregatorConfig, ModelConfig, recipe
+from pairformer.config import FOLD_RECIPES, RECIPES, AggregatorConfig, ModelConfig, fold_recipe, recipe
 from pairformer.data import (
     DATA_VARIABLE,
     PAIRS,
@@ -37,6 +38,8 @@ from pairformer.data import (
     read_fasta,
 )
 from pairformer.engines import ENGINES
+from pairformer.fold import Fold, Folder, in_groups
+from pairformer.folding import METHODS
 from pairformer.options import ConfigCommand, Items, config_options, overridden
 from pairformer.predict import Predictions, Scorer, in_batches, percentiles
 from pairformer.saved import whole_file
@@ -46,6 +49,8 @@ EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74,
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULTS = recipe("default")[::-1]
+FOLD_DEFAULTS = fold_recipe("cpu")[::-1]
+STRUCTURE_PROTOCOLS = ("ts0", "ts0-rfam", "synthetic", "bprna-new")
 _KNOWN = re.compile(f"[ACGUTacgut]{{{WINDOW}}}")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
@@ -105,7 +110,15 @@ def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands, of which ``train fold`` has options of its own."""
+
+    def resolve_command(self, ctx, args):
+        words = 2 if args[:2] == ["train", "fold"] else 1
+        return super().resolve_command(ctx, [" ".join(args[:words]), *args[words:]])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pairformer.__version__, prog_name="pairformer")
 def cli() -> None:
     """Predict which 3'UTRs a microRNA represses, and by which sites.
@@ -256,8 +269,6 @@ def _model_options(function: Callable) -> Callable:
 @config_options(*DEFAULTS, without=CALIBRATED[1:])
 def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
-    import json
-
     from pairformer import training
     from pairformer.evaluation.protocols import set_aside
 
@@ -304,6 +315,70 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         click.echo(f"model written to {out / 'model'}", err=True)
 
 
+@cli.command("train fold", cls=ConfigCommand, short_help="Train a structure model.")
+@click.option("--data", help="Folder of training data; else the variable PAIRFORMER_DATA.")
+@click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
+@click.option("--prepare", is_flag=True, help="Make what is learnt from, and stop.")
+@click.option("--seconds", type=float, default=float("inf"), help="Stop after the epoch in which they run out.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--recipe", "name", type=click.Choice(FOLD_RECIPES), default="cpu", show_default=True,
+              help="What the options below change; the values they show are those of cpu.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+@config_options(*FOLD_DEFAULTS, without=("threshold",))
+def train_fold(data, out, prepare, seconds, device, name, threads, **options):
+    """Train an RNAformer on a thermodynamic teacher's pair probabilities, then on known structures.
+
+    The teacher is ViennaRNA's RNAfold, on 3'UTR windows and on RNAs read backwards. What is learnt from is made once
+    and kept in OUT/known.npz and OUT/teacher.npz; that needs the extra `fold` and the data, training does not.
+    """
+    from pairformer import _core
+    from pairformer.training import fold as training
+
+    model_config, config = (overridden(part, options) for part in fold_recipe(name))
+    threads = min(threads, _core.available_threads()) or _core.available_threads()
+    known, teacher = training.prepare(lambda: data_folder(data), out, model_config.max_length, config, threads)
+    if prepare:
+        click.echo(f"{len(known)} structures and {len(teacher or ())} folds of the teacher in {out}", err=True)
+        return
+    metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "weights_licence": "MIT"}
+    model = training.train_fold(known, teacher, out, model_config, config, device, threads, seconds, metadata)
+    click.echo(f"model written to {out / 'model'}" if model else "not finished; the same command goes on", err=True)
+
+
+@cli.command(short_help="Secondary structure of RNAs.")
+@click.argument("sequence")
+@click.option("-o", "--output", metavar="FILE", default="-", show_default=True,
+              help="Name, sequence and dot-bracket; for .jsonl pairs and probabilities too.")  # fmt: skip
+@click.option("--svg", metavar="FILE", help="Also draw the first structure here, as arcs.")
+@click.option("--model", default="fold", show_default=True, help="Name, or directory of a saved model.")
+@click.option("--passes", type=click.IntRange(1), help="Over the stack; else the model's own number.")
+@click.option("--threshold", type=click.FloatRange(0.001, 1), help="Of a pair's probability; else the model's own.")
+@click.option("--method", type=click.Choice(METHODS), default="matching", show_default=True,
+              help="raw: a base can have several pairs; the dot-bracket shows one.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+def fold(sequence, output, svg, model, passes, threshold, method, device, threads):
+    """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
+
+    A sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message.
+    """
+    _check_outputs((output, svg), (sequence,))
+    records = _records(sequence, "sequence")
+    folder = Folder(model, passes, threshold, method, device=device, threads=threads)
+    with contextlib.ExitStack() as files, _Progress("sequences") as progress:
+        out = _open_output(files, output)
+        write = _write_fold_json if output.endswith(".jsonl") else _write_dot_bracket
+        for group in in_groups(records, lambda record: record.sequence):
+            for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
+                if found.message is not None:
+                    click.echo(f"{record.where}: {record.name}: {found.message}", err=True)
+                write(out, record, found)
+                if svg and found.message is None:
+                    Path(svg).write_text(found.svg())
+                    svg = None
+                progress.add(1, int(found.message is not None))
+
+
 @cli.command(cls=ConfigCommand, short_help="Score a model by a protocol, beside what identity alone reaches.")
 @click.option("--protocol", required=True, metavar="NAME", help="One of those above.")
 @click.option("--model", help="Name, or directory of a saved model.")
@@ -340,10 +415,23 @@ def evaluate(
     family-disjoint    no miRNA family in common     deeptargetpro    its pairs; 92 % are miRAW's (-new: the rest)
     both-disjoint      neither in common             sites            CLASH windows of 50 nt
     rewired            same miRNAs and genes, other pairing
+
+    \b
+    Of structure models (--model fold), beside RNAfold where ViennaRNA is installed:
+    ts0, ts0-rfam      bpRNA's test set, labels as released and as in Rfam
+    synthetic          RNAfold's own structures      bprna-new        families of no training set
     """
     from pairformer.evaluation import PROTOCOLS
     from pairformer.evaluation import evaluate as run
 
+    if protocol in STRUCTURE_PROTOCOLS:
+        from pairformer.evaluation.structure import evaluate_structure
+
+        if trained or any(value is not None for value in options.values()):
+            raise click.UsageError(f"--protocol {protocol} takes --model, --data, --out, --resamples, --threads alone")
+        evaluate_structure(protocol, data_folder(data), out, model or "fold", threads=threads, n_resamples=resamples)
+        click.echo((out / "report.md").read_text())
+        return
     if trained == (model is not None):
         raise click.UsageError("give --train, or --model NAME")
     own = (
@@ -352,7 +440,9 @@ def evaluate(
     if model is not None and own:
         raise click.UsageError("options of model and training, and several --seeds, need --train; --model has its own")
     if protocol not in PROTOCOLS:
-        raise click.UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {protocol}")
+        raise click.UsageError(
+            f"--protocol must be one of {', '.join((*PROTOCOLS, *STRUCTURE_PROTOCOLS))}, got {protocol}"
+        )
     _set_threads(threads)
     model_config, config = recipe(name)
     if name == "paper":
@@ -506,17 +596,39 @@ def _write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions)
         _write(out, cells)
 
 
-def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iterable[str], note: str = "") -> TextIO:
-    out: TextIO
+def _write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:
+    if found.message is None:
+        out.write(f">{record.name}\n{found.sequence}\n{found.structure}\n")
+
+
+def _write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
+    """One line; pairs are [i, j, probability], counted from 1."""
+    row: dict = {"name": record.name, "message": found.message}
+    if found.message is None:
+        drawn = set(map(tuple, found.pairs.tolist()))
+        pairs = [(i + 1, j + 1, round(p, 4), (i, j) in drawn)
+                 for (i, j), p in zip(found.possible.tolist(), found.probability.tolist(), strict=True)]  # fmt: skip
+        row = {
+            "name": record.name, "sequence": found.sequence, "structure": found.structure,
+            "pairs": [pair[:3] for pair in pairs if pair[3]], "possible": [pair[:3] for pair in pairs],
+            "unpaired": [round(value, 4) for value in found.unpaired.tolist()],
+        }  # fmt: skip
+    out.write(json.dumps(row) + "\n")
+
+
+def _open_output(files: contextlib.ExitStack, path: str) -> TextIO:
     if path == "-":
-        out = sys.stdout
-        if hasattr(out, "reconfigure"):
-            out.reconfigure(encoding="utf-8", errors="surrogateescape")
-    else:
-        try:
-            out = files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
-        except OSError as error:
-            raise click.UsageError(f"output must be a writable file, got {path}; {error.strerror}") from error
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        return sys.stdout
+    try:
+        return files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
+    except OSError as error:
+        raise click.UsageError(f"output must be a writable file, got {path}; {error.strerror}") from error
+
+
+def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iterable[str], note: str = "") -> TextIO:
+    out = _open_output(files, path)
     out.write(f"# pairformer {pairformer.__version__} {about}\n" + (f"# {note}\n" if note else ""))
     _write(out, header)
     return out
@@ -543,7 +655,10 @@ def _number(value: float) -> str:
 
 
 class _Progress:
-    """Pairs done, on stderr: rewritten in place on a terminal, one line at the end otherwise."""
+    """Records done, on stderr: rewritten in place on a terminal, one line at the end otherwise."""
+
+    def __init__(self, what: str = "pairs") -> None:
+        self.what = what
 
     def __enter__(self) -> _Progress:
         self.pairs, self.invalid, self.began, self.shown = 0, 0, time.monotonic(), 0.0
@@ -563,4 +678,4 @@ class _Progress:
 
     def _text(self) -> str:
         seconds = time.monotonic() - self.began
-        return f"{self.pairs} pairs, {self.invalid} invalid, {seconds:.1f} s"
+        return f"{self.pairs} {self.what}, {self.invalid} invalid, {seconds:.1f} s"

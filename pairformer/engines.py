@@ -85,7 +85,7 @@ class NativeEngine:
     @classmethod
     def load(cls, name_or_path: str | Path = "default", variant: str = "auto") -> NativeEngine:
         """Read a saved model; errors as :func:`pairformer.saved.read_model` and of the class."""
-        config, metadata, arrays = read_model(name_or_path)
+        config, metadata, arrays = read_model(name_or_path, ModelConfig)
         try:
             return cls(config, arrays, metadata, variant)
         except ValueError as error:
@@ -135,7 +135,7 @@ class TorchEngine:
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        _check_device(device, "auto, cpu or one PyTorch finds here")
+        check_device(device, "auto, cpu or one PyTorch finds here")
         return cls(PairFormer.load(name_or_path).to(device))
 
     def score(
@@ -203,7 +203,7 @@ class TritonEngine(TorchEngine):
         kind = "cpu" if INTERPRETED else "cuda"
         device, rule = kind if device == "auto" else device, "a CUDA device that PyTorch finds for engine triton"
         check(device.split(":")[0] == kind, "device", f"be {rule}", f"{device}; pass engine='auto'")
-        _check_device(device, rule)
+        check_device(device, rule)
         torch.backends.cudnn.allow_tf32 = False
         model = FusedPairFormer.load(name_or_path).to(device).fuse(torch.bfloat16 if half else torch.float32)
         if not INTERPRETED:
@@ -223,7 +223,7 @@ class TritonEngine(TorchEngine):
             return self._scored(candidates, k_max, threads, explain)
 
 
-def _check_device(device: str, known: str) -> None:
+def check_device(device: str, known: str) -> None:
     """Raise ValueError unless PyTorch can use the device."""
     import torch
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pairformer.config import check
 
+METHODS = ("matching", "raw")
 OPENING = "([{<" + string.ascii_uppercase
 CLOSING = ")]}>" + string.ascii_lowercase
 
@@ -41,19 +42,11 @@ def decode(
     check(values.ndim == 2 and values.shape[0] == values.shape[1], "probability", "have shape (L, L)", values.shape)
     outside = values[~((values >= 0) & (values <= 1))]
     check(len(outside) == 0, "probability", "be in [0, 1]", outside[:1])
-    check(method in ("matching", "raw"), "method", "be one of matching, raw", repr(method))
+    check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
     check(min_loop >= 0, "min_loop", "be 0 or more", min_loop)
     values = (values + values.T) / 2
     pairs = np.argwhere(np.triu(values > threshold, 1 + min_loop))
-    if method == "raw":
-        return _sorted(pairs)
-    free = np.ones(len(values), bool)
-    chosen = []
-    for i, j in pairs[np.argsort(-values[tuple(pairs.T)], kind="stable")].tolist():
-        if free[i] and free[j]:
-            free[i] = free[j] = False
-            chosen.append((i, j))
-    return _sorted(chosen)
+    return _sorted(pairs) if method == "raw" else matching(pairs, values[tuple(pairs.T)])
 
 
 def dot_bracket(pairs: ArrayLike, length: int) -> str:
@@ -123,12 +116,30 @@ def f1(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> float:
     Returns:
         0 to 1; 1 if there is neither a true nor a predicted pair, 0 if there are pairs on one side alone.
     """
+    precise, n_predicted, recalled, n_true = matches(predicted, true, slip)
+    if not n_predicted or not n_true:
+        return float(n_predicted == n_true)
+    precision, recall = precise / n_predicted, recalled / n_true
+    return 2 * precision * recall / (precision + recall) if precision else 0.0
+
+
+def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, int, int, int]:
+    """What :func:`f1` is made of: predicted pairs as good as a true one, all predicted, true pairs as good as a
+    predicted one, all true."""
     check(slip >= 0, "slip", "be 0 or more", slip)
     one, other = (set(map(tuple, _sorted(pairs).tolist())) for pairs in (predicted, true))
-    if not one or not other:
-        return float(not one and not other)
-    precision, recall = _found(one, other, slip) / len(one), _found(other, one, slip) / len(other)
-    return 2 * precision * recall / (precision + recall) if precision else 0.0
+    return _found(one, other, slip), len(one), _found(other, one, slip), len(other)
+
+
+def matching(pairs: NDArray[np.int64], value: NDArray) -> NDArray[np.int64]:
+    """Of pairs in ascending order the best, then the best whose bases are free, and so on."""
+    taken: set[int] = set()
+    chosen = []
+    for i, j in pairs[np.argsort(-value, kind="stable")].tolist():
+        if i not in taken and j not in taken:
+            taken |= {i, j}
+            chosen.append((i, j))
+    return _sorted(chosen)
 
 
 def _found(pairs: set, among: set, slip: int) -> int:

@@ -9,20 +9,24 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pairformer.config import ModelConfig
+from pairformer.config import FoldConfig, ModelConfig
 
+if TYPE_CHECKING:
+    from torch import nn
+
+Config = TypeVar("Config", ModelConfig, FoldConfig)
 WEIGHTS = Path(__file__).parent / "weights"
-NAMES = ("default", "paper")
+NAMES = ("default", "paper", "fold")
 FILES = ("config.json", "model.safetensors")
 
 
 def model_directory(name_or_path: str | Path) -> Path:
-    """Directory of a model by name ("default" or "paper") or path; FileNotFoundError where there is none."""
+    """Directory of a model by name ("default", "paper" or "fold") or path; FileNotFoundError where there is none."""
     directory = WEIGHTS / name_or_path if str(name_or_path) in NAMES else Path(name_or_path)
     for name in FILES:
         if not (directory / name).is_file():
@@ -30,11 +34,12 @@ def model_directory(name_or_path: str | Path) -> Path:
     return directory
 
 
-def read_model(name_or_path: str | Path) -> tuple[ModelConfig, dict, dict[str, NDArray[np.float32]]]:
+def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, dict, dict[str, NDArray[np.float32]]]:
     """Read a saved model.
 
     Args:
-        name_or_path: "default" or "paper" for weights shipped with the package, or a directory.
+        name_or_path: "default", "paper" or "fold" for weights shipped with the package, or a directory.
+        kind: class of its config.
 
     Returns:
         config; what else config.json says, and ``model_sha256`` of both files; arrays by name, as float32.
@@ -50,16 +55,44 @@ def read_model(name_or_path: str | Path) -> tuple[ModelConfig, dict, dict[str, N
     config_bytes, model_bytes = ((directory / name).read_bytes() for name in FILES)
     try:
         metadata = json.loads(config_bytes)
-        config = ModelConfig.from_dict(metadata.pop("config"))
+        config = kind.from_dict(metadata.pop("config"))
         stored = load(model_bytes)
     except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"model must be as PairFormer.save wrote it, got {directory}; {error}") from error
+        raise ValueError(f"model must be as its save wrote it, got {directory}; {error}") from error
     for name, array in stored.items():
         if array.dtype.kind != "f":
             raise ValueError(f"{name} must hold floating-point numbers, got {array.dtype}; in {directory}")
     arrays = {name: np.asarray(array, np.float32) for name, array in stored.items()}
     metadata["model_sha256"] = hashlib.sha256(config_bytes + model_bytes).hexdigest()
     return config, metadata, arrays
+
+
+def load_weights(module: nn.Module, arrays: dict[str, NDArray[np.float32]], name_or_path: str | Path) -> None:
+    """Fill a module; ValueError where its arrays and those given disagree."""
+    import torch
+
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if expected != found:
+        wrong = sorted(set(expected.items()) ^ set(found.items()))
+        raise ValueError(f"model.safetensors must hold the arrays of config.json, got {wrong[0]}; in {name_or_path}")
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def save_model(module: nn.Module, config: ModelConfig | FoldConfig, metadata: dict, directory: str | Path, half: bool):
+    """Write ``model.safetensors`` (half precision if ``half``) and ``config.json`` (config + metadata)."""
+    import torch
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in module.state_dict().items()}
+    save_file(weights, directory / "model.safetensors")
+    (directory / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
+    values = {"config": config.to_dict(), **metadata}
+    values.pop("model_sha256", None)  # of the files this model was read from
+    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
 @contextlib.contextmanager

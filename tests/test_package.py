@@ -17,10 +17,10 @@ ORDER = [
     ["_core", "config", "options"],
     ["bags"],
     ["saved", "scan", "selector", "folding"],
-    ["data", "sites"],
+    ["data", "sites", "structures"],
     ["metrics", "models"],
     ["engines", "training", "analysis", "mil"],
-    ["predict"],
+    ["predict", "fold"],
     ["evaluation"],
     ["cli"],
 ]

@@ -207,6 +207,23 @@ def test_final_bias_and_initial_weights():
     assert made(*batch(6), passes=1).mean().item() == pytest.approx(-4, abs=0.5)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["sdp", "fused"])
+@pytest.mark.parametrize("changes", FORMS, ids=["published", "improved"])
+def test_no_lengths_mean_no_padding(changes, fused):
+    if fused:
+        pytest.importorskip("triton")
+    made, (tokens, lengths) = model(**changes, layers=1), batch(5, 5)
+    if fused:
+        use_kernels(made)
+
+    def outcome(lengths):
+        logit = made(tokens, lengths, passes=2)
+        return logit, *torch.autograd.grad(logit.square().sum(), list(made.parameters()))
+
+    for a, b in zip(outcome(None), outcome(lengths), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
 def test_the_fused_kernel_changes_nothing():
     pytest.importorskip("triton")
     made, (tokens, lengths) = model(layers=1, rotary=True), batch(4, 2, side=5)

@@ -105,6 +105,15 @@ def test_every_stage_learns_and_only_joint_epochs_move_the_encoder(folder, tmp_p
     assert ranking(pairs.label, result.pooled.logit)["roc_auc"] > 0.8
 
 
+def test_the_rate_rises_then_falls():
+    from pairformer.training.loop import _cosine
+
+    rates = [_cosine(step, 0, 20, warmup=4) for step in range(20)]
+    assert rates[0] == pytest.approx(0.25)
+    assert rates[:4] == sorted(rates[:4])
+    assert rates[4:] == [_cosine(step, 0, 20) for step in range(4, 20)]
+
+
 @pytest.mark.parametrize("stop", [1, 3])
 def test_resume_gives_the_same_weights(tmp_path, stop):
     """A run stopped inside an epoch and taken up again ends where an unbroken one does, to the last bit."""

@@ -281,10 +281,10 @@ def _tables(summary: dict) -> list[str]:
         f"Means over {len(summary['folds'])} folds ({summary['folds_without_both_classes']} of them left out: one "
         f"class only), both classes weighing the same; chance is 0.5 for both areas. In brackets: 95 % of "
         f"{summary['n_resamples']} resamples of whole miRNAs. Within miRNA: ROC-AUC over {summary['comparisons']} "
-        f"pairs of rows that share one. {_number(100 * summary['coverage'], 1)} % of rows have a candidate.",
-        _table([*header, f"PR-AUC of {reference} minus this"], main),
+        f"pairs of rows that share one. {number(100 * summary['coverage'], 1)} % of rows have a candidate.",
+        table([*header, f"PR-AUC of {reference} minus this"], main),
         "## Probabilities, called positive from 0.5",
-        _table(["score", *(name.replace("_", " ") for name in DECISIONS)], probabilities),
+        table(["score", *(name.replace("_", " ") for name in DECISIONS)], probabilities),
         f"## {reference} by fold",
         _fold_table(summary),
         f"## Calibration of {reference}",
@@ -295,19 +295,19 @@ def _tables(summary: dict) -> list[str]:
 def _fold_table(summary: dict) -> str:
     areas = [summary["scores"][summary["reference"]]["metrics"][metric]["folds"] for metric in RANKING]
     rows = [
-        [fold["name"], str(fold["rows"]), str(fold["negatives"]), *map(_number, values)]
+        [fold["name"], str(fold["rows"]), str(fold["negatives"]), *map(number, values)]
         for fold, *values in zip(summary["folds"], *areas, strict=True)
     ]
-    return _table(["fold", "rows", "negatives", "PR-AUC", "ROC-AUC"], rows)
+    return table(["fold", "rows", "negatives", "PR-AUC", "ROC-AUC"], rows)
 
 
 def _calibration_tables(calibration: dict | None) -> list[str]:
     if calibration is None:
         return ["–"]
     stages = {name: calibration[name] for name in ("before", "after")}
-    figures = [[name, *(_number(part[m]) for m in ("brier", "calibration_error"))] for name, part in stages.items()]
+    figures = [[name, *(number(part[m]) for m in ("brier", "calibration_error"))] for name, part in stages.items()]
     bins = [
-        [name, _number(row["probability"]), _number(row["positives"]), str(row["rows"])]
+        [name, number(row["probability"]), number(row["positives"]), str(row["rows"])]
         for name, part in stages.items()
         for row in part["bins"]
     ]
@@ -315,8 +315,8 @@ def _calibration_tables(calibration: dict | None) -> list[str]:
     return [
         "Rows of all folds, before and after the logits of each fold are scaled by one number fitted on its "
         f"validation rows ({min(scales):.2f} to {max(scales):.2f}).",
-        _table(["", "Brier", "calibration error"], figures),
-        _table(["", "mean probability", "share of positives", "rows"], bins),
+        table(["", "Brier", "calibration error"], figures),
+        table(["", "mean probability", "share of positives", "rows"], bins),
     ]
 
 
@@ -386,7 +386,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
@@ -394,7 +394,7 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines) or "–"
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -403,9 +403,9 @@ def _pr_auc(item: tuple[str, dict]) -> float:
 
 
 def _mean(score: dict, metric: str) -> str:
-    return _number(score["metrics"].get(metric, {}).get("mean"))
+    return number(score["metrics"].get(metric, {}).get("mean"))
 
 
 def _span(figure: dict | None) -> str:
     """mean [low, high]"""
-    return "–" if figure is None else f"{_number(figure['mean'])} [{_number(figure['low'])}, {_number(figure['high'])}]"
+    return "–" if figure is None else f"{number(figure['mean'])} [{number(figure['low'])}, {number(figure['high'])}]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pairformer.bags import Candidates, padded_rows
@@ -19,7 +17,7 @@ from pairformer.models.additive import AdditiveHead
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
 from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.set_transformer import SetTransformer
-from pairformer.saved import read_model
+from pairformer.saved import load_weights, read_model, save_model
 from pairformer.selector import Selection, STSelector
 from pairformer.sites import select_sites
 
@@ -236,16 +234,7 @@ class PairFormer(nn.Module):
 
     def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
         """Write ``model.safetensors`` (half precision unless told) and ``config.json`` (config + metadata)."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        dtype = torch.float16 if half else torch.float32
-        weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, directory / "model.safetensors")
-        (directory / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
-        values = {"config": self.config.to_dict(), **(metadata or self.metadata)}
-        values.pop("model_sha256", None)  # of the files this model was read from
-        text = json.dumps(values, indent=2)
-        (directory / "config.json").write_text(text + "\n")
+        save_model(self, self.config, metadata or self.metadata, directory, half)
 
     @classmethod
     def load(cls, name_or_path: str | Path = "default") -> PairFormer:
@@ -258,16 +247,9 @@ class PairFormer(nn.Module):
             FileNotFoundError: the directory has no model.
             ValueError: a file is damaged, or weights and config disagree.
         """
-        config, metadata, arrays = read_model(name_or_path)
+        config, metadata, arrays = read_model(name_or_path, ModelConfig)
         model = cls(config)
-        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        found = {name: array.shape for name, array in arrays.items()}
-        if expected != found:
-            wrong = sorted(set(expected.items()) ^ set(found.items()))
-            raise ValueError(
-                f"model.safetensors must hold the arrays of config.json, got {wrong[0]}; in {name_or_path}"
-            )
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        load_weights(model, arrays, name_or_path)
         model.metadata = metadata
         return model.eval()
 

@@ -6,36 +6,48 @@ Source: RNAformer (arXiv 2307.10073), the workshop's form, as its code has it wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pairformer.config import FoldConfig, check
 from pairformer.models.set_transformer import sdp_attention
+from pairformer.saved import load_weights, read_model, save_model
 
-LETTERS = 5  # A C G U and N
+ALPHABET = "ACGUN"
+LETTERS = len(ALPHABET)
+TOKENS = 4_000  # bases of a batch
 
 
-def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor) -> Tensor:
+def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
     """softmax(query key^T / sqrt(D)) value along rows or columns, by PyTorch.
 
     Args:
         qkv: (B, L, L, 3, H, D).
         axis: "row": cell (i, j) attends the cells (i, .); "column": the cells (., j).
-        lengths: (B,) real rows and columns of each sample.
+        lengths: (B,) real rows and columns of each sample; None: all are.
 
     Returns:
-        (B, L, L, H, D); anything finite in padded cells.
+        (B, L, L, H, D); anything finite in padded cells. Computed in float32 on a CPU, where PyTorch's backward pass
+        of half precision takes five times as long.
     """
     side = qkv.shape[1]
     lines = qkv if axis == "row" else qkv.transpose(1, 2)
+    lines = lines.float() if lines.device.type == "cpu" else lines
     query, key, value = lines.flatten(0, 1).unbind(2)  # (B L, L, H, D) each
-    # A sample of no length attends to its first position, so that no softmax runs over nothing.
-    real = torch.arange(side, device=qkv.device) < lengths.clamp(min=1)[:, None]
-    out = sdp_attention(query, key, value, real.repeat_interleave(side, 0)).unflatten(0, lines.shape[:2])
-    return out if axis == "row" else out.transpose(1, 2)
+    mask = None
+    if lengths is not None:  # a sample of no length attends to its first position: no softmax runs over nothing
+        real = torch.arange(side, device=qkv.device) < lengths.clamp(min=1)[:, None]
+        mask = real.repeat_interleave(side, 0)
+    with torch.autocast("cpu", enabled=False):
+        out = sdp_attention(query, key, value, mask).unflatten(0, lines.shape[:2])
+    return (out if axis == "row" else out.transpose(1, 2)).to(qkv.dtype)
 
 
 class AxialAttention(nn.Module):
@@ -44,7 +56,7 @@ class AxialAttention(nn.Module):
     Source: RNAformer (arXiv 2307.10073), axial attention; biases everywhere, scale by head width.
     """
 
-    attention: Callable[[Tensor, str, Tensor], Tensor] = staticmethod(sdp_axial_attention)
+    attention: Callable[[Tensor, str, Tensor | None], Tensor] = staticmethod(sdp_axial_attention)
     """What attends; :func:`pairformer.kernels.use_kernels` puts the fused kernel here."""
 
     def __init__(self, config: FoldConfig, axis: str) -> None:
@@ -54,8 +66,8 @@ class AxialAttention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, latent: Tensor, lengths: Tensor) -> Tensor:
-        """latent (B, L, L, W), lengths (B,) -> (B, L, L, W)."""
+    def forward(self, latent: Tensor, lengths: Tensor | None) -> Tensor:
+        """latent (B, L, L, W), lengths (B,) or None for no padding -> (B, L, L, W)."""
         qkv = self.qkv(self.norm(latent)).unflatten(3, (3, self.heads, -1))  # (B, L, L, 3, H, W / H)
         if self.rotary:
             qkv = _rotated(qkv, self.axis)
@@ -74,8 +86,10 @@ class SquareNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, latent: Tensor, past: Tensor) -> Tensor:
-        """latent (B, L, L, W), past (B, L, L, 1) True = padding -> (B, L, L, W)."""
+    def forward(self, latent: Tensor, past: Tensor | None) -> Tensor:
+        """latent (B, L, L, W), past (B, L, L, 1) True = padding or None for none -> (B, L, L, W)."""
+        if past is None:
+            return F.group_norm(latent.permute(0, 3, 1, 2), 1, self.weight, self.bias).permute(0, 2, 3, 1)
         x = latent.float().masked_fill(past, 0.0)
         count = ((~past).sum((1, 2, 3), keepdim=True) * x.shape[3]).clamp(min=1)
         x = (x - x.sum((1, 2, 3), keepdim=True) / count).masked_fill(past, 0.0)
@@ -100,13 +114,12 @@ class Transition(nn.Module):
         self.each = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if separable else None
         self.out = nn.Conv2d(hidden, config.width, kernel, padding=padding)
 
-    def forward(self, latent: Tensor, past: Tensor) -> Tensor:
-        """latent (B, L, L, W), past (B, L, L, 1) True = padding -> (B, L, L, W)."""
+    def forward(self, latent: Tensor, past: Tensor | None) -> Tensor:
+        """latent (B, L, L, W), past (B, L, L, 1) True = padding or None for none -> (B, L, L, W)."""
         x = self.enter(self.norm(latent, past).permute(0, 3, 1, 2))  # (B, hidden, L, L)
-        past = past.permute(0, 3, 1, 2)
         if self.each is not None:
-            x = self.each(x.masked_fill(past, 0.0))
-        return self.out(F.silu(x).masked_fill(past, 0.0)).permute(0, 2, 3, 1)
+            x = self.each(_without(x, past))
+        return self.out(_without(F.silu(x), past)).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -123,8 +136,8 @@ class Block(nn.Module):
         self.attention_dropout = nn.Dropout(config.dropout / 2)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, latent: Tensor, lengths: Tensor, past: Tensor) -> Tensor:
-        """latent (B, L, L, W), lengths (B,), past (B, L, L, 1) True = padding -> (B, L, L, W)."""
+    def forward(self, latent: Tensor, lengths: Tensor | None, past: Tensor | None) -> Tensor:
+        """latent (B, L, L, W), lengths (B,), past (B, L, L, 1) True = padding, both None for none -> (B, L, L, W)."""
         latent = latent + self.attention_dropout(self.row(latent, lengths))
         latent = latent + self.attention_dropout(self.column(latent, lengths))
         return latent + self.dropout(self.transition(latent, past))
@@ -184,6 +197,7 @@ class RNAformer(nn.Module):
     def __init__(self, config: FoldConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or FoldConfig()
+        self.metadata: dict = {}
         self.embed = PairEmbedding(config)
         self.recycle = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -191,12 +205,12 @@ class RNAformer(nn.Module):
         self.head = nn.Linear(config.width, 2 if config.final_bias is None else 1, bias=config.final_bias is not None)
         self._initialise()
 
-    def forward(self, tokens: Tensor, lengths: Tensor, passes: int = 6) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, passes: int = 6) -> Tensor:
         """Pair logits after some passes over the stack, of which the last alone has gradients.
 
         Args:
             tokens: (B, L) integers, codes A0 C1 G2 U3 N4; past a sequence's length anything.
-            lengths: (B,) int32 or int64 on the device, 0 to L.
+            lengths: (B,) int32 or int64 on the device, 0 to L. None: all are L, and nothing is spent on padding.
             passes: 1 or more; published are 6, and 2 to 6 at random in training.
 
         Returns:
@@ -207,13 +221,17 @@ class RNAformer(nn.Module):
         """
         check(tokens.ndim == 2, "tokens", "have shape (B, L)", tuple(tokens.shape))
         check(not tokens.is_floating_point(), "tokens", "be integers", tokens.dtype)
-        check(lengths.shape == tokens.shape[:1], "lengths", f"have shape {(len(tokens),)}", tuple(lengths.shape))
+        if lengths is not None:
+            check(lengths.shape == tokens.shape[:1], "lengths", f"have shape {(len(tokens),)}", tuple(lengths.shape))
         check(passes >= 1, "passes", "be 1 or more", passes)
         if tokens.numel() == 0:  # PyTorch has no convolution of an empty square
             return torch.zeros(*tokens.shape, tokens.shape[1], device=tokens.device)
-        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (B, L)
-        past = ~(real[:, :, None] & real[:, None, :])[..., None]  # (B, L, L, 1)
-        start = self.embed(tokens.long().masked_fill(~real, 0))  # (B, L, L, W)
+        tokens, past = tokens.long(), None
+        if lengths is not None:
+            real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (B, L)
+            past = ~(real[:, :, None] & real[:, None, :])[..., None]  # (B, L, L, 1)
+            tokens = tokens.masked_fill(~real, 0)
+        start = self.embed(tokens)  # (B, L, L, W)
         latent = torch.zeros_like(start)
         with torch.no_grad():
             for _ in range(passes - 1):
@@ -222,9 +240,30 @@ class RNAformer(nn.Module):
         logit = logit[..., 0] if self.config.final_bias is not None else logit[..., 1] - logit[..., 0]
         if self.config.symmetric:
             logit = (logit + logit.transpose(1, 2)) / 2
-        return logit.masked_fill(past[..., 0], 0.0)
+        return logit if past is None else logit.masked_fill(past[..., 0], 0.0)
 
-    def _stack(self, start: Tensor, latent: Tensor, lengths: Tensor, past: Tensor) -> Tensor:
+    def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
+        """Write ``model.safetensors`` (half precision unless told) and ``config.json`` (config + metadata)."""
+        save_model(self, self.config, metadata or self.metadata, directory, half)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = "fold") -> RNAformer:
+        """Read a saved model, in float32 and evaluation mode.
+
+        Args:
+            name_or_path: "fold" for the weights shipped with the package, or a directory.
+
+        Raises:
+            FileNotFoundError: the directory has no model.
+            ValueError: a file is damaged, or weights and config disagree.
+        """
+        config, metadata, arrays = read_model(name_or_path, FoldConfig)
+        model = cls(config)
+        load_weights(model, arrays, name_or_path)
+        model.metadata = metadata
+        return model.eval()
+
+    def _stack(self, start: Tensor, latent: Tensor, lengths: Tensor | None, past: Tensor | None) -> Tensor:
         """One pass; ``latent`` is the previous one's, 0 for the first."""
         latent = start + self.recycle(latent)
         for block in self.blocks:
@@ -243,6 +282,11 @@ class RNAformer(nn.Module):
                 module.out.weight.data /= math.sqrt(2 * self.config.layers)
         if self.config.final_bias is not None:
             nn.init.constant_(self.head.bias, self.config.final_bias)
+
+
+def _without(x: Tensor, past: Tensor | None) -> Tensor:
+    """x (B, C, L, L) with padded cells 0; past (B, L, L, 1) True = padding, None for none."""
+    return x if past is None else x.masked_fill(past.permute(0, 3, 1, 2), 0.0)
 
 
 def distance_bucket(distance: Tensor, buckets: int, farthest: int) -> Tensor:
@@ -295,6 +339,57 @@ def fold_loss(
     count = kept.sum((1, 2))  # (B,)
     mean = cell.masked_fill(~kept, 0.0).sum((1, 2)) / count.clamp(min=1)
     return mean.sum() / (count > 0).sum().clamp(min=1)
+
+
+def encode(sequences: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Codes (B, L) int64, A0 C1 G2 U3 and N4, also past a sequence's length, and lengths (B,) int64."""
+    codes = np.full(256, 4, np.int64)
+    codes[list(ALPHABET.encode())] = range(LETTERS)
+    tokens = np.full((len(sequences), max(map(len, sequences), default=0)), 4, np.int64)
+    for row, sequence in zip(tokens, sequences, strict=True):
+        row[: len(sequence)] = codes[np.frombuffer(sequence.encode(), np.uint8)]
+    return torch.from_numpy(tokens), torch.tensor([len(sequence) for sequence in sequences])
+
+
+def pair_probabilities(
+    model: RNAformer, sequences: Sequence[str], passes: int, threads: int = 1, half: bool = False
+) -> list[NDArray[np.float32]]:
+    """Symmetric (L, L) float32 for each sequence, of letters ACGUN, in one piece each.
+
+    Args:
+        model: on any device.
+        sequences: folded in batches of equal length, of which every thread takes one at a time on a CPU.
+        passes: over the stack.
+        threads: used on a CPU.
+        half: Whether matrix products and convolutions run in bfloat16.
+    """
+    device = next(model.parameters()).device
+    found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(sequences)
+
+    def run(rows: NDArray[np.int64]) -> None:
+        tokens = encode([sequences[row] for row in rows])[0].to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            probability = torch.sigmoid(model(tokens, None, passes))
+        probability = (probability + probability.transpose(1, 2)) / 2
+        for row, matrix in zip(rows, probability.cpu().numpy(), strict=True):
+            found[row] = matrix
+
+    batches = list(_of_one_length(np.array([len(sequence) for sequence in sequences], np.int64)))
+    if device.type != "cpu" or threads == 1:
+        for rows in batches:
+            run(rows)
+    else:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(run, batches))
+    return found
+
+
+def _of_one_length(length: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows of equal length, at most ``TOKENS`` bases together."""
+    for size in np.unique(length):
+        rows = np.flatnonzero(length == size)
+        count = max(1, TOKENS // max(1, size))
+        yield from np.split(rows, range(count, len(rows), count))
 
 
 def _rotated(qkv: Tensor, axis: str) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from pairformer.config import AggregatorConfig
 
 
-def sdp_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(query key^T / sqrt(D)) value by PyTorch: (B, Q, H, D), (B, K, H, D) twice, (B, K) True = real."""
+def sdp_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value by PyTorch: (B, Q, H, D), (B, K, H, D) twice, (B, K) True = real or None."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout).transpose(1, 2)
+    mask = None if mask is None else mask[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2)
 
 
 class MAB(nn.Module):

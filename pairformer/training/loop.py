@@ -33,7 +33,9 @@ def fit(
     rng_seed: int,
     validate: Validate | None = None,
     joint: nn.Module | None = None,
-) -> None:
+    warmup: int = 0,
+    seconds: float = math.inf,
+) -> bool:
     """Train ``module`` in place; at the end it holds the averaged weights of the last epoch, or of the best.
 
     Every epoch draws its order and dropout from (rng_seed, stage, epoch), so a run that was stopped and
@@ -48,8 +50,13 @@ def fit(
         run_dir: created where needed; a checkpoint in it is resumed.
         rng_seed: of this run.
         validate: metrics of the averaged weights after each epoch; the epoch with the best "pr_auc" is kept, the
-            earlier of equal ones. None: the last epoch is kept.
+            earlier of equal ones. Without that figure, or None: the last epoch is kept.
         joint: part of ``module`` trained in the last ``config.joint_epochs`` only.
+        warmup: steps over which the learning rate rises to its peak.
+        seconds: the epoch in which they run out is the last of this call; the next takes up what is left.
+
+    Returns:
+        Whether all epochs are done; only then does ``module`` hold the averaged weights.
 
     Raises:
         ValueError: there are no rows.
@@ -75,11 +82,12 @@ def fit(
     begins = [begin for begin, group in zip((0, 0, begin_joint), groups, strict=True) if group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        [lambda s, begin=begin: _cosine(s, begin, total) for begin in begins],  # type: ignore[misc]
+        [lambda s, begin=begin: _cosine(s, begin, total, warmup) for begin in begins],  # type: ignore[misc]
     )
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
     best: dict = {}
     done = _resume(run_dir / f"{stage}.pt", module, optimizer, schedule, average, best)
+    started = time.perf_counter()
     for epoch in range(done, config.epochs):
         seed = [rng_seed, zlib.crc32(stage.encode()), epoch]
         order = np.random.default_rng(seed).permutation(n_rows)
@@ -91,6 +99,8 @@ def fit(
         batches = np.array_split(order, per_epoch)
         losses: list[float] = []
         began = time.perf_counter()
+        if epoch > done and began - started > seconds:
+            return False
         with click.progressbar(batches, label=f"{stage} epoch {epoch + 1}/{config.epochs}", file=sys.stderr) as bar:
             for rows in bar:
                 optimizer.zero_grad(set_to_none=True)
@@ -105,7 +115,7 @@ def fit(
         record |= {"seconds": round(time.perf_counter() - began, 1)}
         if validate is not None:
             metrics = _with_average(module, average, validate)
-            if metrics["pr_auc"] > best.get("pr_auc", -1.0):
+            if metrics.get("pr_auc", -1.0) > best.get("pr_auc", -1.0):
                 best = {"pr_auc": metrics["pr_auc"], "average": {n: value.clone() for n, value in average.items()}}
             record |= {name: round(value, 4) for name, value in metrics.items()}
         with (run_dir / "log.jsonl").open("a") as log:
@@ -114,13 +124,16 @@ def fit(
         _checkpoint(run_dir / f"{stage}.pt", module, optimizer, schedule, average, best, epoch + 1)
     module.load_state_dict(best.get("average", average))
     module.requires_grad_(True).eval()
+    return True
 
 
-def _cosine(step: int, begin: int, end: int) -> float:
-    """Multiplier of the learning rate: 1 at ``begin``, 0 at ``end``, 0 before."""
+def _cosine(step: int, begin: int, end: int, warmup: int = 0) -> float:
+    """Multiplier of the learning rate: 1 at ``begin``, 0 at ``end``, 0 before; less in the first steps of all."""
     if step < begin or end <= begin:
         return 0.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - begin) / (end - begin))))
+    return (
+        min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - begin) / (end - begin))))
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,207 @@
+"""Structure models by protocol: F1 beside RNAfold and published predictions on the same RNAs, with paired intervals."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import pairformer
+from pairformer.config import check
+from pairformer.evaluation.report import number, table, write
+from pairformer.fold import Folder
+from pairformer.folding import matches
+from pairformer.metrics import interval
+from pairformer.structures import TEST, Structures, known, load_known, read_parquet, rnafold
+
+RELABELLED, NEW, PEERS = "rna/ts0_rfam_relabel.parquet", "rna/bprna_new.parquet", "rna/ts0_peer_f1.csv"
+CANONICAL = {"AU", "UA", "CG", "GC", "GU", "UG"}
+TRUTHS = ("all pairs", "canonical nested")
+
+
+@dataclass(frozen=True)
+class StructureProtocol:
+    """RNAs of known structure, and what is worth knowing of them."""
+
+    statement: str
+    rows: Callable[[Path], Structures]
+    warning: str = ""
+
+
+def _test_set(folder: Path, split: str, name: str) -> Structures:
+    return known((row for row in read_parquet(folder / TEST) if row["split"] == split), name)
+
+
+PROTOCOLS = {
+    "ts0": StructureProtocol(
+        "TS0 of bpRNA, labels as released.",
+        lambda folder: _test_set(folder, "bprna_ts0", "bprna_id"),
+        "TS0 shares RNA families with every training set for it, and about 7 % of its labels are shifted by a base.",
+    ),
+    "ts0-rfam": StructureProtocol(
+        "TS0's RNAs that are Rfam 14.2 seeds, with the family's consensus as the label.",
+        lambda folder: known(read_parquet(folder / RELABELLED), "bprna_id", "rfam_acc", "pairs_rfam142"),
+        "TS0 shares RNA families with every training set for it.",
+    ),
+    "synthetic": StructureProtocol(
+        "RNAformer's synthetic test set: the labels are RNAfold's structures of least free energy.",
+        lambda folder: _test_set(folder, "synthetic_test", "source_id"),
+        "RNAfold made the labels, so its own F1 is 1: this is how well it is imitated.",
+    ),
+    "bprna-new": StructureProtocol(
+        "bpRNA-new: families that joined Rfam after those trained on; labels projected from Rfam 14.2.",
+        lambda folder: known(read_parquet(folder / NEW), "id", "rfam_acc"),
+    ),
+}
+
+
+def evaluate_structure(
+    name: str, folder: Path, out: Path, model: str | Path = "fold", passes: int | None = None, device: str = "auto",
+    threads: int = 0, n_resamples: int = 1000,
+) -> dict:  # fmt: skip
+    """Fold the RNAs of a protocol; write ``report.json``, ``report.md`` and ``rnas.tsv``.
+
+    F1 counts pairs of one RNA, (i, j) alone or as good as a pair one base away; macro is the mean over RNAs, micro is
+    of all pairs together. The truth is all labelled pairs, or those of AU, GC and GU without the ones that cross:
+    the pair that crosses most others goes first. Predictions are the same for all of them.
+
+    Args:
+        name: one of ``PROTOCOLS``.
+        folder: data folder.
+        out: made where there is none.
+        model, passes, device, threads: see :func:`pairformer.fold`.
+        n_resamples: of the RNAs, for intervals.
+
+    Returns:
+        The report. ``summary[group][predictor]``: ``n``, and for each truth, ``macro``, ``micro``, ``slip_macro`` and
+        ``slip_micro``; of other predictors ``difference``: the model's macro F1 on all pairs less theirs on the same
+        RNAs, with 95 % interval.
+    """
+    check(name in PROTOCOLS, "protocol", f"be one of {', '.join(PROTOCOLS)}", repr(name))
+    protocol = PROTOCOLS[name]
+    rows = protocol.rows(folder)
+    folder_of_model = Folder(model, passes, device=device, threads=threads)
+    began = time.perf_counter()
+    order = np.argsort(rows.length, kind="stable")  # windows of one length share batches
+    folds = folder_of_model.fold(rows.sequence[order].tolist())
+    predicted = {"model": [folds[place].pairs for place in np.argsort(order)]}
+    seconds = time.perf_counter() - began
+    if importlib.util.find_spec("RNA"):
+        predicted["RNAfold"] = list(rnafold(rows.sequence.tolist(), folder_of_model.threads, False).pairs)
+    truths = dict(zip(TRUTHS, (rows.pairs.tolist(), [*map(canonical_nested, rows.sequence, rows.pairs)]), strict=True))
+    counts = {
+        key: {(truth, slip): np.array([matches(p, t, slip) for p, t in zip(pairs, true, strict=True)])
+              for truth, true in truths.items() for slip in (0, 1)}
+        for key, pairs in predicted.items()
+    }  # fmt: skip
+    score = {key: _f1(found[TRUTHS[0], 0]) for key, found in counts.items()}
+    if name == "ts0" and (folder / PEERS).is_file():
+        score |= _peers(folder / PEERS, rows)
+    window = folder_of_model.window
+    groups = {"all": rows.length > 0, f"up to {window} nt": rows.length <= window, "longer": rows.length > window}
+    draws = np.random.default_rng(2020)
+    summary = {
+        group: {key: _figures(counts.get(key), score[key], score["model"], mask, draws, n_resamples) for key in score}
+        for group, mask in groups.items() if mask.any()
+    }  # fmt: skip
+    trained = set(load_known(folder).sequence.tolist())
+    same = sum(sequence in trained for sequence in rows.sequence)
+    report: dict = {
+        "protocol": name,
+        "statement": protocol.statement,
+        "run": {
+            "command": shlex.join(["pairformer", *sys.argv[1:]]),
+            "model": f"{model} (sha256 {folder_of_model.model.metadata['model_sha256'][:12]})",
+            "passes": folder_of_model.passes,
+            "threshold": folder_of_model.threshold,
+            "versions": f"pairformer {pairformer.__version__}, torch {torch.__version__}",
+            "machine": f"{platform.machine()}, {folder_of_model.threads} threads",
+            "seconds": round(seconds),
+        },
+        "audit": [
+            f"{same} of {len(rows)} sequences stand letter for letter in the training pool",
+            f"longer sequences are folded in windows of {window} bases",
+        ],
+        "summary": summary,
+    }
+    if protocol.warning:
+        report["warning"] = protocol.warning
+    write(report, [], out, tables=[_group_table(group, scores) for group, scores in summary.items()])
+    lines = ["\t".join(["name", "length", *score])]
+    lines += ["\t".join([str(n), str(length), *(f"{value:.4f}" for value in values)])
+              for n, length, *values in zip(rows.name, rows.length, *score.values(), strict=True)]  # fmt: skip
+    (out / "rnas.tsv").write_text("\n".join(lines) + "\n")
+    click.echo(f"{name}: {len(rows)} RNAs folded in {seconds:.0f} s", err=True)
+    return report
+
+
+def canonical_nested(sequence: str, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs AU, GC and GU of which none cross or share a base: the one that conflicts with most others goes first."""
+    kept = np.array([pair for pair in pairs if sequence[pair[0]] + sequence[pair[1]] in CANONICAL], np.int64)
+    kept = kept.reshape(-1, 2)
+    i, j = kept.T[:, :, None], kept.T[:, None]  # (2, N, 1) and (2, 1, N)
+    crosses = (i[0] < j[0]) & (j[0] < i[1]) & (i[1] < j[1])
+    shares = (i[0] == j[0]) | (i[0] == j[1]) | (i[1] == j[0]) | (i[1] == j[1])
+    conflict = (crosses | crosses.T | shares) & ~np.eye(len(kept), dtype=bool)
+    while conflict.any():
+        stays = np.arange(len(kept)) != len(kept) - 1 - np.argmax(conflict.sum(0)[::-1])  # of equals the last
+        kept, conflict = kept[stays], conflict[np.ix_(stays, stays)]
+    return kept
+
+
+def _f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(B, 4) of :func:`pairformer.folding.matches` -> (B,)."""
+    precise, predicted, recalled, true = counts.T.astype(float)
+    precision, recall = precise / np.maximum(predicted, 1), recalled / np.maximum(true, 1)
+    found = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return np.where((predicted == 0) & (true == 0), 1.0, found)
+
+
+def _figures(counts, score, own, mask, rng, n_resamples) -> dict:
+    """Figures of one predictor on some RNAs."""
+    there = mask & ~np.isnan(score)
+    figures: dict = {"n": int(there.sum())}
+    for truth in TRUTHS if counts else TRUTHS[:1]:
+        named = figures.setdefault(truth, {"macro": float(score[there].mean())})
+        for slip in (0, 1) if counts else ():
+            found, kind = counts[truth, slip][there], "slip_" * slip
+            named[f"{kind}macro"] = float(_f1(found).mean())
+            named[f"{kind}micro"] = float(_f1(found.sum(0, keepdims=True))[0])
+    if score is not own:
+        gain = (own - score)[there]
+        means = gain[rng.integers(len(gain), size=(n_resamples, len(gain)))].mean(1)
+        figures["difference"] = dict(zip(("mean", "low", "high"), (float(gain.mean()), *interval(means)), strict=True))
+    return figures
+
+
+def _peers(path: Path, rows: Structures) -> dict[str, NDArray[np.float64]]:
+    """Published per-sequence F1 by method, NaN where a method has none; its own run of RNAfold is left out."""
+    with path.open() as file:
+        found = {row["bprna_id"]: row for row in csv.DictReader(file)}
+    methods = [name for name in next(iter(found.values())) if name not in ("bprna_id", "RNAfold")]
+    return {name: np.array([float(found.get(rna, {}).get(name) or "nan") for rna in rows.name]) for name in methods}
+
+
+def _group_table(group: str, scores: dict) -> str:
+    header = ["predictor", "RNAs", "macro F1", "micro F1", "one base off allowed: macro", "micro",
+              "canonical nested truth: macro", "micro", "model's macro F1 less this [95 %]"]  # fmt: skip
+    lines = []
+    for name, figures in sorted(scores.items(), key=lambda item: -item[1][TRUTHS[0]]["macro"]):
+        strict, nested = figures[TRUTHS[0]], figures.get(TRUTHS[1], {})
+        cells = [strict.get(key) for key in ("macro", "micro", "slip_macro", "slip_micro")]
+        cells += [nested.get("macro"), nested.get("micro")]
+        gain = figures.get("difference")
+        text = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else "–"
+        lines.append([f"**{name}**" if name == "model" else name, str(figures["n"]), *map(number, cells), text])
+    return f"## {group.capitalize()}\n\n{table(header, lines)}"

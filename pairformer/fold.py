@@ -1,0 +1,229 @@
+"""``pairformer.fold``: sequences in, secondary structures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pairformer import _core
+from pairformer.config import check
+from pairformer.folding import METHODS, dot_bracket, matching
+
+Item = TypeVar("Item")
+GROUP = 100_000  # bases folded before their results are put together: bounds memory whatever their number
+FAINT = 0.001  # a pair of less probability is not kept
+AMBIGUOUS = str.maketrans("TRYSWKMBDHV", "UNNNNNNNNNN")
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Secondary structure of one sequence; positions count from 0."""
+
+    sequence: str
+    """Letters ACGUN, as they were read."""
+    pairs: NDArray[np.int64]
+    """(N, 2) base pairs, i < j, in ascending order."""
+    structure: str
+    """Dot-bracket of L letters, by :func:`pairformer.folding.dot_bracket`; with method "raw" of the pairs that
+    "matching" would draw."""
+    unpaired: NDArray[np.float32]
+    """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1."""
+    possible: NDArray[np.int64]
+    """(M, 2) pairs of probability 0.001 and more, i < j, in ascending order."""
+    probability: NDArray[np.float32]
+    """(M,) theirs."""
+    message: str | None = None
+    """Why there is nothing; None for a sequence that was folded."""
+
+    def matrix(self) -> NDArray[np.float32]:
+        """(L, L) symmetric pair probabilities, those under 0.001 as 0."""
+        full = np.zeros((len(self.sequence),) * 2, np.float32)
+        i, j = self.possible.T
+        full[i, j] = full[j, i] = self.probability
+        return full
+
+    def svg(self) -> str:
+        """Arc diagram: the letters in a row, an arc over each pair, darker where the pair is more probable."""
+        step, margin = 10, 12
+        reach = max((int(j - i) for i, j in self.pairs), default=0) * step / 2
+        width, base = len(self.sequence) * step + 2 * margin, reach + margin
+        place = dict(zip(map(tuple, self.possible.tolist()), self.probability.tolist(), strict=True))
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{base + 2 * margin:g}" '
+            'font-family="monospace" font-size="10" text-anchor="middle">'
+        ]
+        for i, j in self.pairs.tolist():
+            left, right, radius = margin + i * step, margin + j * step, (j - i) * step / 2
+            parts.append(
+                f'<path d="M{left} {base:g}A{radius:g} {radius:g} 0 0 1 {right} {base:g}" fill="none" '
+                f'stroke="#1f4e79" stroke-opacity="{0.2 + 0.8 * place[i, j]:.2f}"><title>{i + 1}-{j + 1} '
+                f"{place[i, j]:.3f}</title></path>"
+            )
+        parts += [
+            f'<text x="{margin + at * step}" y="{base + margin:g}">{letter}</text>'
+            for at, letter in enumerate(self.sequence)
+        ]
+        return "\n".join([*parts, "</svg>\n"])
+
+
+def fold(
+    sequence: str | Sequence[str],
+    *,
+    model: str | Path = "fold",
+    passes: int | None = None,
+    threshold: float | None = None,
+    method: str = "matching",
+    min_loop: int = 3,
+    device: str = "auto",
+    threads: int = 0,
+) -> Fold | list[Fold]:
+    """Secondary structure of an RNA, by RNAformer.
+
+    A sequence longer than the model's ``max_length`` W is folded in windows of W bases, one every W / 2 and one that
+    ends with the sequence. The probability of a pair is its mean over the windows that hold both bases, and 0 where
+    none does.
+
+    Args:
+        sequence: letters ACGU, any case, T read as U, N and other ambiguity codes as N; or a list of them.
+        model: "fold" for the weights shipped with the package, or a directory written by ``RNAformer.save``.
+        passes: over the stack; None for the model's own number.
+        threshold: a pair is drawn if its probability is above, at least 0.001; None for the model's own.
+        method, min_loop: see :func:`pairformer.folding.decode`.
+        device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
+        threads: 0 for all this process may use; on a CPU.
+
+    Returns:
+        Fold, or a list of them. An empty sequence has an empty Fold. In a list an invalid sequence keeps its place,
+        with nothing but a message.
+
+    Raises:
+        ValueError: an invalid single sequence, a setting out of range, or a damaged model.
+        FileNotFoundError: no such model.
+
+    Source: RNAformer (arXiv 2307.10073), inference; windows and matching are not published.
+    """
+    folder = Folder(model, passes, threshold, method, min_loop, device, threads)
+    found = folder.fold([sequence] if isinstance(sequence, str) else sequence)
+    if not isinstance(sequence, str):
+        return found
+    if found[0].message is not None:
+        raise ValueError(found[0].message)
+    return found[0]
+
+
+class Folder:
+    """A loaded structure model and its settings, for folding many batches; see :func:`fold` for the arguments."""
+
+    def __init__(
+        self,
+        model: str | Path = "fold",
+        passes: int | None = None,
+        threshold: float | None = None,
+        method: str = "matching",
+        min_loop: int = 3,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        import torch
+
+        from pairformer.engines import check_device
+        from pairformer.models import RNAformer
+
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        check_device(device, "auto, cpu or one PyTorch finds here")
+        self.model = RNAformer.load(model).to(device)
+        config = self.model.config
+        self.passes = config.passes if passes is None else passes
+        self.threshold = config.threshold if threshold is None else threshold
+        self.method, self.min_loop, self.window = method, min_loop, config.max_length
+        self.threads = min(threads, _core.available_threads()) or _core.available_threads()
+        check(self.passes >= 1, "passes", "be 1 or more", self.passes)
+        check(FAINT <= self.threshold <= 1, "threshold", f"be in [{FAINT}, 1]", self.threshold)
+        check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
+        check(min_loop >= 0, "min_loop", "be 0 or more", min_loop)
+        check(threads >= 0, "threads", "be 0 (all) or more", threads)
+
+    def fold(self, sequences: Sequence[str]) -> list[Fold]:
+        """Fold sequences; invalid ones keep their place."""
+        read = [sequence.upper().translate(AMBIGUOUS) for sequence in sequences]
+        faults = [sequence_fault(sequence) for sequence in read]
+        valid = [sequence for sequence, fault in zip(read, faults, strict=True) if fault is None]
+        found = (result for group in in_groups(valid, str) for result in self._fold(group))
+        nothing = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
+        return [
+            next(found) if fault is None else Fold("", nothing[0], "", nothing[1], *nothing, fault) for fault in faults
+        ]
+
+    def _fold(self, sequences: list[str]) -> Iterator[Fold]:
+        from pairformer.models.rnaformer import pair_probabilities
+
+        begins = [_windows(len(sequence), self.window) for sequence in sequences]
+        pieces = [
+            sequence[begin : begin + self.window]
+            for sequence, at in zip(sequences, begins, strict=True)
+            for begin in at
+        ]
+        found = iter(pair_probabilities(self.model, pieces, self.passes, self.threads))
+        for sequence, at in zip(sequences, begins, strict=True):
+            length, reach = len(sequence), min(len(sequence), self.window)
+            total = np.zeros((length, max(1, reach)), np.float32)  # [i, j - i]
+            count = np.zeros_like(total)
+            i, j = np.triu_indices(reach, 1)
+            for begin in at:
+                total[begin + i, j - i] += next(found)[i, j]
+                count[begin + i, j - i] += 1
+            total /= np.maximum(count, 1)
+            yield self._decoded(sequence, total)
+
+    def _decoded(self, sequence: str, band: NDArray[np.float32]) -> Fold:
+        possible = np.argwhere(band >= FAINT)
+        possible[:, 1] += possible[:, 0]
+        probability = band[band >= FAINT]
+        i, ahead = np.nonzero(band)
+        sums = np.bincount(i, band[i, ahead], len(sequence)) + np.bincount(i + ahead, band[i, ahead], len(sequence))
+        drawn = (probability > self.threshold) & (np.diff(possible)[:, 0] > self.min_loop)
+        matched = matching(possible[drawn], probability[drawn])
+        structure, message = "", None
+        try:
+            structure = dot_bracket(matched, len(sequence))
+        except ValueError as error:  # more crossings than kinds of brackets
+            message = str(error)
+        return Fold(
+            sequence, matched if self.method == "matching" else possible[drawn], structure,
+            np.clip(1 - sums, 0, 1).astype(np.float32), possible, probability, message,
+        )  # fmt: skip
+
+
+def sequence_fault(sequence: str) -> str | None:
+    """Why a sequence in capital letters cannot be folded; None if it can."""
+    strange = next((at for at, letter in enumerate(sequence) if letter not in "ACGUN"), None)
+    if strange is None:
+        return None
+    return f"sequence must hold letters of the IUPAC nucleic acid code, got {sequence[strange]!r} at {strange + 1}"
+
+
+def _windows(length: int, window: int) -> list[int]:
+    """Where windows begin that cover a sequence: one every half window, the last ends with it."""
+    if length <= window:
+        return [0] if length else []
+    return [*range(0, length - window, max(1, window // 2)), length - window]
+
+
+def in_groups(records: Iterable[Item], sequence: Callable[[Item], str]) -> Iterator[list[Item]]:
+    """Records, as many at a time as have 100,000 bases together, but one at the least."""
+    group: list[Item] = []
+    bases = 0
+    for record in records:
+        length = len(sequence(record))
+        if group and bases + length > GROUP:
+            yield group
+            group, bases = [], 0
+        group.append(record)
+        bases += length
+    if group:
+        yield group

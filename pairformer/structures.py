@@ -1,0 +1,185 @@
+"""RNAs of known secondary structure: sequences, base pairs, families; and those a thermodynamic model folds."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import multiprocessing
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BPRNA, RFAM, TEST = "rna/bprna1m90.parquet", "rna/rfam142_seed.parquet", "rna/rnaformer_test_sets.parquet"
+FAINT = 0.01  # a teacher's pair of less probability is left out
+
+
+@dataclass(frozen=True, eq=False)
+class Structures:
+    """RNAs and their base pairs, row by row."""
+
+    name: NDArray[np.object_]
+    family: NDArray[np.object_]
+    """Rfam accession; where there is none, the name."""
+    sequence: NDArray[np.object_]
+    """Letters ACGUN."""
+    pairs: NDArray[np.object_]
+    """(N, 2) int64 each, i < j, from 0."""
+    probability: NDArray[np.object_]
+    """(N,) float32 each; 1 where the structure is known."""
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    def take(self, rows: NDArray) -> Structures:
+        """Rows by number or mask."""
+        return Structures(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def sha256(self) -> str:
+        """Of sequences, families and pairs, row by row."""
+        digest = hashlib.sha256()
+        for sequence, family, pairs in zip(self.sequence, self.family, self.pairs, strict=True):
+            digest.update(f"{sequence}\n{family}\n{len(pairs)}\n".encode() + pairs.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """(B,) bases of each."""
+        return np.array([len(sequence) for sequence in self.sequence], np.int64)
+
+
+def known(rows: Iterable[dict[str, Any]], name: str, family: str = "", pairs: str = "pairs") -> Structures:
+    """Structures of table rows with pairs written "i-j i-j ..."; of equal sequences the first."""
+    first: dict[str, tuple[str, str, str]] = {}
+    for row in rows:
+        first.setdefault(row["sequence"], (row[name], (family and row[family]) or row[name], row[pairs] or ""))
+    found = [_pairs(text) for _, _, text in first.values()]
+    return Structures(
+        _objects(name for name, _, _ in first.values()),
+        _objects(family for _, family, _ in first.values()),
+        _objects(first),
+        _objects(found),
+        _objects(np.ones(len(part), np.float32) for part in found),
+    )
+
+
+def load_known(folder: Path, max_length: int = 500) -> Structures:
+    """Structures to train on, none of TS0's or near them.
+
+    They are bpRNA-1m(90) without its splits VL0 and TS0, and the Rfam 14.2 seeds of families older than bpRNA-new, both
+    without what is near TS0 or a PDB structure. Of equal sequences bpRNA's stays, with all its pairs where some copy
+    has them. Four in five of VL0's sequences are seeds too, so it is no validation set for these.
+
+    Args:
+        folder: with ``rna/bprna1m90.parquet`` and ``rna/rfam142_seed.parquet``.
+        max_length: Longer ones are left out, as are those without a pair.
+    """
+
+    def usable(row: dict[str, Any]) -> bool:
+        return row["length"] <= max_length and bool(row["pairs"]) and not (row["near_ts0"] or row["near_pdb"])
+
+    bprna = sorted(read_parquet(folder / BPRNA), key=lambda row: row["label_kind"] != "full")
+    rfam = [{**row, "bprna_id": row["seq_name"]} for row in read_parquet(folder / RFAM)]
+    pool = [row for row in bprna if usable(row) and row["split"] not in ("TS0", "VL0")]
+    pool += [row for row in rfam if usable(row) and not row["new_family"]]
+    return known(pool, "bprna_id", "rfam_acc")
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table; the extra ``fold`` brings the reader."""
+    from pyarrow.parquet import read_table
+
+    return read_table(path).to_pylist()
+
+
+def teacher_sequences(
+    pool: Structures, utrs: list[str], count: int, max_length: int, rng: np.random.Generator
+) -> list[str]:
+    """Sequences to fold: windows of 3'UTRs, and as many RNAs of the pool read backwards.
+
+    An RNA read backwards has the same letters and stems but belongs to no family, so that what the teacher says of it
+    contradicts no known structure.
+    """
+    reversed_rows = rng.choice(len(pool), count - count // 2 if utrs else count)
+    sequences = [str(pool.sequence[row])[::-1] for row in reversed_rows]
+    sequences = [sequence[:max_length] for sequence in sequences]
+    long_enough = [utr for utr in utrs if len(utr) > max_length]
+    weight = np.array([len(utr) for utr in long_enough], float)
+    for at in rng.choice(len(long_enough), count // 2, p=weight / weight.sum()) if long_enough else ():
+        length = int(rng.integers(max_length // 2, max_length + 1))
+        begin = int(rng.integers(len(long_enough[at]) - length + 1))
+        sequences.append(long_enough[at][begin : begin + length])
+    return sequences
+
+
+def rnafold(sequences: list[str], processes: int = 1, probabilities: bool = True) -> Structures:
+    """What ViennaRNA's RNAfold makes of sequences: pair probabilities of 0.01 and more, or the MFE structure alone.
+
+    Raises:
+        ModuleNotFoundError: ViennaRNA is not installed; the extra ``fold`` brings it.
+    """
+    import RNA  # noqa: F401  # told here, not in a process of its own
+
+    names = _objects(str(number) for number in range(len(sequences)))
+    if processes > 1:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            folded = pool.map(_probabilities if probabilities else _mfe, sequences, chunksize=64)
+    else:
+        folded = [(_probabilities if probabilities else _mfe)(sequence) for sequence in sequences]
+    return Structures(names, names, _objects(sequences), _objects(p for p, _ in folded), _objects(v for _, v in folded))
+
+
+def save_structures(structures: Structures, out: Any) -> None:
+    """Write structures to an open file; :func:`read_structures` reads them."""
+    ends = np.cumsum([0, *(len(part) for part in structures.pairs)])
+    pairs = np.concatenate([np.empty((0, 2), np.int64), *structures.pairs]).astype(np.uint16)
+    probability = np.concatenate([np.empty(0, np.float32), *structures.probability]).astype(np.float16)
+    text: dict[str, Any] = {name: getattr(structures, name).astype(str) for name in ("name", "family", "sequence")}
+    np.savez_compressed(out, ends=ends, pairs=pairs, probability=probability, **text)
+
+
+def read_structures(path: Path) -> Structures:
+    """Inverse of :func:`save_structures`, probabilities rounded to half precision."""
+    with np.load(path) as file:
+        ends = file["ends"]
+        name, family, sequence = (file[column].astype(object) for column in ("name", "family", "sequence"))
+        pairs, probability = file["pairs"].astype(np.int64), file["probability"].astype(np.float32)
+    spans = [slice(*span) for span in itertools.pairwise(ends)]
+    parts = (_objects(column[span] for span in spans) for column in (pairs, probability))
+    return Structures(name, family, sequence, *parts)
+
+
+def _probabilities(sequence: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    import RNA
+
+    fold = RNA.fold_compound(sequence)
+    fold.exp_params_rescale(fold.mfe()[1])
+    fold.pf()
+    matrix = np.array(fold.bpp(), np.float32)[1:, 1:]  # upper triangle, counted from 1
+    pairs = np.argwhere(matrix >= FAINT)
+    return pairs, matrix[tuple(pairs.T)]
+
+
+def _mfe(sequence: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    import RNA
+
+    from pairformer.folding import pairs_of
+
+    pairs = pairs_of(RNA.fold_compound(sequence).mfe()[0])
+    return pairs, np.ones(len(pairs), np.float32)
+
+
+def _pairs(text: str) -> NDArray[np.int64]:
+    return np.array([pair.split("-") for pair in text.split()], np.int64).reshape(-1, 2)
+
+
+def _objects(values: Iterable[Any]) -> NDArray[np.object_]:
+    """One cell for each value, whatever it is."""
+    listed = list(values)
+    column = np.empty(len(listed), object)
+    for row, value in enumerate(listed):  # at once, arrays of one shape would be taken apart
+        column[row] = value
+    return column

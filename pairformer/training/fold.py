@@ -1,0 +1,214 @@
+"""Training of a structure model: a stage on a thermodynamic teacher's pair probabilities, then known structures."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pairformer.config import FoldConfig, FoldStageConfig, FoldTrainConfig
+from pairformer.data import load_utrs
+from pairformer.folding import decode, f1
+from pairformer.models.rnaformer import RNAformer, encode, fold_loss, pair_probabilities
+from pairformer.saved import whole_file
+from pairformer.structures import (
+    Structures,
+    load_known,
+    read_structures,
+    rnafold,
+    save_structures,
+    teacher_sequences,
+)
+from pairformer.training.loop import fit
+
+CHECKED = 300  # held-out RNAs that every epoch is scored on
+THRESHOLDS = np.round(np.arange(0.1, 0.65, 0.05), 2)
+
+
+def prepare(
+    folder: Callable[[], Path], out: Path, max_length: int, config: FoldTrainConfig, processes: int = 1
+) -> tuple[Structures, Structures | None]:
+    """Known structures and the teacher's folds, made once: ``known.npz`` and ``teacher.npz`` in ``out``.
+
+    Where both are there, neither the data folder nor the libraries that read it and fold are needed.
+
+    Args:
+        folder: says where the data folder is, when it is needed.
+        out: run directory.
+        max_length: of the model.
+        config: of the training.
+        processes: that fold.
+    """
+    path, teacher = out / "known.npz", out / "teacher.npz"
+    if not path.exists():
+        with whole_file(path) as file:
+            save_structures(load_known(folder(), max_length), file)
+    known = read_structures(path)
+    if not config.teacher_rows:
+        return known, None
+    if not teacher.exists():
+        utrs = list(load_utrs(folder()).values())
+        rng = np.random.default_rng([config.rng_seed, zlib.crc32(b"teacher")])
+        pool = known.take(~held_out(known, config.validation))
+        sequences = teacher_sequences(pool, utrs, config.teacher_rows, max_length, rng)
+        with whole_file(teacher) as file:
+            save_structures(rnafold(sequences, processes), file)
+    return known, read_structures(teacher)
+
+
+def held_out(known: Structures, one_in: int) -> NDArray[np.bool_]:
+    """(B,) True for the rows of one family in so many, told by a hash of its name."""
+    return np.array([zlib.crc32(str(family).encode()) % one_in == 0 for family in known.family], bool)
+
+
+class Draw:
+    """What a step sees: RNAs of about one length, drawn by weight."""
+
+    def __init__(self, structures: Structures, bucket: int, tokens: int, balanced: bool) -> None:
+        self.structures = structures
+        length = np.maximum(1, -(-structures.length // bucket) * bucket)
+        _, family, size = np.unique(structures.family.astype(str), return_inverse=True, return_counts=True)
+        weight = 1 / np.sqrt(size[family]) if balanced else np.ones(len(length))
+        self.buckets = [np.flatnonzero(length == value) for value in np.unique(length)]
+        self.count = [max(1, tokens // int(value)) for value in np.unique(length)]
+        self.weight = [weight[rows] / weight[rows].sum() for rows in self.buckets]
+        share = np.array([weight[rows].sum() for rows in self.buckets]) / self.count  # as many steps as rows need
+        self.share = share / share.sum()
+
+    def __call__(self, rng: np.random.Generator) -> Structures:
+        at = rng.choice(len(self.buckets), p=self.share)
+        return self.structures.take(rng.choice(self.buckets[at], self.count[at], p=self.weight[at]))
+
+
+def train_fold(
+    known: Structures,
+    teacher: Structures | None,
+    out: Path,
+    model_config: FoldConfig,
+    config: FoldTrainConfig,
+    device: str = "cpu",
+    threads: int = 1,
+    seconds: float = float("inf"),
+    metadata: dict | None = None,
+) -> RNAformer | None:
+    """Train a structure model; a directory that was stopped is taken up where it stood.
+
+    Args:
+        known: structures to learn, up to the model's ``max_length``. One family in ``config.validation`` is held out
+            and chooses the probability above which a pair is drawn.
+        teacher: the thermodynamic model's folds; None: no first stage.
+        out: checkpoints, ``log.jsonl``, ``run.json`` and, at the end, ``model/``.
+        model_config: the model.
+        config: the training.
+        device: of PyTorch. On a GPU the fused axial attention is used.
+        threads: on a CPU each works on a part of a step's RNAs, which is faster than sharing every operation.
+        seconds: the epoch in which they run out is the last; the next call goes on.
+        metadata: recorded with the weights.
+
+    Returns:
+        The trained model, or None where ``seconds`` ran out.
+    """
+    from pairformer.training import claim
+
+    began = time.monotonic()
+    known = known.take(known.length <= model_config.max_length)
+    aside = held_out(known, config.validation)
+    checked, known = known.take(aside), known.take(~aside)
+    claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": known.sha256()})
+    torch.manual_seed(config.rng_seed)
+    model = RNAformer(model_config).to(device)
+    if device == "cpu":
+        torch.set_num_threads(1)  # each part of a step has one
+    if device != "cpu":
+        from pairformer.kernels import use_kernels
+
+        use_kernels(model)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for name in ("teach", "tune"):
+            stage: FoldStageConfig = getattr(config, name)
+            if stage.teacher < 1 or teacher is not None:
+                run = _Stage(name, model, known, teacher, checked, config, stage, pool, threads)
+                left = seconds - (time.monotonic() - began)
+                if not fit(name, model, stage.steps, run.step, replace(stage, batch_size=1), out, config.rng_seed,
+                           run.validate, warmup=stage.warmup, seconds=left):  # fmt: skip
+                    return None
+        threshold, score = run.best_threshold()
+    model.config = replace(model_config, threshold=threshold)
+    rows = {"known": len(known), "teacher": 0 if teacher is None else len(teacher)}
+    model.save(out / "model", {"trained_on": rows, "held_out_families_f1": score, "train": asdict(config),
+                               "torch": torch.__version__, **(metadata or {})})  # fmt: skip
+    return model
+
+
+class _Stage:
+    """Loss and validation of one stage."""
+
+    def __init__(self, name, model, known, teacher, checked, config, stage, pool, threads) -> None:
+        self.name, self.model, self.config, self.stage = name, model, config, stage
+        self.pool, self.threads, self.checked = pool, threads, checked
+        self.known = Draw(known, config.bucket, stage.batch_size, True) if stage.teacher < 1 else None
+        self.teacher = Draw(teacher, config.bucket, stage.batch_size, False) if stage.teacher > 0 else None
+        self.device = next(model.parameters()).device
+
+    def step(self, rows: NDArray[np.int64], epoch: int) -> Tensor:
+        """Loss of a step whose RNAs, passes and kept cells depend on seed, stage, epoch and number alone."""
+        config = self.config
+        rng = np.random.default_rng([config.rng_seed, zlib.crc32(self.name.encode()), epoch, int(rows[0])])
+        draw = self.teacher if rng.random() < self.stage.teacher else self.known
+        assert draw is not None  # the share of the other is 0
+        batch = draw(rng)
+        passes = int(rng.integers(config.least_passes, config.most_passes + 1))
+        seeds = rng.integers(2**62, size=self.threads)
+        if self.device.type != "cpu" or self.threads == 1:
+            return self._loss(batch, passes, int(seeds[0]))
+        parts = [batch.take(part) for part in np.array_split(np.arange(len(batch)), self.threads) if len(part)]
+        parameters = list(self.model.parameters())
+
+        def gradients(part: Structures, seed: int) -> tuple[Tensor, Sequence[Tensor]]:
+            loss = self._loss(part, passes, seed) * (len(part) / len(batch))
+            return loss.detach(), torch.autograd.grad(loss, parameters)
+
+        found = list(self.pool.map(gradients, parts, seeds.tolist()))
+        # A number with the value of the loss and, for each parameter, the sum of the parts' gradients.
+        line = sum((p * sum(g)).sum() for p, *g in zip(parameters, *(grads for _, grads in found), strict=True))
+        return line + (sum(loss for loss, _ in found) - line).detach()
+
+    def _loss(self, batch: Structures, passes: int, seed: int) -> Tensor:
+        codes, lengths = encode(batch.sequence.tolist())
+        side, padded = codes.shape[1], bool(lengths.min() < codes.shape[1])
+        row = np.repeat(np.arange(len(batch)), [len(pairs) for pairs in batch.pairs])
+        place = torch.from_numpy(np.column_stack([row, np.concatenate(batch.pairs)]).T)
+        tokens, lengths, (row, i, j) = codes.to(self.device), lengths.to(self.device), place.to(self.device)
+        target = torch.zeros(len(batch), side, side, device=self.device)
+        target[row, i, j] = target[row, j, i] = torch.from_numpy(np.concatenate(batch.probability)).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half):
+            logit = self.model(tokens, lengths if padded else None, passes)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return fold_loss(logit, target, lengths, self.config.keep_share, generator)
+
+    def validate(self) -> dict[str, float]:
+        """Mean F1 of the first held-out RNAs."""
+        return {"f1": float(self._f1(self.checked.take(np.arange(min(CHECKED, len(self.checked)))), (0.5,))[0])}
+
+    def best_threshold(self) -> tuple[float, float]:
+        """The threshold with the best mean F1 of the held-out RNAs, the largest of equal ones, and that F1."""
+        scores = self._f1(self.checked, THRESHOLDS)
+        best = len(scores) - 1 - int(np.argmax(scores[::-1]))
+        return float(THRESHOLDS[best]), round(float(scores[best]), 4)
+
+    def _f1(self, part: Structures, thresholds: Sequence[float] | NDArray) -> NDArray[np.float64]:
+        total = np.zeros(len(thresholds))
+        found = pair_probabilities(
+            self.model, part.sequence.tolist(), self.model.config.passes, self.threads, self.config.half
+        )
+        for probability, pairs in zip(found, part.pairs, strict=True):
+            total += [f1(decode(probability, threshold, min_loop=3), pairs) for threshold in thresholds]
+        return total / max(1, len(part))

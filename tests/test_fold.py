@@ -1,0 +1,225 @@
+"""Folding: windows, bad letters, the command, and the protocols, on small models."""
+
+import csv
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+import pairformer
+from pairformer.folding import dot_bracket, pairs_of
+
+torch = pytest.importorskip("torch")
+from pairformer.config import FoldConfig  # noqa: E402
+from pairformer.fold import Folder  # noqa: E402
+from pairformer.models import RNAformer  # noqa: E402
+from pairformer.models.rnaformer import pair_probabilities  # noqa: E402
+
+WINDOW = 20
+SMALL = FoldConfig(16, 1, 2, expand=1, dropout=0.0, max_length=WINDOW, distance_buckets=8, pair_types=True,
+                   symmetric=True, final_bias=-1.0, passes=2, threshold=0.3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Directory of a small model whose pairs depend on letters and distance."""
+    torch.manual_seed(2020)
+    model = RNAformer(SMALL)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.15 * torch.randn_like(parameter)
+    directory = tmp_path_factory.mktemp("fold")
+    model.save(directory, half=False)
+    return directory
+
+
+def random_rna(rng, length):
+    return "".join(rng.choices("ACGU", k=length))
+
+
+def mean_over_windows(model, sequence):
+    """The rule in words: fold each window by itself, average a pair over the windows that hold both its bases."""
+    length = len(sequence)
+    begins = [0] if length <= WINDOW else [*range(0, length - WINDOW, WINDOW // 2), length - WINDOW]
+    total, count = np.zeros((length, length)), np.zeros((length, length))
+    for begin in begins:
+        matrix = pair_probabilities(model, [sequence[begin : begin + WINDOW]], SMALL.passes)[0]
+        for i, j in np.ndindex(matrix.shape):
+            if i != j:
+                total[begin + i, begin + j] += matrix[i, j]
+                count[begin + i, begin + j] += 1
+    return total / np.maximum(count, 1)
+
+
+@pytest.mark.parametrize("length", [1, 19, 20, 21, 30, 47])
+def test_windows_are_averaged(place, rng, length):
+    sequence = random_rna(rng, length)
+    fold = pairformer.fold(sequence, model=place, threads=1)
+    expected = mean_over_windows(RNAformer.load(place), sequence)
+    expected[expected < 0.001] = 0
+    np.testing.assert_allclose(fold.matrix(), expected, atol=1e-5)
+    np.testing.assert_allclose(fold.unpaired, np.clip(1 - expected.sum(1), 0, 1), atol=2e-2)
+    assert fold.structure == dot_bracket(fold.pairs, length)
+    assert all(fold.matrix()[i, j] > SMALL.threshold and j - i > 3 for i, j in fold.pairs)
+    assert len(np.unique(fold.pairs)) == fold.pairs.size
+    if length > 40:
+        assert len(fold.pairs)
+
+
+def test_neither_batch_nor_threads_matter(place, rng):
+    sequences = [random_rna(rng, rng.randint(0, 50)) for _ in range(30)]
+    together = pairformer.fold(sequences, model=place, threads=2)
+    for sequence, fold in zip(sequences, together, strict=True):
+        alone = pairformer.fold(sequence, model=place, threads=1)
+        assert fold.sequence == sequence
+        np.testing.assert_allclose(fold.matrix(), alone.matrix(), atol=2e-3)
+    again = pairformer.fold(sequences, model=place, threads=1)
+    for one, other in zip(together, again, strict=True):
+        np.testing.assert_array_equal(one.probability, other.probability)
+
+
+def test_letters(place):
+    given = ["acgtACGUnnGGGAAACCC", "", "ACGUACGUNNGGGAAACCC", "ACGURYGGGAAACCC", "ACGUNNGGGAAACCC", "ACG-U"]
+    one, empty, other, ambiguous, plain, bad = pairformer.fold(given, model=place)
+    assert one.sequence == other.sequence
+    np.testing.assert_allclose(one.matrix(), other.matrix(), atol=1e-6)
+    assert ambiguous.sequence == plain.sequence
+    assert (empty.structure, len(empty.pairs), len(empty.unpaired), empty.message) == ("", 0, 0, None)
+    assert bad.message == "sequence must hold letters of the IUPAC nucleic acid code, got '-' at 4"
+    assert bad.structure == ""
+    assert bad.matrix().shape == (0, 0)
+    with pytest.raises(ValueError, match="sequence must hold letters of the IUPAC nucleic acid code, got '-' at 4"):
+        pairformer.fold("ACG-U", model=place)
+
+
+def test_raw_draws_every_pair_above_the_threshold(place, rng):
+    sequence = random_rna(rng, 40)
+    raw = pairformer.fold(sequence, model=place, method="raw", threshold=0.05)
+    assert raw.pairs.tolist() == [
+        [i, j] for (i, j), p in zip(raw.possible.tolist(), raw.probability, strict=True) if p > 0.05 and j - i > 3
+    ]
+    matched = pairformer.fold(sequence, model=place, threshold=0.05)
+    assert raw.structure == matched.structure == dot_bracket(matched.pairs, 40)
+    assert len(raw.pairs) > len(matched.pairs) > 0
+
+
+def test_more_crossings_than_brackets_are_told(place):
+    """Pairs (i, i + 31) for 31 bases in a row all cross each other."""
+    folder = Folder(place)
+    band = np.zeros((62, 62), np.float32)
+    band[:31, 31] = 0.9
+    fold = folder._decoded("A" * 62, band)
+    assert "30 kinds of brackets" in fold.message
+    assert len(fold.pairs) == 31
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"passes": 0}, "passes must be 1 or more, got 0"),
+    ({"threshold": 0.0}, "threshold must be in"),
+    ({"method": "best"}, "method must be one of matching, raw, got 'best'"),
+    ({"min_loop": -1}, "min_loop must be 0 or more"),
+    ({"threads": -1}, "threads must be 0"),
+    ({"device": "nonsense"}, "device must be auto, cpu or one PyTorch finds here"),
+    ({"model": "default"}, "config must have fields among"),
+])  # fmt: skip
+def test_wrong_settings(place, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pairformer.fold("ACGU", **{"model": place, **changes})
+
+
+def test_svg_has_an_arc_for_each_pair(place, rng):
+    fold = pairformer.fold(random_rna(rng, 40), model=place)
+    drawing = ElementTree.fromstring(fold.svg())
+    kinds = [element.tag.rpartition("}")[2] for element in drawing]
+    assert (kinds.count("path"), kinds.count("text")) == (len(fold.pairs), 40)
+    assert ElementTree.fromstring(pairformer.fold("", model=place).svg()) is not None
+
+
+def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
+    names, sequences = ["one", "bad", "two"], [random_rna(rng, 45), "ACXG", random_rna(rng, 12)]
+    fasta = tmp_path / "x.fa"
+    fasta.write_text(
+        "".join(f">{name} about it\n{sequence}\n" for name, sequence in zip(names, sequences, strict=True))
+    )
+    assert command("fold", fasta, "--model", place, "-o", tmp_path / "x.dbn", "--svg", tmp_path / "x.svg") == 0
+    told = capsys.readouterr().err
+    assert "x.fa:3: bad: sequence must hold letters" in told
+    assert "3 sequences, 1 invalid" in told
+    found = pairformer.fold(sequences, model=place)
+    expected = [f">{name}\n{fold.sequence}\n{fold.structure}\n" for name, fold in zip(names, found, strict=True)]
+    assert (tmp_path / "x.dbn").read_text() == expected[0] + expected[2]
+    assert (tmp_path / "x.svg").read_text() == found[0].svg()
+    assert command("fold", fasta, "--model", place, "-o", tmp_path / "x.jsonl") == 0
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert rows[1] == {"name": "bad", "message": found[1].message}
+    assert [pair[:2] for pair in rows[0]["pairs"]] == (pairs_of(rows[0]["structure"]) + 1).tolist()
+    np.testing.assert_allclose([pair[2] for pair in rows[0]["possible"]], found[0].probability, atol=1e-4)
+    np.testing.assert_allclose(rows[0]["unpaired"], found[0].unpaired, atol=1e-4)
+    assert command("fold", sequences[2], "--model", place) == 0
+    assert capsys.readouterr().out == f">sequence\n{sequences[2]}\n{found[2].structure}\n"
+
+
+@pytest.fixture
+def protocols(tmp_path, rng):
+    """A data folder of the protocols' tables, of a few RNAs each."""
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    (tmp_path / "rna").mkdir()
+    rows = [{"bprna_id": f"r{n}", "split": "bprna_ts0", "source_id": str(n), "sequence": random_rna(rng, 12 + 3 * n),
+             "pairs": "1-9 2-8 0-11"} for n in range(8)]  # fmt: skip
+    known = [{"bprna_id": "t", "split": "TR0", "label_kind": "full", "rfam_acc": "", "sequence": rows[0]["sequence"],
+              "length": 12, "pairs": "0-9", "near_ts0": False, "near_pdb": False}]  # fmt: skip
+    seeds = [{**known[0], "seq_name": "s", "rfam_acc": "RF1", "new_family": False, "sequence": "ACGUACGU", "length": 8}]
+    for name, table in (("rnaformer_test_sets", rows), ("bprna1m90", known), ("rfam142_seed", seeds)):
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / "rna" / f"{name}.parquet")
+    peers = "\n".join(f"r{n},{'' if n == 3 else n / 10}" for n in range(8))
+    (tmp_path / "rna" / "ts0_peer_f1.csv").write_text(f"bprna_id,Peer\n{peers}\n")
+    return tmp_path
+
+
+def test_ts0_report(place, protocols, command, capsys):
+    out = protocols / "out"
+    assert command("evaluate", "--protocol", "ts0", "--model", place, "--data", protocols, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 8 sequences stand letter for letter in the training pool" in printed
+    report = json.loads((out / "report.json").read_text())["summary"]
+    assert list(report) == ["all", "up to 20 nt", "longer"]
+    rnas = list(csv.DictReader((out / "rnas.tsv").read_text().splitlines(), delimiter="\t"))
+    own = np.array([float(row["model"]) for row in rnas])
+    np.testing.assert_allclose(report["all"]["model"]["all pairs"]["macro"], own.mean(), atol=1e-4)
+    peer = report["all"]["Peer"]
+    there = np.arange(8) != 3
+    assert peer["n"] == 7
+    np.testing.assert_allclose(peer["difference"]["mean"], (own - np.arange(8) / 10)[there].mean(), atol=1e-4)
+    assert peer["difference"]["low"] <= peer["difference"]["mean"] <= peer["difference"]["high"]
+    assert report["longer"]["model"]["n"] == sum(int(row["length"]) > 20 for row in rnas)
+
+
+def test_figures_by_hand():
+    from pairformer.evaluation.structure import _f1
+    from pairformer.folding import f1, matches
+
+    predicted, true = [[0, 9], [1, 8], [2, 5]], [[0, 9], [1, 7]]
+    assert matches(predicted, true) == (1, 3, 1, 2)
+    assert matches(predicted, true, slip=1) == (2, 3, 2, 2)
+    counts = np.array([matches(predicted, true), matches([], []), matches([], true), matches(true, true)])
+    np.testing.assert_allclose(_f1(counts), [f1(predicted, true), 1.0, 0.0, 1.0])
+    np.testing.assert_allclose(_f1(counts.sum(0, keepdims=True)), 2 * 3 / (5 + 6))
+
+
+def test_canonical_nested():
+    from pairformer.evaluation.structure import canonical_nested
+
+    #           0123456789
+    sequence = "GGACUUCCAU"
+    pairs = np.array([[0, 7], [1, 6], [2, 5], [3, 4], [4, 9]])  # (3, 4) is CU; (4, 9) is UU
+    assert canonical_nested(sequence, pairs).tolist() == [[0, 7], [1, 6], [2, 5]]
+    crossing = np.array([[0, 6], [1, 7], [2, 9]])  # (2, 9) crosses both others, those cross each other
+    assert canonical_nested(sequence, crossing).tolist() == [[0, 6]]
+    assert canonical_nested(sequence, np.empty((0, 2), np.int64)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("words", [["--train"], ["--model", "fold", "--stage3.epochs", "2"]])
+def test_structure_protocols_take_no_training(command, tmp_path, capsys, words):
+    assert command("evaluate", "--protocol", "ts0", "--out", tmp_path, "--data", tmp_path, *words) == 2
+    assert "takes --model, --data, --out, --resamples, --threads alone" in capsys.readouterr().err

@@ -1,0 +1,204 @@
+"""Training of structure models: what a step sees, parts of a step, pieces of a run, and that hairpins are learnt."""
+
+import json
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pairformer import structures
+from pairformer.structures import known, load_known, read_structures, save_structures, teacher_sequences
+
+torch = pytest.importorskip("torch")
+from pairformer.config import FoldConfig, FoldStageConfig, FoldTrainConfig, fold_recipe  # noqa: E402
+from pairformer.models import RNAformer  # noqa: E402
+from pairformer.training.fold import Draw, train_fold  # noqa: E402
+
+MODEL = FoldConfig(16, 2, 2, expand=1, dropout=0.0, max_length=16, distance_buckets=8, pair_types=True, symmetric=True,
+                   final_bias=-3.0, passes=1)  # fmt: skip
+STAGE = FoldStageConfig(epochs=2, batch_size=64, lr=1e-2, steps=3, warmup=2)
+CONFIG = FoldTrainConfig(teacher_rows=0, bucket=1, most_passes=2, keep_share=0.5, half=False, validation=4,
+                         teach=replace(STAGE, teacher=1.0), tune=STAGE)  # fmt: skip
+
+
+def hairpins(rng, count):
+    """RNAs whose ends pair with each other, five bases of a loop between."""
+    partner = dict(zip("ACGU", "UGCA", strict=True))
+    rows = []
+    for number in range(count):
+        stem = "".join(rng.choices("ACGU", k=rng.randint(3, 5)))
+        sequence = stem + "AAAAA" + "".join(partner[letter] for letter in reversed(stem))
+        pairs = " ".join(f"{i}-{len(sequence) - 1 - i}" for i in range(len(stem)))
+        rows.append({"name": f"r{number}", "family": f"f{number % 40}", "sequence": sequence, "pairs": pairs})
+    return known(rows, "name", "family")
+
+
+def run(given, out, config=CONFIG, **more):
+    return train_fold(given, None, out, MODEL, config, **more)
+
+
+def weights(model):
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def test_known_keeps_the_first_of_equal_sequences():
+    rows = [{"id": "a", "rfam": "", "sequence": "ACGUA", "pairs": "0-4 1-3"},
+            {"id": "b", "rfam": "RF1", "sequence": "GGGCC", "pairs": ""},
+            {"id": "c", "rfam": "RF1", "sequence": "ACGUA", "pairs": "0-4"}]  # fmt: skip
+    found = known(rows, "id", "rfam")
+    assert found.name.tolist() == ["a", "b"]
+    assert found.family.tolist() == ["a", "RF1"]
+    assert [part.tolist() for part in found.pairs] == [[[0, 4], [1, 3]], []]
+    assert found.length.tolist() == [5, 5]
+
+
+def test_saved_structures_come_back(tmp_path, rng):
+    given = hairpins(rng, 7)
+    given = replace(given, probability=structures._objects(np.float32([0.5] * len(p)) for p in given.pairs))
+    with (tmp_path / "x.npz").open("wb") as out:
+        save_structures(given, out)
+    found = read_structures(tmp_path / "x.npz")
+    assert found.sha256() == given.sha256()
+    assert all(np.array_equal(a, b) for a, b in zip(found.probability, given.probability, strict=True))
+    with (tmp_path / "none.npz").open("wb") as out:
+        save_structures(given.take(np.arange(0)), out)
+    assert len(read_structures(tmp_path / "none.npz")) == 0
+
+
+def test_the_teachers_sequences(rng):
+    pool, utrs = hairpins(rng, 5), ["ACGU" * 30, "AC"]
+    found = teacher_sequences(pool, utrs, 40, 16, np.random.default_rng(0))
+    assert len(found) == 40
+    assert set(found[:20]) <= {sequence[::-1][:16] for sequence in pool.sequence}
+    assert all(8 <= len(window) <= 16 and window in utrs[0] for window in found[20:])
+    assert len(teacher_sequences(pool, [], 7, 16, np.random.default_rng(0))) == 7
+
+
+def test_rnafold_probabilities_and_structures():
+    pytest.importorskip("RNA")
+    sequence = "GGGGGAAAACCCCC"
+    folded = structures.rnafold([sequence, "AAAA"])
+    stem = {(i, 13 - i) for i in range(5)}
+    strong = folded.pairs[0][folded.probability[0] > 0.5]
+    assert set(map(tuple, strong.tolist())) == stem
+    assert folded.probability[0].max() <= 1.0001
+    assert len(folded.pairs[1]) == 0
+    best = structures.rnafold([sequence, "AAAA"], processes=2, probabilities=False)
+    assert set(map(tuple, best.pairs[0].tolist())) == stem
+
+
+def test_draws_share_a_length_and_spread_over_families(rng):
+    given = hairpins(rng, 60)
+    family = given.family.copy()
+    family[:30] = "large"
+    given = replace(given, family=family)
+    draw, generator = Draw(given, 2, 48, True), np.random.default_rng(0)
+    seen = []
+    for _ in range(400):
+        batch = draw(generator)
+        longest = -(-batch.length.max() // 2) * 2
+        assert batch.length.min() > longest - 2
+        assert len(batch) == max(1, 48 // longest)
+        seen.extend(batch.family.tolist())
+    share = np.mean([name == "large" for name in seen])
+    single = len(set(family[30:]))
+    expected = np.sqrt(30) / (np.sqrt(30) + sum(np.sqrt(np.unique(family[30:], return_counts=True)[1])))
+    assert single > 20
+    assert abs(share - expected) < 0.1  # lengths differ a little between them
+
+
+def test_parts_of_a_step_make_the_step(tmp_path, rng):
+    given = hairpins(rng, 50)
+    config = replace(CONFIG, keep_share=1.0)
+    one, two = (run(given, tmp_path / str(threads), config, threads=threads) for threads in (1, 2))
+    torch.testing.assert_close(weights(one), weights(two), rtol=1e-3, atol=1e-4)
+    start = RNAformer(MODEL)
+    assert (weights(one) - weights(start)).abs().max() > 1e-3
+
+
+def test_pieces_of_a_run_make_the_run(tmp_path, rng):
+    given = hairpins(rng, 50)
+    whole = run(given, tmp_path / "whole", threads=2)
+    calls, piece = 0, None
+    while piece is None:
+        piece = run(given, tmp_path / "pieces", threads=2, seconds=0)
+        calls += 1
+        assert calls < 9
+    assert calls == 2  # an epoch each
+    torch.testing.assert_close(weights(whole), weights(piece), rtol=0, atol=0)
+    assert RNAformer.load(tmp_path / "pieces" / "model").config.threshold == whole.config.threshold
+
+
+def test_families_are_held_out(tmp_path, rng, monkeypatch):
+    given, drawn = hairpins(rng, 80), []
+    own = Draw.__call__
+    monkeypatch.setattr(Draw, "__call__", lambda self, rng: drawn.append(own(self, rng)) or drawn[-1])
+    run(given, tmp_path / "run", replace(CONFIG, tune=replace(STAGE, steps=40)))
+    held_out = {family for family in given.family if zlib.crc32(family.encode()) % 4 == 0}
+    seen = {family for batch in drawn for family in batch.family}
+    assert held_out
+    assert seen == set(given.family) - held_out
+
+
+def test_hairpins_are_learnt(tmp_path, rng):
+    given = hairpins(rng, 400)
+    config = replace(CONFIG, half=True, tune=replace(STAGE, epochs=4, steps=30, batch_size=160, warmup=10))
+    model = train_fold(given, None, tmp_path / "run", MODEL, config, threads=2)
+    record = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert record["held_out_families_f1"] > 0.8
+    assert model.config.threshold in np.round(np.arange(0.1, 0.65, 0.05), 2)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in log] == ["tune"] * 4
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_the_command_trains(tmp_path, rng, command, folder, capsys):
+    pytest.importorskip("RNA")
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    given = hairpins(rng, 60)
+    rows = [{"bprna_id": name, "split": "VL0" if n < 6 else "TR0", "label_kind": "full", "rfam_acc": family,
+             "sequence": sequence, "length": len(sequence), "pairs": " ".join(f"{i}-{j}" for i, j in pairs),
+             "near_ts0": n == 7, "near_pdb": False}
+            for n, (name, family, sequence, pairs) in enumerate(
+                zip(given.name, given.family, given.sequence, given.pairs, strict=True))]  # fmt: skip
+    data = tmp_path / "data"
+    (data / "rna").mkdir(parents=True)
+    (data / "utr3_human").symlink_to(folder / "utr3_human")
+    pq.write_table(pa.Table.from_pylist(rows), data / "rna" / "bprna1m90.parquet")
+    seeds = [{**row, "seq_name": row["bprna_id"], "new_family": n % 2 == 0} for n, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(seeds[:3]), data / "rna" / "rfam142_seed.parquet")
+    ours = {sequence for n, sequence in enumerate(given.sequence) if n >= 6 and n != 7} | {given.sequence[1]}
+    assert set(load_known(data).sequence) == ours  # a seed that VL0 has too is learnt
+    size = ["--width", 16, "--layers", 1, "--expand", 1, "--max-length", 20, "--distance-buckets", 8]
+    size += ["--teacher-rows", 30, "--teach.epochs", 1, "--teach.steps", 2, "--tune.epochs", 1, "--tune.steps", 2]
+    assert command("train", "fold", "--data", data, "--out", tmp_path / "run", "--prepare", *size) == 0
+    assert "30 folds of the teacher" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
+    assert command("train", "fold", "--data", tmp_path / "nowhere", "--out", tmp_path / "run", *size) == 0
+    assert len(read_structures(tmp_path / "run" / "teacher.npz")) == 30
+    assert command("fold", "GGGGAAAACCCC", "--model", tmp_path / "run" / "model") == 0
+
+
+def test_real_pool(data):
+    pytest.importorskip("pyarrow")
+    training = load_known(data)
+    assert len(training) == 35_950
+    assert all(set(sequence) <= set("ACGUN") for sequence in training.sequence)
+    assert all(pairs.max() < len(sequence) for pairs, sequence in zip(training.pairs, training.sequence, strict=True))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"validation": 1}, "validation must be"),
+    ({"least_passes": 3, "most_passes": 2}, "most_passes must be 3 or more, got 2"),
+    ({"keep_share": 2}, "keep_share must be in"),
+    ({"teacher_rows": 0, "tune": replace(STAGE, teacher=0.5)}, "teacher_rows must be 1 or more where tune has a share"),
+])  # fmt: skip
+def test_wrong_configs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(fold_recipe("cpu")[1], **changes)
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match="recipe must be one of cpu, gpu"):
+        fold_recipe("tpu")
