@@ -17,6 +17,7 @@ from typing import NoReturn, TextIO
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import pairformer
@@ -41,7 +42,7 @@ from pairformer.engines import ENGINES
 from pairformer.fold import Fold, Folder, in_groups
 from pairformer.folding import METHODS
 from pairformer.options import ConfigCommand, Items, config_options, overridden
-from pairformer.predict import Predictions, Scorer, in_batches, percentiles
+from pairformer.predict import Predictions, Scorer, in_batches, percentiles, usable_threads
 from pairformer.saved import whole_file
 from pairformer.scan import ESA_MIN, scan
 
@@ -50,10 +51,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULTS = recipe("default")[::-1]
 FOLD_DEFAULTS = fold_recipe("cpu")[::-1]
+FOLD_LICENCE = "MIT; Rfam is CC0, the copies of bpRNA trained on state no licence of their own"
 STRUCTURE_PROTOCOLS = ("ts0", "ts0-rfam", "synthetic", "bprna-new")
 _KNOWN = re.compile(f"[ACGUTacgut]{{{WINDOW}}}")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
+EXTRAS = {"torch": "torch", "sklearn": "torch", "pyarrow": "fold", "RNA": "fold"}  # what brings which module
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
 FIGURES = ("pr_auc", "roc_auc", "within_mirna", "spearman", "r2", "auroc_top")  # kept with a calibrated model
@@ -93,7 +96,8 @@ def main() -> None:
     except DataError as error:
         _fail(error, EXIT_DATA)
     except ModuleNotFoundError as error:
-        extra = " (the extra torch brings it: pip install '.[torch]')" if error.name in ("torch", "sklearn") else ""
+        brings = EXTRAS.get(error.name or "")
+        extra = f" (the extra {brings} brings it: pip install '.[{brings}]')" if brings else ""
         _fail(ImportError(f"{error}{extra}"), EXIT_USAGE)
     except (ValueError, ImportError) as error:
         _fail(error, EXIT_USAGE)
@@ -329,18 +333,20 @@ def train_fold(data, out, prepare, seconds, device, name, threads, **options):
     """Train an RNAformer on a thermodynamic teacher's pair probabilities, then on known structures.
 
     The teacher is ViennaRNA's RNAfold, on 3'UTR windows and on RNAs read backwards. What is learnt from is made once
-    and kept in OUT/known.npz and OUT/teacher.npz; that needs the extra `fold` and the data, training does not.
+    and kept in OUT/rows; that needs the extra `fold` and the data, training does not.
     """
     from pairformer import _core
+    from pairformer.engines import check_device
     from pairformer.training import fold as training
 
+    check_device(device, "cpu or one PyTorch finds here")
     model_config, config = (overridden(part, options) for part in fold_recipe(name))
-    threads = min(threads, _core.available_threads()) or _core.available_threads()
+    threads = usable_threads(threads) or _core.available_threads()
     known, teacher = training.prepare(lambda: data_folder(data), out, model_config.max_length, config, threads)
     if prepare:
         click.echo(f"{len(known)} structures and {len(teacher or ())} folds of the teacher in {out}", err=True)
         return
-    metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "weights_licence": "MIT"}
+    metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "weights_licence": FOLD_LICENCE}
     model = training.train_fold(known, teacher, out, model_config, config, device, threads, seconds, metadata)
     click.echo(f"model written to {out / 'model'}" if model else "not finished; the same command goes on", err=True)
 
@@ -355,27 +361,29 @@ def train_fold(data, out, prepare, seconds, device, name, threads, **options):
 @click.option("--threshold", type=click.FloatRange(0.001, 1), help="Of a pair's probability; else the model's own.")
 @click.option("--method", type=click.Choice(METHODS), default="matching", show_default=True,
               help="raw: a base can have several pairs; the dot-bracket shows one.")  # fmt: skip
+@click.option("--min-loop", type=click.IntRange(0), default=3, show_default=True, help="Fewest bases inside a pair.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-def fold(sequence, output, svg, model, passes, threshold, method, device, threads):
+def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads):
     """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
 
     A sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message.
     """
     _check_outputs((output, svg), (sequence,))
     records = _records(sequence, "sequence")
-    folder = Folder(model, passes, threshold, method, device=device, threads=threads)
+    folder = Folder(model, passes, threshold, method, min_loop, device, threads)
     with contextlib.ExitStack() as files, _Progress("sequences") as progress:
         out = _open_output(files, output)
+        picture = svg and _open_output(files, svg)
         write = _write_fold_json if output.endswith(".jsonl") else _write_dot_bracket
         for group in in_groups(records, lambda record: record.sequence):
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
                 if found.message is not None:
                     click.echo(f"{record.where}: {record.name}: {found.message}", err=True)
                 write(out, record, found)
-                if svg and found.message is None:
-                    Path(svg).write_text(found.svg())
-                    svg = None
+                if picture and found.message is None:
+                    picture.write(found.svg())
+                    picture = None
                 progress.add(1, int(found.message is not None))
 
 
@@ -427,7 +435,9 @@ def evaluate(
     if protocol in STRUCTURE_PROTOCOLS:
         from pairformer.evaluation.structure import evaluate_structure
 
-        if trained or any(value is not None for value in options.values()):
+        context, used = click.get_current_context(), {"protocol", "model", "data", "out", "resamples", "threads"}
+        given = {key for key in context.params if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
+        if given - used:
             raise click.UsageError(f"--protocol {protocol} takes --model, --data, --out, --resamples, --threads alone")
         evaluate_structure(protocol, data_folder(data), out, model or "fold", threads=threads, n_resamples=resamples)
         click.echo((out / "report.md").read_text())

@@ -317,7 +317,7 @@ class FoldConfig:
     passes: int = 6
     """Passes over the stack that :func:`pairformer.fold` makes."""
     threshold: float = 0.5
-    """Least probability of a pair that :func:`pairformer.fold` draws."""
+    """A pair that :func:`pairformer.fold` draws is more probable; 0.001 or more."""
 
     def to_dict(self) -> dict:
         """Plain dict, for JSON."""
@@ -333,7 +333,7 @@ class FoldConfig:
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
             at_least(self, name, 1)
-        _share(self, "threshold")
+        check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
         at_least(self, "distance_buckets", 0)
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
         known = ("conv3", "separable")
@@ -562,6 +562,8 @@ class FoldTrainConfig:
     """Share of the cells far from any pair that count in the loss."""
     half: bool = True
     """Whether matrix products and convolutions run in bfloat16."""
+    parts: int = 1
+    """Parts of a step that threads of a CPU work on side by side."""
     validation: int = 20
     """One family in so many is held out of training."""
     teach: FoldStageConfig = field(default_factory=lambda: FoldStageConfig(20, 16_000, 1e-3, 1e-2, teacher=1.0))
@@ -570,7 +572,7 @@ class FoldTrainConfig:
     """Second stage."""
 
     def __post_init__(self) -> None:
-        for name in ("bucket", "least_passes"):
+        for name in ("bucket", "least_passes", "parts"):
             at_least(self, name, 1)
         at_least(self, "teacher_rows", 0)
         at_least(self, "validation", 2)
@@ -591,7 +593,7 @@ def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
     return (
         FoldConfig(32, 4, 2, expand=2, dropout=0.0, max_length=80, passes=2, **inputs),
         FoldTrainConfig(
-            teacher_rows=20_000, bucket=1, most_passes=2, keep_share=1.0,
+            teacher_rows=20_000, bucket=1, most_passes=2, keep_share=1.0, parts=2,
             teach=FoldStageConfig(4, 1_600, 2e-3, 1e-2, teacher=1.0),
             tune=FoldStageConfig(16, 1_600, 2e-3, 1e-2, teacher=0.2),
         ),

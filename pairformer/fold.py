@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.config import check
 from pairformer.folding import METHODS, dot_bracket, matching
+from pairformer.predict import usable_threads
 
 Item = TypeVar("Item")
 GROUP = 100_000  # bases folded before their results are put together: bounds memory whatever their number
 FAINT = 0.001  # a pair of less probability is not kept
 AMBIGUOUS = str.maketrans("TRYSWKMBDHV", "UNNNNNNNNNN")
+KNOWN = frozenset("ACGUTNRYSWKMBDHVacgutnryswkmbdhv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,7 @@ class Fold:
     """(N, 2) base pairs, i < j, in ascending order."""
     structure: str
     """Dot-bracket of L letters, by :func:`pairformer.folding.dot_bracket`; with method "raw" of the pairs that
-    "matching" would draw."""
+    "matching" would draw. Pairs beyond 30 kinds of brackets are left out."""
     unpaired: NDArray[np.float32]
     """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1."""
     possible: NDArray[np.int64]
@@ -103,10 +106,15 @@ def fold(
 
     Raises:
         ValueError: an invalid single sequence, a setting out of range, or a damaged model.
+        TypeError: ``sequence`` is neither a string nor a sequence, or a setting is of another kind.
         FileNotFoundError: no such model.
 
     Source: RNAformer (arXiv 2307.10073), inference; windows and matching are not published.
     """
+    if not isinstance(sequence, (str, Sequence, np.ndarray)) or isinstance(sequence, (bytes, bytearray)):
+        raise TypeError(
+            f"sequence must be a string or a sequence of strings, got {type(sequence).__name__}; pass list(sequence)"
+        )
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
     found = folder.fold([sequence] if isinstance(sequence, str) else sequence)
     if not isinstance(sequence, str):
@@ -136,41 +144,40 @@ class Folder:
 
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         check_device(device, "auto, cpu or one PyTorch finds here")
+        if torch.device(device).type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
         self.model = RNAformer.load(model).to(device)
-        config = self.model.config
-        self.passes = config.passes if passes is None else passes
-        self.threshold = config.threshold if threshold is None else threshold
-        self.method, self.min_loop, self.window = method, min_loop, config.max_length
-        self.threads = min(threads, _core.available_threads()) or _core.available_threads()
-        check(self.passes >= 1, "passes", "be 1 or more", self.passes)
-        check(FAINT <= self.threshold <= 1, "threshold", f"be in [{FAINT}, 1]", self.threshold)
+        given: dict[str, Any] = {"passes": passes, "threshold": threshold}
+        self.config = replace(self.model.config, **{name: x for name, x in given.items() if x is not None})
         check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
         check(min_loop >= 0, "min_loop", "be 0 or more", min_loop)
-        check(threads >= 0, "threads", "be 0 (all) or more", threads)
+        self.method, self.min_loop = method, operator.index(min_loop)
+        self.threads = usable_threads(threads) or _core.available_threads()
 
     def fold(self, sequences: Sequence[str]) -> list[Fold]:
         """Fold sequences; invalid ones keep their place."""
-        read = [sequence.upper().translate(AMBIGUOUS) for sequence in sequences]
-        faults = [sequence_fault(sequence) for sequence in read]
-        valid = [sequence for sequence, fault in zip(read, faults, strict=True) if fault is None]
+        faults = [sequence_fault(sequence) for sequence in sequences]
+        valid = [s.upper().translate(AMBIGUOUS) for s, fault in zip(sequences, faults, strict=True) if fault is None]
         found = (result for group in in_groups(valid, str) for result in self._fold(group))
-        nothing = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
-        return [
-            next(found) if fault is None else Fold("", nothing[0], "", nothing[1], *nothing, fault) for fault in faults
-        ]
+        none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
+        return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
 
     def _fold(self, sequences: list[str]) -> Iterator[Fold]:
         from pairformer.models.rnaformer import pair_probabilities
 
-        begins = [_windows(len(sequence), self.window) for sequence in sequences]
+        begins = [_windows(len(sequence), self.config.max_length) for sequence in sequences]
         pieces = [
-            sequence[begin : begin + self.window]
+            sequence[begin : begin + self.config.max_length]
             for sequence, at in zip(sequences, begins, strict=True)
             for begin in at
         ]
-        found = iter(pair_probabilities(self.model, pieces, self.passes, self.threads))
+        found = (
+            matrix
+            for chunk in in_groups(pieces, str)
+            for matrix in pair_probabilities(self.model, chunk, self.config.passes, self.threads)
+        )
         for sequence, at in zip(sequences, begins, strict=True):
-            length, reach = len(sequence), min(len(sequence), self.window)
+            length, reach = len(sequence), min(len(sequence), self.config.max_length)
             total = np.zeros((length, max(1, reach)), np.float32)  # [i, j - i]
             count = np.zeros_like(total)
             i, j = np.triu_indices(reach, 1)
@@ -186,22 +193,20 @@ class Folder:
         probability = band[band >= FAINT]
         i, ahead = np.nonzero(band)
         sums = np.bincount(i, band[i, ahead], len(sequence)) + np.bincount(i + ahead, band[i, ahead], len(sequence))
-        drawn = (probability > self.threshold) & (np.diff(possible)[:, 0] > self.min_loop)
+        drawn = (probability > self.config.threshold) & (np.diff(possible)[:, 0] > self.min_loop)
         matched = matching(possible[drawn], probability[drawn])
-        structure, message = "", None
-        try:
-            structure = dot_bracket(matched, len(sequence))
-        except ValueError as error:  # more crossings than kinds of brackets
-            message = str(error)
         return Fold(
-            sequence, matched if self.method == "matching" else possible[drawn], structure,
-            np.clip(1 - sums, 0, 1).astype(np.float32), possible, probability, message,
+            sequence, matched if self.method == "matching" else possible[drawn],
+            dot_bracket(matched, len(sequence), skip=True),
+            np.clip(1 - sums, 0, 1).astype(np.float32), possible, probability,
         )  # fmt: skip
 
 
-def sequence_fault(sequence: str) -> str | None:
-    """Why a sequence in capital letters cannot be folded; None if it can."""
-    strange = next((at for at, letter in enumerate(sequence) if letter not in "ACGUN"), None)
+def sequence_fault(sequence: object) -> str | None:
+    """Why a sequence cannot be folded; None if it can."""
+    if not isinstance(sequence, str):
+        return f"sequence must be a string, got {type(sequence).__name__}"
+    strange = next((at for at, letter in enumerate(sequence) if letter not in KNOWN), None)
     if strange is None:
         return None
     return f"sequence must hold letters of the IUPAC nucleic acid code, got {sequence[strange]!r} at {strange + 1}"

@@ -49,7 +49,7 @@ def decode(
     return _sorted(pairs) if method == "raw" else matching(pairs, values[tuple(pairs.T)])
 
 
-def dot_bracket(pairs: ArrayLike, length: int) -> str:
+def dot_bracket(pairs: ArrayLike, length: int, skip: bool = False) -> str:
     """Structure as text: "." for a base without partner, brackets of one kind for pairs that do not cross.
 
     The kinds are (), [], {}, <>, Aa to Zz. Pair by pair in ascending order, each gets the first kind in which it
@@ -58,6 +58,7 @@ def dot_bracket(pairs: ArrayLike, length: int) -> str:
     Args:
         pairs: (N, 2) integers, in any order, also within a pair.
         length: L.
+        skip: leave out a pair that crosses all 30 kinds, which is an error otherwise.
 
     Raises:
         ValueError: a position is not in the sequence, a base pairs twice or with itself, or 30 kinds do not do.
@@ -74,6 +75,8 @@ def dot_bracket(pairs: ArrayLike, length: int) -> str:
             while page and page[-1] < i:
                 page.pop()
         kind = next((k for k, page in enumerate(pages) if not page or page[-1] > j), len(pages))
+        if skip and kind == len(OPENING):
+            continue
         check(kind < len(OPENING), "pairs", f"cross so that {len(OPENING)} kinds of brackets do", f"({i}, {j}) beyond")
         if kind == len(pages):
             pages.append([])

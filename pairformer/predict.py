@@ -241,7 +241,7 @@ class Scorer:
         if k_max is not None:
             k_max = operator.index(STSelector(k_max=k_max).config.k_max)
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
-        self.k_max, self.threads, self.explain = k_max, _usable_threads(threads), explain
+        self.k_max, self.threads, self.explain = k_max, usable_threads(threads), explain
         self.engine = load_engine(engine, model, device)
 
     @property
@@ -342,7 +342,7 @@ def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object]) -> Iterator
         yield group
 
 
-def _usable_threads(threads: int) -> int:
+def usable_threads(threads: int) -> int:
     """``threads`` checked, and no more than there are processors: thousands would exhaust the machine."""
     if not hasattr(threads, "__index__"):
         raise TypeError(f"threads must be an int, got {threads!r}")

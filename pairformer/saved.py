@@ -63,6 +63,9 @@ def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, di
         if array.dtype.kind != "f":
             raise ValueError(f"{name} must hold floating-point numbers, got {array.dtype}; in {directory}")
     arrays = {name: np.asarray(array, np.float32) for name, array in stored.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must hold finite numbers, got inf or NaN; in {directory}")
     metadata["model_sha256"] = hashlib.sha256(config_bytes + model_bytes).hexdigest()
     return config, metadata, arrays
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import multiprocessing
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ class Structures:
 
     name: NDArray[np.object_]
     family: NDArray[np.object_]
-    """Rfam accession; where there is none, the name."""
+    """Rfam clan, or accession where there is none; "" where neither is known."""
     sequence: NDArray[np.object_]
     """Letters ACGUN."""
     pairs: NDArray[np.object_]
@@ -39,10 +40,12 @@ class Structures:
         return Structures(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def sha256(self) -> str:
-        """Of sequences, families and pairs, row by row."""
+        """Of sequences, families, pairs and probabilities, row by row."""
         digest = hashlib.sha256()
-        for sequence, family, pairs in zip(self.sequence, self.family, self.pairs, strict=True):
-            digest.update(f"{sequence}\n{family}\n{len(pairs)}\n".encode() + pairs.tobytes())
+        for sequence, family, pairs, value in zip(
+            self.sequence, self.family, self.pairs, self.probability, strict=True
+        ):
+            digest.update(f"{sequence}\n{family}\n{len(pairs)}\n".encode() + pairs.tobytes() + value.tobytes())
         return digest.hexdigest()
 
     @property
@@ -55,7 +58,7 @@ def known(rows: Iterable[dict[str, Any]], name: str, family: str = "", pairs: st
     """Structures of table rows with pairs written "i-j i-j ..."; of equal sequences the first."""
     first: dict[str, tuple[str, str, str]] = {}
     for row in rows:
-        first.setdefault(row["sequence"], (row[name], (family and row[family]) or row[name], row[pairs] or ""))
+        first.setdefault(row["sequence"], (row[name], (family and row[family]) or "", row[pairs] or ""))
     found = [_pairs(text) for _, _, text in first.values()]
     return Structures(
         _objects(name for name, _, _ in first.values()),
@@ -70,8 +73,8 @@ def load_known(folder: Path, max_length: int = 500) -> Structures:
     """Structures to train on, none of TS0's or near them.
 
     They are bpRNA-1m(90) without its splits VL0 and TS0, and the Rfam 14.2 seeds of families older than bpRNA-new, both
-    without what is near TS0 or a PDB structure. Of equal sequences bpRNA's stays, with all its pairs where some copy
-    has them. Four in five of VL0's sequences are seeds too, so it is no validation set for these.
+    without what is near TS0 or a PDB structure. Of equal sequences that of bpRNA stays if its label has all pairs, else
+    Rfam's. Four in five of VL0's sequences are seeds too, so it is no validation set for these.
 
     Args:
         folder: with ``rna/bprna1m90.parquet`` and ``rna/rfam142_seed.parquet``.
@@ -81,11 +84,15 @@ def load_known(folder: Path, max_length: int = 500) -> Structures:
     def usable(row: dict[str, Any]) -> bool:
         return row["length"] <= max_length and bool(row["pairs"]) and not (row["near_ts0"] or row["near_pdb"])
 
-    bprna = sorted(read_parquet(folder / BPRNA), key=lambda row: row["label_kind"] != "full")
-    rfam = [{**row, "bprna_id": row["seq_name"]} for row in read_parquet(folder / RFAM)]
-    pool = [row for row in bprna if usable(row) and row["split"] not in ("TS0", "VL0")]
-    pool += [row for row in rfam if usable(row) and not row["new_family"]]
-    return known(pool, "bprna_id", "rfam_acc")
+    seeds = read_parquet(folder / RFAM)
+    clan = {row["rfam_acc"]: row["clan"] or row["rfam_acc"] for row in seeds}
+    pool = [row for row in read_parquet(folder / BPRNA) if usable(row) and row["split"] not in ("TS0", "VL0")]
+    pool += [{**row, "bprna_id": row["seq_name"], "label_kind": ""}
+             for row in seeds if usable(row) and not row["new_family"]]  # fmt: skip
+    pool.sort(key=lambda row: {"full": 0, "": 1}.get(row["label_kind"], 2))
+    return known(
+        ({**row, "family": clan.get(row["rfam_acc"], row["rfam_acc"])} for row in pool), "bprna_id", "family"
+    )  # fmt: skip
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -103,11 +110,10 @@ def teacher_sequences(
     An RNA read backwards has the same letters and stems but belongs to no family, so that what the teacher says of it
     contradicts no known structure.
     """
-    reversed_rows = rng.choice(len(pool), count - count // 2 if utrs else count)
-    sequences = [str(pool.sequence[row])[::-1] for row in reversed_rows]
-    sequences = [sequence[:max_length] for sequence in sequences]
-    long_enough = [utr for utr in utrs if len(utr) > max_length]
+    long_enough = [utr for utr in utrs if len(utr) >= max_length]
     weight = np.array([len(utr) for utr in long_enough], float)
+    reversed_rows = rng.choice(len(pool), count - count // 2 if long_enough else count)
+    sequences = [str(pool.sequence[row])[::-1][:max_length] for row in reversed_rows]
     for at in rng.choice(len(long_enough), count // 2, p=weight / weight.sum()) if long_enough else ():
         length = int(rng.integers(max_length // 2, max_length + 1))
         begin = int(rng.integers(len(long_enough[at]) - length + 1))
@@ -123,13 +129,15 @@ def rnafold(sequences: list[str], processes: int = 1, probabilities: bool = True
     """
     import RNA  # noqa: F401  # told here, not in a process of its own
 
-    names = _objects(str(number) for number in range(len(sequences)))
+    names, no_family = (_objects(text) for text in (map(str, range(len(sequences))), [""] * len(sequences)))
     if processes > 1:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             folded = pool.map(_probabilities if probabilities else _mfe, sequences, chunksize=64)
     else:
         folded = [(_probabilities if probabilities else _mfe)(sequence) for sequence in sequences]
-    return Structures(names, names, _objects(sequences), _objects(p for p, _ in folded), _objects(v for _, v in folded))
+    return Structures(
+        names, no_family, _objects(sequences), _objects(p for p, _ in folded), _objects(v for _, v in folded)
+    )
 
 
 def save_structures(structures: Structures, out: Any) -> None:
@@ -142,11 +150,18 @@ def save_structures(structures: Structures, out: Any) -> None:
 
 
 def read_structures(path: Path) -> Structures:
-    """Inverse of :func:`save_structures`, probabilities rounded to half precision."""
-    with np.load(path) as file:
-        ends = file["ends"]
-        name, family, sequence = (file[column].astype(object) for column in ("name", "family", "sequence"))
-        pairs, probability = file["pairs"].astype(np.int64), file["probability"].astype(np.float32)
+    """Inverse of :func:`save_structures`, probabilities rounded to half precision.
+
+    Raises:
+        ValueError: the file is damaged or another.
+    """
+    try:
+        with np.load(path) as file:
+            ends = file["ends"]
+            name, family, sequence = (file[column].astype(object) for column in ("name", "family", "sequence"))
+            pairs, probability = file["pairs"].astype(np.int64), file["probability"].astype(np.float32)
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path.name} must be as it was prepared, got {path}; delete it ({error})") from error
     spans = [slice(*span) for span in itertools.pairwise(ends)]
     parts = (_objects(column[span] for span in spans) for column in (pairs, probability))
     return Structures(name, family, sequence, *parts)
@@ -155,6 +170,8 @@ def read_structures(path: Path) -> Structures:
 def _probabilities(sequence: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     import RNA
 
+    if not sequence:
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
     fold = RNA.fold_compound(sequence)
     fold.exp_params_rescale(fold.mfe()[1])
     fold.pf()
@@ -168,7 +185,7 @@ def _mfe(sequence: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
     from pairformer.folding import pairs_of
 
-    pairs = pairs_of(RNA.fold_compound(sequence).mfe()[0])
+    pairs = pairs_of(RNA.fold_compound(sequence).mfe()[0] if sequence else "")
     return pairs, np.ones(len(pairs), np.float32)
 
 

@@ -13,25 +13,28 @@ from pairformer.structures import known, load_known, read_structures, save_struc
 torch = pytest.importorskip("torch")
 from pairformer.config import FoldConfig, FoldStageConfig, FoldTrainConfig, fold_recipe  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
+from pairformer.training import fold  # noqa: E402
 from pairformer.training.fold import Draw, train_fold  # noqa: E402
 
 MODEL = FoldConfig(16, 2, 2, expand=1, dropout=0.0, max_length=16, distance_buckets=8, pair_types=True, symmetric=True,
                    final_bias=-3.0, passes=1)  # fmt: skip
 STAGE = FoldStageConfig(epochs=2, batch_size=64, lr=1e-2, steps=3, warmup=2)
 CONFIG = FoldTrainConfig(teacher_rows=0, bucket=1, most_passes=2, keep_share=0.5, half=False, validation=4,
-                         teach=replace(STAGE, teacher=1.0), tune=STAGE)  # fmt: skip
+                         parts=2, teach=replace(STAGE, teacher=1.0), tune=STAGE)  # fmt: skip
 
 
 def hairpins(rng, count):
     """RNAs whose ends pair with each other, five bases of a loop between."""
     partner = dict(zip("ACGU", "UGCA", strict=True))
-    rows = []
-    for number in range(count):
+    rows: dict[str, dict] = {}
+    while len(rows) < count:
         stem = "".join(rng.choices("ACGU", k=rng.randint(3, 5)))
         sequence = stem + "AAAAA" + "".join(partner[letter] for letter in reversed(stem))
-        pairs = " ".join(f"{i}-{len(sequence) - 1 - i}" for i in range(len(stem)))
-        rows.append({"name": f"r{number}", "family": f"f{number % 40}", "sequence": sequence, "pairs": pairs})
-    return known(rows, "name", "family")
+        pairs, number = " ".join(f"{i}-{len(sequence) - 1 - i}" for i in range(len(stem))), len(rows)
+        rows.setdefault(
+            sequence, {"name": f"r{number}", "family": f"f{number % 40}", "sequence": sequence, "pairs": pairs}
+        )
+    return known(rows.values(), "name", "family")
 
 
 def run(given, out, config=CONFIG, **more):
@@ -48,7 +51,7 @@ def test_known_keeps_the_first_of_equal_sequences():
             {"id": "c", "rfam": "RF1", "sequence": "ACGUA", "pairs": "0-4"}]  # fmt: skip
     found = known(rows, "id", "rfam")
     assert found.name.tolist() == ["a", "b"]
-    assert found.family.tolist() == ["a", "RF1"]
+    assert found.family.tolist() == ["", "RF1"]
     assert [part.tolist() for part in found.pairs] == [[[0, 4], [1, 3]], []]
     assert found.length.tolist() == [5, 5]
 
@@ -91,9 +94,9 @@ def test_rnafold_probabilities_and_structures():
 def test_draws_share_a_length_and_spread_over_families(rng):
     given = hairpins(rng, 60)
     family = given.family.copy()
-    family[:30] = "large"
+    family[:30], family[30:40] = "large", ""
     given = replace(given, family=family)
-    draw, generator = Draw(given, 2, 48, True), np.random.default_rng(0)
+    draw, generator = Draw(given, 2, 48), np.random.default_rng(0)
     seen = []
     for _ in range(400):
         batch = draw(generator)
@@ -101,20 +104,27 @@ def test_draws_share_a_length_and_spread_over_families(rng):
         assert batch.length.min() > longest - 2
         assert len(batch) == max(1, 48 // longest)
         seen.extend(batch.family.tolist())
-    share = np.mean([name == "large" for name in seen])
-    single = len(set(family[30:]))
-    expected = np.sqrt(30) / (np.sqrt(30) + sum(np.sqrt(np.unique(family[30:], return_counts=True)[1])))
-    assert single > 20
-    assert abs(share - expected) < 0.1  # lengths differ a little between them
+    _, at, size = np.unique(family, return_inverse=True, return_counts=True)
+    weight = 1 / np.sqrt(size[at])
+    weight[family == ""] = weight[family != ""].mean()
+    for name in ("large", ""):
+        share = np.mean([family == name for family in seen])
+        assert share == pytest.approx(weight[family == name].sum() / weight.sum(), abs=0.1)  # lengths differ a little
 
 
 def test_parts_of_a_step_make_the_step(tmp_path, rng):
     given = hairpins(rng, 50)
-    config = replace(CONFIG, keep_share=1.0)
-    one, two = (run(given, tmp_path / str(threads), config, threads=threads) for threads in (1, 2))
-    torch.testing.assert_close(weights(one), weights(two), rtol=1e-3, atol=1e-4)
-    start = RNAformer(MODEL)
-    assert (weights(one) - weights(start)).abs().max() > 1e-3
+    one, two = (run(given, tmp_path / str(parts), replace(CONFIG, keep_share=1.0, parts=parts)) for parts in (1, 2))
+    torch.testing.assert_close(weights(one), weights(two), rtol=1e-3, atol=1e-3)  # saved in half precision
+    torch.manual_seed(CONFIG.rng_seed)
+    assert (weights(one) - weights(RNAformer(MODEL))).abs().max() > 1e-2
+
+
+def test_threads_change_nothing(tmp_path, rng):
+    given, before = hairpins(rng, 50), torch.get_num_threads()
+    one, two = (run(given, tmp_path / str(t), replace(CONFIG, parts=2), threads=t) for t in (1, 2))
+    torch.testing.assert_close(weights(one), weights(two), rtol=0, atol=0)
+    assert torch.get_num_threads() == before
 
 
 def test_pieces_of_a_run_make_the_run(tmp_path, rng):
@@ -139,6 +149,47 @@ def test_families_are_held_out(tmp_path, rng, monkeypatch):
     seen = {family for batch in drawn for family in batch.family}
     assert held_out
     assert seen == set(given.family) - held_out
+
+
+def test_the_teacher_does_not_see_them_either(tmp_path, rng, monkeypatch):
+    pytest.importorskip("RNA")
+    given = hairpins(rng, 80)
+    given = replace(given, family=np.where(np.arange(80) < 8, "", given.family).astype(object))
+    monkeypatch.setattr(fold, "load_known", lambda folder, max_length: given)
+    monkeypatch.setattr(fold, "load_utrs", lambda folder: {})
+    config = replace(CONFIG, teacher_rows=400)
+    learnt, teacher = fold.prepare(lambda: tmp_path, tmp_path / "run", 16, config)
+    aside = fold.held_out(learnt, 4)
+    assert aside.any()
+    assert not aside[:8].any()  # of no family
+    backwards = {sequence[::-1] for sequence in given.sequence[~aside]}
+    assert set(teacher.sequence) <= backwards
+    with pytest.raises(ValueError, match="other settings"):
+        fold.prepare(lambda: tmp_path, tmp_path / "run", 16, replace(config, teacher_rows=5))
+    (tmp_path / "run" / "rows" / "teacher.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"teacher.npz must be as it was prepared.*delete it"):
+        fold.prepare(lambda: tmp_path, tmp_path / "run", 16, config)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"rows": slice(0)}, "known must have a structure of 16 bases at most to learn, got 0"),
+    ({"tune": replace(STAGE, teacher=0.5), "teacher_rows": 9}, "teacher must be given where tune has a share of it"),
+    ({"dropout": 0.1}, "parts must be 1 with dropout"),
+])  # fmt: skip
+def test_wrong_runs(tmp_path, rng, changes, message):
+    given, changes = hairpins(rng, 20), dict(changes)
+    given = given.take(np.arange(20)[changes.pop("rows", slice(None))])
+    model = replace(MODEL, dropout=changes.pop("dropout", 0.0))
+    with pytest.raises(ValueError, match=message):
+        train_fold(given, None, tmp_path, model, replace(CONFIG, **changes))
+
+
+def test_nothing_held_out_keeps_the_threshold(tmp_path, rng):
+    given = hairpins(rng, 20)
+    given = replace(given, family=np.full(20, "", object))
+    model = run(given, tmp_path)
+    assert model.config.threshold == MODEL.threshold
+    assert "held_out_families_f1" not in model.metadata
 
 
 def test_hairpins_are_learnt(tmp_path, rng):
@@ -166,7 +217,7 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     (data / "rna").mkdir(parents=True)
     (data / "utr3_human").symlink_to(folder / "utr3_human")
     pq.write_table(pa.Table.from_pylist(rows), data / "rna" / "bprna1m90.parquet")
-    seeds = [{**row, "seq_name": row["bprna_id"], "new_family": n % 2 == 0} for n, row in enumerate(rows)]
+    seeds = [{**row, "seq_name": row["bprna_id"], "clan": "", "new_family": n % 2 == 0} for n, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(seeds[:3]), data / "rna" / "rfam142_seed.parquet")
     ours = {sequence for n, sequence in enumerate(given.sequence) if n >= 6 and n != 7} | {given.sequence[1]}
     assert set(load_known(data).sequence) == ours  # a seed that VL0 has too is learnt
@@ -176,7 +227,7 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     assert "30 folds of the teacher" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
     assert command("train", "fold", "--data", tmp_path / "nowhere", "--out", tmp_path / "run", *size) == 0
-    assert len(read_structures(tmp_path / "run" / "teacher.npz")) == 30
+    assert len(read_structures(tmp_path / "run" / "rows" / "teacher.npz")) == 30
     assert command("fold", "GGGGAAAACCCC", "--model", tmp_path / "run" / "model") == 0
 
 

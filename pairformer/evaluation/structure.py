@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -23,7 +23,7 @@ from pairformer.evaluation.report import number, table, write
 from pairformer.fold import Folder
 from pairformer.folding import matches
 from pairformer.metrics import interval
-from pairformer.structures import TEST, Structures, known, load_known, read_parquet, rnafold
+from pairformer.structures import BPRNA, TEST, Structures, known, load_known, read_parquet, rnafold
 
 RELABELLED, NEW, PEERS = "rna/ts0_rfam_relabel.parquet", "rna/bprna_new.parquet", "rna/ts0_peer_f1.csv"
 CANONICAL = {"AU", "UA", "CG", "GC", "GU", "UG"}
@@ -40,14 +40,17 @@ class StructureProtocol:
 
 
 def _test_set(folder: Path, split: str, name: str) -> Structures:
-    return known((row for row in read_parquet(folder / TEST) if row["split"] == split), name)
+    rows = known((row for row in read_parquet(folder / TEST) if row["split"] == split), name)
+    family = {row["bprna_id"]: row["rfam_acc"] for row in read_parquet(folder / BPRNA) if row["split"] == "TS0"}
+    return replace(rows, family=np.array([family.get(rna, "") for rna in rows.name], object))
 
 
 PROTOCOLS = {
     "ts0": StructureProtocol(
         "TS0 of bpRNA, labels as released.",
         lambda folder: _test_set(folder, "bprna_ts0", "bprna_id"),
-        "TS0 shares RNA families with every training set for it, and about 7 % of its labels are shifted by a base.",
+        "TS0 shares RNA families with every training set for it, and 27 % of its Rfam labels are not the family's "
+        "consensus, 5 % not in half of the pairs.",
     ),
     "ts0-rfam": StructureProtocol(
         "TS0's RNAs that are Rfam 14.2 seeds, with the family's consensus as the label.",
@@ -81,7 +84,7 @@ def evaluate_structure(
         folder: data folder.
         out: made where there is none.
         model, passes, device, threads: see :func:`pairformer.fold`.
-        n_resamples: of the RNAs, for intervals.
+        n_resamples: of the families, for intervals; an RNA without one is drawn by itself.
 
     Returns:
         The report. ``summary[group][predictor]``: ``n``, and for each truth, ``macro``, ``micro``, ``slip_macro`` and
@@ -91,47 +94,51 @@ def evaluate_structure(
     check(name in PROTOCOLS, "protocol", f"be one of {', '.join(PROTOCOLS)}", repr(name))
     protocol = PROTOCOLS[name]
     rows = protocol.rows(folder)
-    folder_of_model = Folder(model, passes, device=device, threads=threads)
+    score = _peers(folder / PEERS, rows) if name == "ts0" and (folder / PEERS).is_file() else {}
+    trained = set(load_known(folder).sequence.tolist())
+    folding = Folder(model, passes, device=device, threads=threads)
     began = time.perf_counter()
     order = np.argsort(rows.length, kind="stable")  # windows of one length share batches
-    folds = folder_of_model.fold(rows.sequence[order].tolist())
+    folds = folding.fold(rows.sequence[order].tolist())
     predicted = {"model": [folds[place].pairs for place in np.argsort(order)]}
     seconds = time.perf_counter() - began
     if importlib.util.find_spec("RNA"):
-        predicted["RNAfold"] = list(rnafold(rows.sequence.tolist(), folder_of_model.threads, False).pairs)
+        predicted["RNAfold"] = list(rnafold(rows.sequence.tolist(), folding.threads, False).pairs)
     truths = dict(zip(TRUTHS, (rows.pairs.tolist(), [*map(canonical_nested, rows.sequence, rows.pairs)]), strict=True))
     counts = {
         key: {(truth, slip): np.array([matches(p, t, slip) for p, t in zip(pairs, true, strict=True)])
               for truth, true in truths.items() for slip in (0, 1)}
         for key, pairs in predicted.items()
     }  # fmt: skip
-    score = {key: _f1(found[TRUTHS[0], 0]) for key, found in counts.items()}
-    if name == "ts0" and (folder / PEERS).is_file():
-        score |= _peers(folder / PEERS, rows)
-    window = folder_of_model.window
-    groups = {"all": rows.length > 0, f"up to {window} nt": rows.length <= window, "longer": rows.length > window}
-    draws = np.random.default_rng(2020)
+    score = {key: _f1(found[TRUTHS[0], 0]) for key, found in counts.items()} | score
+    window, length = folding.config.max_length, rows.length
+    groups = {"all": length >= 0, f"up to {window} nt": length <= window, "longer": length > window}
+    alone = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
+    family = np.unique(alone, return_inverse=True)[1]
     summary = {
-        group: {key: _figures(counts.get(key), score[key], score["model"], mask, draws, n_resamples) for key in score}
+        group: {key: _figures(counts.get(key), score[key], score["model"], mask, family, n_resamples)
+                for key in score if (mask & ~np.isnan(score[key])).any()}
         for group, mask in groups.items() if mask.any()
     }  # fmt: skip
-    trained = set(load_known(folder).sequence.tolist())
     same = sum(sequence in trained for sequence in rows.sequence)
+    failed = sum(fold.message is not None for fold in folds)
     report: dict = {
         "protocol": name,
         "statement": protocol.statement,
         "run": {
             "command": shlex.join(["pairformer", *sys.argv[1:]]),
-            "model": f"{model} (sha256 {folder_of_model.model.metadata['model_sha256'][:12]})",
-            "passes": folder_of_model.passes,
-            "threshold": folder_of_model.threshold,
+            "model": f"{model} (sha256 {folding.model.metadata['model_sha256'][:12]})",
+            "passes": folding.config.passes,
+            "threshold": folding.config.threshold,
             "versions": f"pairformer {pairformer.__version__}, torch {torch.__version__}",
-            "machine": f"{platform.machine()}, {folder_of_model.threads} threads",
+            "machine": f"{platform.machine()}, {folding.model.head.weight.device}, {folding.threads} threads",
             "seconds": round(seconds),
         },
         "audit": [
             f"{same} of {len(rows)} sequences stand letter for letter in the training pool",
+            f"{failed} sequences could not be folded and count as without pairs",
             f"longer sequences are folded in windows of {window} bases",
+            f"intervals are of {len(set(alone))} families, drawn with replacement",
         ],
         "summary": summary,
     }
@@ -168,7 +175,7 @@ def _f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where((predicted == 0) & (true == 0), 1.0, found)
 
 
-def _figures(counts, score, own, mask, rng, n_resamples) -> dict:
+def _figures(counts, score, own, mask, family, n_resamples) -> dict:
     """Figures of one predictor on some RNAs."""
     there = mask & ~np.isnan(score)
     figures: dict = {"n": int(there.sum())}
@@ -179,17 +186,20 @@ def _figures(counts, score, own, mask, rng, n_resamples) -> dict:
             named[f"{kind}macro"] = float(_f1(found).mean())
             named[f"{kind}micro"] = float(_f1(found.sum(0, keepdims=True))[0])
     if score is not own:
-        gain = (own - score)[there]
-        means = gain[rng.integers(len(gain), size=(n_resamples, len(gain)))].mean(1)
-        figures["difference"] = dict(zip(("mean", "low", "high"), (float(gain.mean()), *interval(means)), strict=True))
+        gain, names = (own - score)[there], np.unique(family[there], return_inverse=True)[1]
+        total, count = np.bincount(names, gain), np.bincount(names)
+        drawn = np.random.default_rng(2020).multinomial(len(count), np.full(len(count), 1 / len(count)), n_resamples)
+        ends = interval((drawn @ total) / (drawn @ count))
+        figures["difference"] = dict(zip(("mean", "low", "high"), (float(gain.mean()), *ends), strict=True))
     return figures
 
 
 def _peers(path: Path, rows: Structures) -> dict[str, NDArray[np.float64]]:
     """Published per-sequence F1 by method, NaN where a method has none; its own run of RNAfold is left out."""
     with path.open() as file:
-        found = {row["bprna_id"]: row for row in csv.DictReader(file)}
-    methods = [name for name in next(iter(found.values())) if name not in ("bprna_id", "RNAfold")]
+        reader = csv.DictReader(file)
+        found = {row["bprna_id"]: row for row in reader}
+    methods = [name for name in reader.fieldnames or () if name not in ("bprna_id", "RNAfold")]
     return {name: np.array([float(found.get(rna, {}).get(name) or "nan") for rna in rows.name]) for name in methods}
 
 

@@ -5,6 +5,7 @@ Source: RNAformer (arXiv 2307.10073), the workshop's form, as its code has it wh
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from pairformer.saved import load_weights, read_model, save_model
 
 ALPHABET = "ACGUN"
 LETTERS = len(ALPHABET)
-TOKENS = 4_000  # bases of a batch
+CELLS = 200_000  # of the squares of a batch
 
 
 def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
@@ -351,6 +352,25 @@ def encode(sequences: Sequence[str]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(tokens), torch.tensor([len(sequence) for sequence in sequences])
 
 
+@contextlib.contextmanager
+def each_on_one_core(model: nn.Module, threads: int) -> Iterator[Callable]:
+    """A ``map`` whose calls run side by side on a CPU, each with one of PyTorch's threads, else one after the other.
+
+    Operations of small models are too short to be shared by threads; whole calls are not. The number of PyTorch's
+    threads is what it was afterwards.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        yield map
+        return
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(before)
+
+
 def pair_probabilities(
     model: RNAformer, sequences: Sequence[str], passes: int, threads: int = 1, half: bool = False
 ) -> list[NDArray[np.float32]]:
@@ -360,7 +380,7 @@ def pair_probabilities(
         model: on any device.
         sequences: folded in batches of equal length, of which every thread takes one at a time on a CPU.
         passes: over the stack.
-        threads: used on a CPU.
+        threads: on a CPU.
         half: Whether matrix products and convolutions run in bfloat16.
     """
     device = next(model.parameters()).device
@@ -374,21 +394,16 @@ def pair_probabilities(
         for row, matrix in zip(rows, probability.cpu().numpy(), strict=True):
             found[row] = matrix
 
-    batches = list(_of_one_length(np.array([len(sequence) for sequence in sequences], np.int64)))
-    if device.type != "cpu" or threads == 1:
-        for rows in batches:
-            run(rows)
-    else:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(run, batches))
+    with each_on_one_core(model, threads) as work:
+        list(work(run, _of_one_length(np.array([len(sequence) for sequence in sequences], np.int64))))
     return found
 
 
 def _of_one_length(length: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Rows of equal length, at most ``TOKENS`` bases together."""
+    """Rows of equal length, at most ``CELLS`` pairs of bases together."""
     for size in np.unique(length):
         rows = np.flatnonzero(length == size)
-        count = max(1, TOKENS // max(1, size))
+        count = max(1, CELLS // max(1, int(size) ** 2))
         yield from np.split(rows, range(count, len(rows), count))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pairformer.config import FoldConfig, FoldStageConfig, FoldTrainConfig
+from pairformer.config import FoldConfig, FoldStageConfig, FoldTrainConfig, check
 from pairformer.data import load_utrs
 from pairformer.folding import decode, f1
-from pairformer.models.rnaformer import RNAformer, encode, fold_loss, pair_probabilities
+from pairformer.models.rnaformer import RNAformer, each_on_one_core, encode, fold_loss, pair_probabilities
 from pairformer.saved import whole_file
 from pairformer.structures import (
     Structures,
@@ -36,7 +35,7 @@ THRESHOLDS = np.round(np.arange(0.1, 0.65, 0.05), 2)
 def prepare(
     folder: Callable[[], Path], out: Path, max_length: int, config: FoldTrainConfig, processes: int = 1
 ) -> tuple[Structures, Structures | None]:
-    """Known structures and the teacher's folds, made once: ``known.npz`` and ``teacher.npz`` in ``out``.
+    """Known structures and the teacher's folds, made once: ``known.npz`` and ``teacher.npz`` in ``out/rows``.
 
     Where both are there, neither the data folder nor the libraries that read it and fold are needed.
 
@@ -46,8 +45,16 @@ def prepare(
         max_length: of the model.
         config: of the training.
         processes: that fold.
+
+    Raises:
+        ValueError: what is there was made with other settings, or is damaged.
     """
-    path, teacher = out / "known.npz", out / "teacher.npz"
+    from pairformer.training import claim
+
+    settings = {name: getattr(config, name) for name in ("rng_seed", "teacher_rows", "validation")}
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    claim(out / "rows", {"max_length": max_length, **settings})
+    path, teacher = out / "rows" / "known.npz", out / "rows" / "teacher.npz"
     if not path.exists():
         with whole_file(path) as file:
             save_structures(load_known(folder(), max_length), file)
@@ -65,20 +72,25 @@ def prepare(
 
 
 def held_out(known: Structures, one_in: int) -> NDArray[np.bool_]:
-    """(B,) True for the rows of one family in so many, told by a hash of its name."""
-    return np.array([zlib.crc32(str(family).encode()) % one_in == 0 for family in known.family], bool)
+    """(B,) True for the rows of one family in so many, told by a hash of its name; never for those without one."""
+    return np.array([family != "" and zlib.crc32(family.encode()) % one_in == 0 for family in known.family], bool)
 
 
 class Draw:
-    """What a step sees: RNAs of about one length, drawn by weight."""
+    """What a step sees: RNAs of about one length, drawn by weight.
 
-    def __init__(self, structures: Structures, bucket: int, tokens: int, balanced: bool) -> None:
+    A family of n RNAs has the weight of sqrt(n); RNAs without a family have, each, the mean weight of the others.
+    """
+
+    def __init__(self, structures: Structures, bucket: int, tokens: int) -> None:
         self.structures = structures
         length = np.maximum(1, -(-structures.length // bucket) * bucket)
         _, family, size = np.unique(structures.family.astype(str), return_inverse=True, return_counts=True)
-        weight = 1 / np.sqrt(size[family]) if balanced else np.ones(len(length))
-        self.buckets = [np.flatnonzero(length == value) for value in np.unique(length)]
-        self.count = [max(1, tokens // int(value)) for value in np.unique(length)]
+        weight, single = 1 / np.sqrt(size[family]), structures.family == ""
+        weight[single] = 1.0 if single.all() else weight[~single].mean()
+        lengths = np.unique(length)
+        self.buckets = [np.flatnonzero(length == value) for value in lengths]
+        self.count = [max(1, tokens // int(value)) for value in lengths]
         self.weight = [weight[rows] / weight[rows].sum() for rows in self.buckets]
         share = np.array([weight[rows].sum() for rows in self.buckets]) / self.count  # as many steps as rows need
         self.share = share / share.sum()
@@ -109,54 +121,69 @@ def train_fold(
         model_config: the model.
         config: the training.
         device: of PyTorch. On a GPU the fused axial attention is used.
-        threads: on a CPU each works on a part of a step's RNAs, which is faster than sharing every operation.
+        threads: that work on ``config.parts`` of a step on a CPU; of no effect on the result.
         seconds: the epoch in which they run out is the last; the next call goes on.
-        metadata: recorded with the weights.
+        metadata: recorded with the weights, beside ``held_out_families_f1``: the mean F1 of the held-out RNAs at the
+            threshold they chose.
 
     Returns:
-        The trained model, or None where ``seconds`` ran out.
+        The model as saved, or None where ``seconds`` ran out.
+
+    Raises:
+        ValueError: ``out`` holds a run with other settings or rows, or there is nothing to learn.
     """
-    from pairformer.training import claim
+    from pairformer.training import _finished, claim
 
     began = time.monotonic()
     known = known.take(known.length <= model_config.max_length)
     aside = held_out(known, config.validation)
     checked, known = known.take(aside), known.take(~aside)
-    claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": known.sha256()})
+    check(len(known) > 0, "known", f"have a structure of {model_config.max_length} bases at most to learn", 0)
+    check(teacher is not None or not config.tune.teacher, "teacher", "be given where tune has a share of it", None)
+    alone = config.parts == 1 or not model_config.dropout
+    check(alone, "parts", "be 1 with dropout, whose numbers are drawn in no fixed order", config.parts)
+    rows = {"known": known.sha256(), "teacher": None if teacher is None else teacher.sha256()}
+    claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows})
     torch.manual_seed(config.rng_seed)
     model = RNAformer(model_config).to(device)
-    if device == "cpu":
-        torch.set_num_threads(1)  # each part of a step has one
-    if device != "cpu":
+    if model.head.weight.is_cuda:
         from pairformer.kernels import use_kernels
 
         use_kernels(model)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for name in ("teach", "tune"):
+    with each_on_one_core(model, threads) as work:
+        for name in ("teach", "tune") if teacher is not None else ("tune",):
             stage: FoldStageConfig = getattr(config, name)
-            if stage.teacher < 1 or teacher is not None:
-                run = _Stage(name, model, known, teacher, checked, config, stage, pool, threads)
-                left = seconds - (time.monotonic() - began)
-                if not fit(name, model, stage.steps, run.step, replace(stage, batch_size=1), out, config.rng_seed,
-                           run.validate, warmup=stage.warmup, seconds=left):  # fmt: skip
-                    return None
-        threshold, score = run.best_threshold()
-    model.config = replace(model_config, threshold=threshold)
-    rows = {"known": len(known), "teacher": 0 if teacher is None else len(teacher)}
-    model.save(out / "model", {"trained_on": rows, "held_out_families_f1": score, "train": asdict(config),
-                               "torch": torch.__version__, **(metadata or {})})  # fmt: skip
-    return model
+            trained_before = _finished(out / f"{name}.pt", stage.epochs)
+            left = seconds - (time.monotonic() - began)
+            run = _Stage(name, model, known, teacher, checked, config, stage, work, threads)
+            done = fit(name, model, stage.steps, run.step, replace(stage, batch_size=1), out, config.rng_seed,
+                       run.validate, warmup=stage.warmup, seconds=left)  # fmt: skip
+            out_of_time = not trained_before and time.monotonic() - began > seconds
+            if not done or (name == "teach" and out_of_time):
+                return None
+    counts = {"known": len(known), "teacher": 0 if teacher is None else len(teacher)}
+    about = {"trained_on": counts, "train": asdict(config), "torch": torch.__version__, **(metadata or {})}
+    model.save(out / "model", about)
+    served = RNAformer.load(out / "model").to(device)
+    if len(checked):
+        scores = _mean_f1(served, checked, THRESHOLDS, threads, False)
+        best = len(scores) - 1 - int(np.argmax(scores[::-1]))  # of equal ones the largest
+        served.config = replace(model_config, threshold=float(THRESHOLDS[best]))
+        about["held_out_families_f1"] = round(float(scores[best]), 4)
+        served.save(out / "model", about)
+    return RNAformer.load(out / "model")
 
 
 class _Stage:
     """Loss and validation of one stage."""
 
-    def __init__(self, name, model, known, teacher, checked, config, stage, pool, threads) -> None:
+    def __init__(self, name, model, known, teacher, checked, config, stage, work, threads) -> None:
         self.name, self.model, self.config, self.stage = name, model, config, stage
-        self.pool, self.threads, self.checked = pool, threads, checked
-        self.known = Draw(known, config.bucket, stage.batch_size, True) if stage.teacher < 1 else None
-        self.teacher = Draw(teacher, config.bucket, stage.batch_size, False) if stage.teacher > 0 else None
-        self.device = next(model.parameters()).device
+        self.work, self.threads = work, threads
+        self.checked = checked.take(np.arange(min(CHECKED, len(checked))))
+        self.known = Draw(known, config.bucket, stage.batch_size) if stage.teacher < 1 else None
+        self.teacher = Draw(teacher, config.bucket, stage.batch_size) if stage.teacher > 0 else None
+        self.device = model.head.weight.device
 
     def step(self, rows: NDArray[np.int64], epoch: int) -> Tensor:
         """Loss of a step whose RNAs, passes and kept cells depend on seed, stage, epoch and number alone."""
@@ -166,20 +193,24 @@ class _Stage:
         assert draw is not None  # the share of the other is 0
         batch = draw(rng)
         passes = int(rng.integers(config.least_passes, config.most_passes + 1))
-        seeds = rng.integers(2**62, size=self.threads)
-        if self.device.type != "cpu" or self.threads == 1:
+        seeds = rng.integers(2**62, size=config.parts)
+        if config.parts == 1:
             return self._loss(batch, passes, int(seeds[0]))
-        parts = [batch.take(part) for part in np.array_split(np.arange(len(batch)), self.threads) if len(part)]
+        parts = [batch.take(part) for part in np.array_split(np.arange(len(batch)), config.parts) if len(part)]
         parameters = list(self.model.parameters())
 
         def gradients(part: Structures, seed: int) -> tuple[Tensor, Sequence[Tensor]]:
             loss = self._loss(part, passes, seed) * (len(part) / len(batch))
             return loss.detach(), torch.autograd.grad(loss, parameters)
 
-        found = list(self.pool.map(gradients, parts, seeds.tolist()))
+        found = list(self.work(gradients, parts, seeds.tolist()))
         # A number with the value of the loss and, for each parameter, the sum of the parts' gradients.
         line = sum((p * sum(g)).sum() for p, *g in zip(parameters, *(grads for _, grads in found), strict=True))
         return line + (sum(loss for loss, _ in found) - line).detach()
+
+    def validate(self) -> dict[str, float]:
+        """Mean F1 of some held-out RNAs."""
+        return {"f1": float(_mean_f1(self.model, self.checked, (0.5,), self.threads, self.config.half)[0])}
 
     def _loss(self, batch: Structures, passes: int, seed: int) -> Tensor:
         codes, lengths = encode(batch.sequence.tolist())
@@ -194,21 +225,13 @@ class _Stage:
         generator = torch.Generator(self.device).manual_seed(seed)
         return fold_loss(logit, target, lengths, self.config.keep_share, generator)
 
-    def validate(self) -> dict[str, float]:
-        """Mean F1 of the first held-out RNAs."""
-        return {"f1": float(self._f1(self.checked.take(np.arange(min(CHECKED, len(self.checked)))), (0.5,))[0])}
 
-    def best_threshold(self) -> tuple[float, float]:
-        """The threshold with the best mean F1 of the held-out RNAs, the largest of equal ones, and that F1."""
-        scores = self._f1(self.checked, THRESHOLDS)
-        best = len(scores) - 1 - int(np.argmax(scores[::-1]))
-        return float(THRESHOLDS[best]), round(float(scores[best]), 4)
-
-    def _f1(self, part: Structures, thresholds: Sequence[float] | NDArray) -> NDArray[np.float64]:
-        total = np.zeros(len(thresholds))
-        found = pair_probabilities(
-            self.model, part.sequence.tolist(), self.model.config.passes, self.threads, self.config.half
-        )
-        for probability, pairs in zip(found, part.pairs, strict=True):
-            total += [f1(decode(probability, threshold, min_loop=3), pairs) for threshold in thresholds]
-        return total / max(1, len(part))
+def _mean_f1(
+    model: RNAformer, rows: Structures, thresholds: Sequence[float] | NDArray, threads: int, half: bool
+) -> NDArray[np.float64]:
+    """Mean F1 at each threshold."""
+    total = np.zeros(len(thresholds))
+    found = pair_probabilities(model, rows.sequence.tolist(), model.config.passes, threads, half)
+    for probability, pairs in zip(found, rows.pairs, strict=True):
+        total += [f1(decode(probability, threshold, min_loop=3), pairs) for threshold in thresholds]
+    return total / max(1, len(rows))
