@@ -25,5 +25,5 @@ def use_kernels(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, MAB):
             module.attention = set_attention
-        elif isinstance(module, AxialAttention):
+        elif isinstance(module, AxialAttention) and module.axis != "all":
             module.attention = axial_attention

@@ -293,9 +293,12 @@ class FoldConfig:
     """Blocks."""
     heads: int = 4
     """Attention heads; must divide the width."""
+    attention: str = "axial"
+    """"axial": along rows, then along columns. "full": one attention among all cells of the square, whose cost grows
+    with the fourth power of the length."""
     transition: str = "conv3"
     """"conv3": two 3x3 convolutions, 90 % of the published form's parameters. "separable": to the hidden width cell by
-    cell, a 3x3 convolution of each channel, and back cell by cell."""
+    cell, a 3x3 convolution of each channel, and back cell by cell. "pointwise": cell by cell alone."""
     expand: int = 4
     """Hidden width of the transition over the latent's."""
     dropout: float = 0.1
@@ -336,8 +339,9 @@ class FoldConfig:
         check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
         at_least(self, "distance_buckets", 0)
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
-        known = ("conv3", "separable")
-        check(self.transition in known, "transition", f"be one of {', '.join(known)}", repr(self.transition))
+        for name, known in (("attention", ("axial", "full")), ("transition", ("conv3", "separable", "pointwise"))):
+            check(getattr(self, name) in known, name, f"be one of {', '.join(known)}", repr(getattr(self, name)))
+        check(self.attention == "axial" or not self.rotary, "rotary", "be off with full attention", self.rotary)
         check(0 <= self.dropout < 1, "dropout", "be in [0, 1)", self.dropout)
         check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
         check(self.distance_buckets <= self.max_length, "distance_buckets",
@@ -550,7 +554,7 @@ class FoldTrainConfig:
 
     rng_seed: int = 2020
     """Of weights, dropout and what each step sees."""
-    teacher_rows: int = 100_000
+    teacher_rows: int = 40_000
     """Sequences that RNAfold folds for the teacher; 0: no first stage."""
     bucket: int = 16
     """RNAs whose lengths, rounded up to a multiple, are equal can share a step; 1: no padding anywhere."""
@@ -566,9 +570,9 @@ class FoldTrainConfig:
     """Parts of a step that threads of a CPU work on side by side."""
     validation: int = 20
     """One family in so many is held out of training."""
-    teach: FoldStageConfig = field(default_factory=lambda: FoldStageConfig(20, 16_000, 1e-3, 1e-2, teacher=1.0))
+    teach: FoldStageConfig = field(default_factory=lambda: FoldStageConfig(8, 16_000, 1e-3, 1e-2, teacher=1.0))
     """First stage."""
-    tune: FoldStageConfig = field(default_factory=lambda: FoldStageConfig(60, 16_000, 1e-3, 1e-2, teacher=0.3))
+    tune: FoldStageConfig = field(default_factory=lambda: FoldStageConfig(30, 16_000, 1e-3, 1e-2, teacher=0.3))
     """Second stage."""
 
     def __post_init__(self) -> None:
@@ -585,7 +589,7 @@ FOLD_RECIPES = ("cpu", "gpu")
 
 
 def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
-    """Model and training of a structure model: "cpu" for an hour of two cores, "gpu" for half an hour of one GPU."""
+    """Model and training of a structure model: "cpu" for half an hour of two cores, "gpu" for that of one GPU."""
     check(name in FOLD_RECIPES, "recipe", f"be one of {', '.join(FOLD_RECIPES)}", repr(name))
     inputs: dict[str, Any] = {"distance_buckets": 32, "pair_types": True, "symmetric": True, "final_bias": -4.0}
     if name == "gpu":

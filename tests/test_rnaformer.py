@@ -22,6 +22,7 @@ SMALL = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
 IMPROVED = {"symmetric": True, "distance_buckets": 6, "pair_types": True, "rotary": True, "transition": "separable",
             "expand": 2, "final_bias": -4.0}  # fmt: skip
 FORMS = [{}, IMPROVED]
+PLAIN = {"attention": "full", "transition": "pointwise", "distance_buckets": 6}
 
 
 def model(**changes):
@@ -79,7 +80,7 @@ def test_the_published_forward_by_hand():
     torch.testing.assert_close(made(tokens, lengths, passes=2)[0], yes - no, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", FORMS, ids=["published", "improved"])
+@pytest.mark.parametrize("changes", [*FORMS, PLAIN], ids=["published", "improved", "full attention"])
 def test_padding_and_batch_change_nothing(changes):
     made, (tokens, lengths) = model(**changes), batch(9, 4, 0, 1, 12, side=13)
     together = made(tokens, lengths, passes=2)
@@ -189,6 +190,16 @@ def test_distance_buckets():
     assert int(bucket[-1]) == int(bucket[600 + 499]) == 7
 
 
+def test_full_attention_by_hand():
+    """Every cell attends every other: one softmax over L L keys."""
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 3, 3, 3, 2, 4)
+    query, key, value = qkv.flatten(1, 2).unbind(2)  # (B, L L, H, D)
+    weight = (torch.einsum("bqhd,bkhd->bhqk", query, key) / 2).softmax(3)
+    expected = torch.einsum("bhqk,bkhd->bqhd", weight, value).unflatten(1, (3, 3))
+    torch.testing.assert_close(sdp_axial_attention(qkv, "all", None), expected)
+
+
 def test_far_positions_share_an_embedding():
     start = model(max_length=4).embed(torch.zeros(1, 7, dtype=torch.long))[0]
     assert torch.equal(start[3:, 3:], start[3, 3].expand(4, 4, -1))
@@ -208,7 +219,7 @@ def test_final_bias_and_initial_weights():
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["sdp", "fused"])
-@pytest.mark.parametrize("changes", FORMS, ids=["published", "improved"])
+@pytest.mark.parametrize("changes", [*FORMS, PLAIN], ids=["published", "improved", "full attention"])
 def test_no_lengths_mean_no_padding(changes, fused):
     if fused:
         pytest.importorskip("triton")
@@ -302,7 +313,8 @@ def test_loss_of_nothing_is_zero():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"heads": 3}, "heads must divide the width 64, got 3"),
     ({"layers": 0}, "layers must be in"),
-    ({"transition": "mlp"}, "transition must be one of conv3, separable, got 'mlp'"),
+    ({"transition": "mlp"}, "transition must be one of conv3, separable, pointwise, got 'mlp'"),
+    ({"attention": "full", "rotary": True}, "rotary must be off with full attention"),
     ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ({"distance_buckets": 1}, "distance_buckets must be 0 or 2 and more, got 1"),
     ({"distance_buckets": 501}, "distance_buckets must not exceed max_length 500, got 501"),

@@ -31,7 +31,7 @@ def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tenso
 
     Args:
         qkv: (B, L, L, 3, H, D).
-        axis: "row": cell (i, j) attends the cells (i, .); "column": the cells (., j).
+        axis: "row": cell (i, j) attends the cells (i, .); "column": the cells (., j); "all": every cell.
         lengths: (B,) real rows and columns of each sample; None: all are.
 
     Returns:
@@ -39,20 +39,23 @@ def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tenso
         of half precision takes five times as long.
     """
     side = qkv.shape[1]
-    lines = qkv if axis == "row" else qkv.transpose(1, 2)
+    lines = {"row": qkv, "column": qkv.transpose(1, 2), "all": qkv.flatten(1, 2)[:, None]}[axis]
     lines = lines.float() if lines.device.type == "cpu" else lines
     query, key, value = lines.flatten(0, 1).unbind(2)  # (B L, L, H, D) each
     mask = None
     if lengths is not None:  # a sample of no length attends to its first position: no softmax runs over nothing
         real = torch.arange(side, device=qkv.device) < lengths.clamp(min=1)[:, None]
-        mask = real.repeat_interleave(side, 0)
+        square = (real[:, :, None] & real[:, None]).flatten(1)  # (B, L L)
+        mask = square if axis == "all" else real.repeat_interleave(side, 0)
     with torch.autocast("cpu", enabled=False):
         out = sdp_attention(query, key, value, mask).unflatten(0, lines.shape[:2])
-    return (out if axis == "row" else out.transpose(1, 2)).to(qkv.dtype)
+    if axis == "all":
+        out = out[:, 0].unflatten(1, (side, side))
+    return (out.transpose(1, 2) if axis == "column" else out).to(qkv.dtype)
 
 
 class AxialAttention(nn.Module):
-    """out(attention(qkv(LN(Z)))) along rows or columns, without gate or pair bias.
+    """out(attention(qkv(LN(Z)))) along rows, along columns or, unpublished, among all cells; no gate, no pair bias.
 
     Source: RNAformer (arXiv 2307.10073), axial attention; biases everywhere, scale by head width.
     """
@@ -102,14 +105,14 @@ class SquareNorm(nn.Module):
 class Transition(nn.Module):
     """Convolution of the square to the hidden width, SiLU, convolution back; padded cells are as what lies outside.
 
-    Source: RNAformer (arXiv 2307.10073), transition; "separable" is not published.
+    Source: RNAformer (arXiv 2307.10073), transition; only "conv3" is published.
     """
 
     def __init__(self, config: FoldConfig) -> None:
         super().__init__()
         hidden = config.width * config.expand
         separable = config.transition == "separable"
-        kernel, padding = (1, 0) if separable else (3, 1)
+        kernel, padding = (3, 1) if config.transition == "conv3" else (1, 0)
         self.norm = SquareNorm(config.width)
         self.enter = nn.Conv2d(config.width, hidden, kernel, padding=padding)
         self.each = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if separable else None
@@ -131,8 +134,9 @@ class Block(nn.Module):
 
     def __init__(self, config: FoldConfig) -> None:
         super().__init__()
-        self.row = AxialAttention(config, "row")
-        self.column = AxialAttention(config, "column")
+        axial = config.attention == "axial"
+        self.row = AxialAttention(config, "row" if axial else "all")
+        self.column = AxialAttention(config, "column") if axial else None
         self.transition = Transition(config)
         self.attention_dropout = nn.Dropout(config.dropout / 2)
         self.dropout = nn.Dropout(config.dropout)
@@ -140,7 +144,8 @@ class Block(nn.Module):
     def forward(self, latent: Tensor, lengths: Tensor | None, past: Tensor | None) -> Tensor:
         """latent (B, L, L, W), lengths (B,), past (B, L, L, 1) True = padding, both None for none -> (B, L, L, W)."""
         latent = latent + self.attention_dropout(self.row(latent, lengths))
-        latent = latent + self.attention_dropout(self.column(latent, lengths))
+        if self.column is not None:
+            latent = latent + self.attention_dropout(self.column(latent, lengths))
         return latent + self.dropout(self.transition(latent, past))
 
 

@@ -1,0 +1,33 @@
+"""Folding: bases a second of short RNAs, of a long one in windows, and of RNAfold on the same sequences."""
+
+import random
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from pairformer import structures  # noqa: E402
+from pairformer.fold import Folder  # noqa: E402
+
+THREADS = 2
+
+
+def sequences(count, length):
+    rng = random.Random(2020)
+    return ["".join(rng.choices("ACGU", k=length)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("count", "length"), [(64, 40), (64, 80), (1, 2000)])
+def bench_fold(timed, count, length):
+    given, folder = sequences(count, length), Folder(threads=THREADS)
+    for fold in folder.fold(given):
+        assert len(fold.structure) == length
+        assert (fold.unpaired[fold.pairs] < 1 - folder.config.threshold + 1e-3).all()
+    timed(lambda: folder.fold(given), count * length, "base", rounds=5)
+
+
+@pytest.mark.parametrize(("count", "length"), [(64, 40), (64, 80)])
+def bench_rnafold(timed, count, length):
+    pytest.importorskip("RNA")
+    given = sequences(count, length)
+    assert structures.rnafold(given).sequence.tolist() == given
+    timed(lambda: structures.rnafold(given), count * length, "base", rounds=5)

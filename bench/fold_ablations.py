@@ -1,0 +1,94 @@
+"""What recycling, axial attention, the convolution and more data are worth to a structure model, row by row.
+
+Command: python bench/fold_ablations.py DATA OUT [ROW ...]. A trained row is kept in OUT and read the next time. Every
+row learns RNAfold's pair probabilities of sequences up to 40 nt, where attention among all cells can be afforded, and
+is scored by its F1 on RNAfold's structures of 1,000 sequences that no row sees. ViennaRNA is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from pairformer.config import FoldConfig, FoldTrainConfig, fold_recipe
+from pairformer.data import load_utrs
+from pairformer.folding import decode, f1
+from pairformer.metrics import interval
+from pairformer.models import RNAformer
+from pairformer.models.rnaformer import pair_probabilities
+from pairformer.structures import load_known, rnafold, teacher_sequences
+from pairformer.training.fold import held_out, train_fold
+
+LENGTH, ASKED, THREADS = 40, 1_000, 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """Changes to the first row."""
+
+    model: dict = field(default_factory=dict)
+    train: dict = field(default_factory=dict)
+    passes: int | None = None
+    """Made when asked; None: as trained."""
+    teacher: int = 32_000
+    """Sequences learnt from."""
+    of: str = ""
+    """Row whose weights are asked; "": its own."""
+
+
+ROWS = {
+    "axial attention, convolution, 1 or 2 passes": Row(),
+    "the same asked with 1 pass": Row(passes=1, of="axial attention, convolution, 1 or 2 passes"),
+    "the same asked with 4 passes": Row(passes=4, of="axial attention, convolution, 1 or 2 passes"),
+    "no recycling": Row({"passes": 1}, {"most_passes": 1}),
+    "full attention": Row({"attention": "full"}),
+    "separable convolution": Row({"transition": "separable"}),
+    "position-wise feed-forward": Row({"transition": "pointwise"}),
+    "full attention, position-wise feed-forward": Row({"attention": "full", "transition": "pointwise"}),
+    "8,000 sequences": Row(teacher=8_000),
+    "2,000 sequences": Row(teacher=2_000),
+    "500 sequences": Row(teacher=500),
+}
+
+
+def configs(row: Row) -> tuple[FoldConfig, FoldTrainConfig]:
+    model, config = fold_recipe("cpu")
+    stage = replace(config.teach, epochs=1)
+    config = replace(config, teach=stage, tune=replace(stage, epochs=3), **row.train)
+    return replace(model, max_length=LENGTH, **row.model), config
+
+
+def main(data: Path, out: Path, *names: str) -> None:
+    known = load_known(data, LENGTH)
+    rng = np.random.default_rng(2020)
+    largest = max(row.teacher for row in ROWS.values())
+    utrs, pool = list(load_utrs(data).values()), known.take(~held_out(known, 20))
+    drawn = dict.fromkeys(teacher_sequences(pool, utrs, 2 * largest, LENGTH, rng))  # of equal ones the first
+    sequences = np.array(list(drawn))[rng.permutation(len(drawn))].tolist()
+    asked = rnafold(sequences[:ASKED], THREADS, probabilities=False)
+    teacher = rnafold(sequences[ASKED : ASKED + largest], THREADS)
+    reference = None
+    print("| row | parameters | F1 [95 %] | less the first row |\n|---|---|---|---|", flush=True)
+    for name in [next(iter(ROWS)), *(name for name in names or ROWS if name != next(iter(ROWS)))]:
+        row = ROWS[name]
+        place = out / (row.of or name).replace(",", "").replace(" ", "-")
+        if not (place / "model" / "config.json").exists():
+            taught = teacher.take(np.arange(min(row.teacher, len(teacher))))
+            train_fold(known, taught, place, *configs(row), threads=THREADS)
+        model = RNAformer.load(place / "model")
+        found = pair_probabilities(model, asked.sequence.tolist(), row.passes or model.config.passes, THREADS)
+        score = np.array([f1(decode(p, 0.5, min_loop=3), true) for p, true in zip(found, asked.pairs, strict=True)])
+        reference = score if reference is None else reference
+        drawn_rows = rng.integers(len(score), size=(1000, len(score)))
+        low, high = interval(score[drawn_rows].mean(1))
+        gain = (score - reference)[drawn_rows].mean(1)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        print(f"| {name} | {count:,} | {score.mean():.3f} [{low:.3f}, {high:.3f}] | {(score - reference).mean():+.3f} "
+              "[{:+.3f}, {:+.3f}] |".format(*interval(gain)), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
