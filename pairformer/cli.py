@@ -39,7 +39,7 @@ from pairformer.data import (
     read_fasta,
 )
 from pairformer.engines import ENGINES
-from pairformer.fold import Fold, Folder, in_groups
+from pairformer.fold import GROUP, Fold, Folder
 from pairformer.folding import METHODS
 from pairformer.options import ConfigCommand, Items, config_options, overridden
 from pairformer.predict import Predictions, Scorer, in_batches, percentiles, usable_threads
@@ -376,7 +376,7 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
         out = _open_output(files, output)
         picture = svg and _open_output(files, svg)
         write = _write_fold_json if output.endswith(".jsonl") else _write_dot_bracket
-        for group in in_groups(records, lambda record: record.sequence):
+        for group in in_batches(records, lambda record: record.sequence, GROUP):
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
                 if found.message is not None:
                     click.echo(f"{record.where}: {record.name}: {found.message}", err=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.config import check
 from pairformer.folding import METHODS, dot_bracket, matching
-from pairformer.predict import usable_threads
+from pairformer.predict import in_batches, usable_threads
 
-Item = TypeVar("Item")
 GROUP = 100_000  # bases folded before their results are put together: bounds memory whatever their number
 FAINT = 0.001  # a pair of less probability is not kept
 AMBIGUOUS = str.maketrans("TRYSWKMBDHV", "UNNNNNNNNNN")
@@ -158,7 +157,7 @@ class Folder:
         """Fold sequences; invalid ones keep their place."""
         faults = [sequence_fault(sequence) for sequence in sequences]
         valid = [s.upper().translate(AMBIGUOUS) for s, fault in zip(sequences, faults, strict=True) if fault is None]
-        found = (result for group in in_groups(valid, str) for result in self._fold(group))
+        found = (result for group in in_batches(valid, str, GROUP) for result in self._fold(group))
         none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
         return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
 
@@ -173,7 +172,7 @@ class Folder:
         ]
         found = (
             matrix
-            for chunk in in_groups(pieces, str)
+            for chunk in in_batches(pieces, str, GROUP)
             for matrix in pair_probabilities(self.model, chunk, self.config.passes, self.threads)
         )
         for sequence, at in zip(sequences, begins, strict=True):
@@ -217,18 +216,3 @@ def _windows(length: int, window: int) -> list[int]:
     if length <= window:
         return [0] if length else []
     return [*range(0, length - window, max(1, window // 2)), length - window]
-
-
-def in_groups(records: Iterable[Item], sequence: Callable[[Item], str]) -> Iterator[list[Item]]:
-    """Records, as many at a time as have 100,000 bases together, but one at the least."""
-    group: list[Item] = []
-    bases = 0
-    for record in records:
-        length = len(sequence(record))
-        if group and bases + length > GROUP:
-            yield group
-            group, bases = [], 0
-        group.append(record)
-        bases += length
-    if group:
-        yield group

@@ -326,14 +326,14 @@ def percentiles(mirnas: Strings, change: NDArray[np.float32], n_candidates: NDAr
     return found
 
 
-def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object]) -> Iterator[list[Pair]]:
-    """Group consecutive pairs before their windows or number grow too large to score together."""
+def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object], most: int = BATCH_WINDOWS) -> Iterator[list[Pair]]:
+    """Group consecutive pairs before their letters (``most``) or number grow too large to work on together."""
     group: list[Pair] = []
     windows = 0
     for pair in pairs:
         text = utr(pair)
         length = len(text) if isinstance(text, str) else 0
-        if group and (windows + length > BATCH_WINDOWS or len(group) >= BATCH_PAIRS):
+        if group and (windows + length > most or len(group) >= BATCH_PAIRS):
             yield group
             group, windows = [], 0
         group.append(pair)

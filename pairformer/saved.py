@@ -21,16 +21,19 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", ModelConfig, FoldConfig)
 WEIGHTS = Path(__file__).parent / "weights"
-NAMES = ("default", "paper", "fold")
+NAMES: dict[type, tuple[str, ...]] = {ModelConfig: ("default", "paper"), FoldConfig: ("fold",)}
+SAVED = {ModelConfig: "PairFormer", FoldConfig: "RNAformer"}
 FILES = ("config.json", "model.safetensors")
 
 
-def model_directory(name_or_path: str | Path) -> Path:
-    """Directory of a model by name ("default", "paper" or "fold") or path; FileNotFoundError where there is none."""
-    directory = WEIGHTS / name_or_path if str(name_or_path) in NAMES else Path(name_or_path)
+def model_directory(name_or_path: str | Path, kind: type = ModelConfig) -> Path:
+    """Directory of a model, whose config is of a kind, by name or path; FileNotFoundError where there is none."""
+    directory = WEIGHTS / name_or_path if str(name_or_path) in NAMES[kind] else Path(name_or_path)
     for name in FILES:
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"model must be {', '.join(NAMES)} or a directory with {name}, got {name_or_path}")
+            raise FileNotFoundError(
+                f"model must be {', '.join(NAMES[kind])} or a directory with {name}, got {name_or_path}"
+            )
     return directory
 
 
@@ -51,14 +54,14 @@ def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, di
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    directory = model_directory(name_or_path)
+    directory = model_directory(name_or_path, kind)
     config_bytes, model_bytes = ((directory / name).read_bytes() for name in FILES)
     try:
         metadata = json.loads(config_bytes)
         config = kind.from_dict(metadata.pop("config"))
         stored = load(model_bytes)
     except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"model must be as its save wrote it, got {directory}; {error}") from error
+        raise ValueError(f"model must be as {SAVED[kind]}.save wrote it, got {directory}; {error}") from error
     for name, array in stored.items():
         if array.dtype.kind != "f":
             raise ValueError(f"{name} must hold floating-point numbers, got {array.dtype}; in {directory}")

@@ -134,11 +134,19 @@ def test_more_crossings_than_brackets_are_left_undrawn(place):
     ({"min_loop": -1}, "min_loop must be 0 or more"),
     ({"threads": -1}, "threads must be 0"),
     ({"device": "nonsense"}, "device must be auto, cpu or one PyTorch finds here"),
-    ({"model": "default"}, "config must have fields among"),
 ])  # fmt: skip
 def test_wrong_settings(place, changes, message):
     with pytest.raises(ValueError, match=message):
         pairformer.fold("ACGU", **{"model": place, **changes})
+
+
+def test_models_of_another_kind(place, additive_model):
+    with pytest.raises(FileNotFoundError, match=r"model must be fold or a directory with config.json"):
+        pairformer.fold("ACGU", model="default")
+    with pytest.raises(ValueError, match="config must have fields among"):
+        pairformer.fold("ACGU", model=additive_model)
+    with pytest.raises(ValueError, match="config must have fields among"):
+        pairformer.predict("ACGU", "ACGU", model=place)
 
 
 def test_svg_has_an_arc_for_each_pair(place, rng):

@@ -103,14 +103,13 @@ def test_small_batches(model, rng, monkeypatch):
 
 def test_batches_are_bounded(monkeypatch):
     """Pairs are read no further than one batch and one pair, whatever their number."""
-    monkeypatch.setattr(predict_module, "BATCH_WINDOWS", 100)
     monkeypatch.setattr(predict_module, "BATCH_PAIRS", 4)
     utrs = ["A" * 60, "A" * 40, "A", None, "A" * 500, "", "A", "", "", ""]
-    groups = list(in_batches(utrs, lambda utr: utr))
+    groups = list(in_batches(utrs, lambda utr: utr, 100))
     assert [len(group) for group in groups] == [2, 2, 1, 4, 1]
     assert list(itertools.chain(*groups)) == utrs
     numbers = itertools.count()
-    assert len(next(in_batches(numbers, lambda n: "A" * 30))) == 3
+    assert len(next(in_batches(numbers, lambda n: "A" * 30, 100))) == 3
     assert next(numbers) == 4
 
 
