@@ -2,19 +2,22 @@
 
 import csv
 import json
+import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pairformer
-from pairformer.folding import dot_bracket, pairs_of
+from pairformer.folding import dot_bracket, f1, pairs_of
 
 torch = pytest.importorskip("torch")
 from pairformer.config import FoldConfig  # noqa: E402
 from pairformer.fold import Folder  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
 from pairformer.models.rnaformer import pair_probabilities  # noqa: E402
+from pairformer.saved import model_directory  # noqa: E402
 
 WINDOW = 20
 SMALL = FoldConfig(16, 1, 2, expand=1, dropout=0.0, max_length=WINDOW, distance_buckets=8, pair_types=True,
@@ -234,7 +237,7 @@ def test_ts0_report(place, protocols, command, capsys):
 
 def test_figures_by_hand():
     from pairformer.evaluation.structure import _f1
-    from pairformer.folding import f1, matches
+    from pairformer.folding import matches
 
     predicted, true = [[0, 9], [1, 8], [2, 5]], [[0, 9], [1, 7]]
     assert matches(predicted, true) == (1, 3, 1, 2)
@@ -260,3 +263,20 @@ def test_canonical_nested():
 def test_structure_protocols_take_no_training(command, tmp_path, capsys, words):
     assert command("evaluate", "--protocol", "ts0", "--out", tmp_path, "--data", tmp_path, *words) == 2
     assert "takes --model, --data, --out, --resamples, --threads alone" in capsys.readouterr().err
+
+
+def test_the_weights_that_ship():
+    fold = pairformer.fold("GGGGCGCAAAAGCGCCCC")
+    assert fold.structure == "(((((((....)))))))"
+    place = model_directory("fold", FoldConfig)
+    assert sum(path.stat().st_size for path in place.iterdir()) < 6e6
+    bent = pairformer.fold("GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
+    cloverleaf = "(((((((..((((........)))).((((.........)))).....(((((.......))))))))))))...."
+    assert f1(pairs_of(bent.structure), pairs_of(cloverleaf)) > 0.85
+
+
+def test_the_page_runs_as_printed():
+    page = (Path(__file__).parent.parent / "docs" / "fold.md").read_text()
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], scope)
+    assert scope["f"].structure
