@@ -131,6 +131,7 @@ def cli() -> None:
     pairformer predict UGAGGUAGUAGGUUGUAUAGUU utrs.fa
     pairformer predict mirnas.fa utrs.fa.gz -o pairs.tsv --sites sites.tsv
     zcat pairs.tsv.gz | pairformer predict --pairs - -o scored.tsv
+    pairformer fold rnas.fa -o rnas.dbn
 
     Exit code: 0 done, 2 wrong usage, 65 data that cannot be read, 66 no such input, 74 an output could not be
     written, 130 interrupted.
@@ -367,24 +368,33 @@ def train_fold(data, out, prepare, seconds, device, name, threads, **options):
 def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads):
     """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
 
-    A sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message.
+    A sequence longer than the model's (80 for "fold") is folded in windows of that length, and no pair that is farther
+    apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message.
+    Pairs in .jsonl are [i, j, probability], counted from 1.
     """
     _check_outputs((output, svg), (sequence,))
     records = _records(sequence, "sequence")
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
     with contextlib.ExitStack() as files, _Progress("sequences") as progress:
         out = _open_output(files, output)
-        picture = svg and _open_output(files, svg)
+        picture, told = svg and _open_output(files, svg), False
         write = _write_fold_json if output.endswith(".jsonl") else _write_dot_bracket
         for group in in_batches(records, lambda record: record.sequence, GROUP):
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
                 if found.message is not None:
                     click.echo(f"{record.where}: {record.name}: {found.message}", err=True)
+                elif len(found.sequence) > folder.config.max_length and not told:
+                    told = True
+                    most = folder.config.max_length
+                    click.echo(f"{record.name} is longer than {most}: such are folded in windows of that length, and no "
+                               "pair that is farther apart is found", err=True)  # fmt: skip
                 write(out, record, found)
                 if picture and found.message is None:
                     picture.write(found.svg())
                     picture = None
                 progress.add(1, int(found.message is not None))
+        if picture:
+            click.echo(f"{svg} is empty: there was no sequence to draw", err=True)
 
 
 @cli.command(cls=ConfigCommand, short_help="Score a model by a protocol, beside what identity alone reaches.")
@@ -613,16 +623,15 @@ def _write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:
 
 def _write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
     """One line; pairs are [i, j, probability], counted from 1."""
-    row: dict = {"name": record.name, "message": found.message}
+    row: dict = {"name": record.name, "sequence": None, "structure": None, "pairs": [], "possible": [], "unpaired": []}
+    row["message"] = found.message
     if found.message is None:
         drawn = set(map(tuple, found.pairs.tolist()))
         pairs = [(i + 1, j + 1, round(p, 4), (i, j) in drawn)
                  for (i, j), p in zip(found.possible.tolist(), found.probability.tolist(), strict=True)]  # fmt: skip
-        row = {
-            "name": record.name, "sequence": found.sequence, "structure": found.structure,
-            "pairs": [pair[:3] for pair in pairs if pair[3]], "possible": [pair[:3] for pair in pairs],
-            "unpaired": [round(value, 4) for value in found.unpaired.tolist()],
-        }  # fmt: skip
+        row |= {"sequence": found.sequence, "structure": found.structure,
+                "pairs": [pair[:3] for pair in pairs if pair[3]], "possible": [pair[:3] for pair in pairs],
+                "unpaired": [round(value, 4) for value in found.unpaired.tolist()]}  # fmt: skip
     out.write(json.dumps(row) + "\n")
 
 

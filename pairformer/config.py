@@ -336,6 +336,7 @@ class FoldConfig:
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
             at_least(self, name, 1)
+        _check_number("threshold", self.threshold)
         check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
         at_least(self, "distance_buckets", 0)
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
@@ -589,7 +590,7 @@ FOLD_RECIPES = ("cpu", "gpu")
 
 
 def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
-    """Model and training of a structure model: "cpu" for half an hour of two cores, "gpu" for that of one GPU."""
+    """Model and training of a structure model: "cpu" for 40 minutes of two cores, "gpu" for half an hour of one GPU."""
     check(name in FOLD_RECIPES, "recipe", f"be one of {', '.join(FOLD_RECIPES)}", repr(name))
     inputs: dict[str, Any] = {"distance_buckets": 32, "pair_types": True, "symmetric": True, "final_bias": -4.0}
     if name == "gpu":

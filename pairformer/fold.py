@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from pairformer.config import check
 from pairformer.folding import METHODS, dot_bracket, matching
 from pairformer.predict import in_batches, usable_threads
 
-GROUP = 100_000  # bases folded before their results are put together: bounds memory whatever their number
+GROUP = 20_000  # bases folded before their results are put together: bounds memory whatever their number
 FAINT = 0.001  # a pair of less probability is not kept
 AMBIGUOUS = str.maketrans("TRYSWKMBDHV", "UNNNNNNNNNN")
 KNOWN = frozenset("ACGUTNRYSWKMBDHVacgutnryswkmbdhv")
@@ -149,8 +148,8 @@ class Folder:
         given: dict[str, Any] = {"passes": passes, "threshold": threshold}
         self.config = replace(self.model.config, **{name: x for name, x in given.items() if x is not None})
         check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
-        check(min_loop >= 0, "min_loop", "be 0 or more", min_loop)
-        self.method, self.min_loop = method, operator.index(min_loop)
+        check(isinstance(min_loop, int) and min_loop >= 0, "min_loop", "be an int, 0 or more", repr(min_loop))
+        self.method, self.min_loop = method, min_loop
         self.threads = usable_threads(threads) or _core.available_threads()
 
     def fold(self, sequences: Sequence[str]) -> list[Fold]:

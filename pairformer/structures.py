@@ -99,7 +99,8 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     """Rows of a table; the extra ``fold`` brings the reader."""
     from pyarrow.parquet import read_table
 
-    return read_table(path).to_pylist()
+    with path.open("rb") as file:
+        return read_table(file).to_pylist()
 
 
 def teacher_sequences(

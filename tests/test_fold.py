@@ -134,7 +134,9 @@ def test_more_crossings_than_brackets_are_left_undrawn(place):
     ({"threshold": 0.0}, "threshold must be in"),
     ({"threshold": 2.0}, "threshold must be in"),
     ({"method": "best"}, "method must be one of matching, raw, got 'best'"),
-    ({"min_loop": -1}, "min_loop must be 0 or more"),
+    ({"min_loop": -1}, "min_loop must be an int, 0 or more, got -1"),
+    ({"min_loop": 2.5}, "min_loop must be an int, 0 or more, got 2.5"),
+    ({"threshold": "a"}, "threshold must be a finite number, got 'a'"),
     ({"threads": -1}, "threads must be 0"),
     ({"device": "nonsense"}, "device must be auto, cpu or one PyTorch finds here"),
 ])  # fmt: skip
@@ -176,13 +178,15 @@ def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
     told = capsys.readouterr().err
     assert "x.fa:3: bad: sequence must hold letters" in told
     assert "3 sequences, 1 invalid" in told
+    assert told.count("folded in windows of that length") == 1
     found = pairformer.fold(sequences, model=place)
     expected = [f">{name}\n{fold.sequence}\n{fold.structure}\n" for name, fold in zip(names, found, strict=True)]
     assert (tmp_path / "x.dbn").read_text() == expected[0] + expected[2]
     assert (tmp_path / "x.svg").read_text() == found[0].svg()
     assert command("fold", fasta, "--model", place, "-o", tmp_path / "x.jsonl") == 0
     rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
-    assert rows[1] == {"name": "bad", "message": found[1].message}
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    assert (rows[1]["message"], rows[1]["structure"], rows[0]["message"]) == (found[1].message, None, None)
     assert [pair[:2] for pair in rows[0]["pairs"]] == (pairs_of(rows[0]["structure"]) + 1).tolist()
     np.testing.assert_allclose([pair[2] for pair in rows[0]["possible"]], found[0].probability, atol=1e-4)
     np.testing.assert_allclose(rows[0]["unpaired"], found[0].unpaired, atol=1e-4)
@@ -233,6 +237,13 @@ def test_ts0_report(place, protocols, command, capsys):
     np.testing.assert_allclose(peer["difference"]["mean"], (own - np.arange(8) / 10)[there].mean(), atol=1e-4)
     assert peer["difference"]["low"] <= peer["difference"]["mean"] <= peer["difference"]["high"]
     assert report["longer"]["model"]["n"] == sum(int(row["length"]) > 20 for row in rnas)
+
+
+def test_missing_data_is_named(command, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    words = ["--protocol", "ts0", "--model", "fold", "--data", tmp_path, "--out", tmp_path / "out"]
+    assert command("evaluate", *words) == 66
+    assert "rnaformer_test_sets.parquet: No such file" in capsys.readouterr().err
 
 
 def test_figures_by_hand():
