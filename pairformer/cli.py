@@ -386,8 +386,8 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
                 elif len(found.sequence) > folder.config.max_length and not told:
                     told = True
                     most = folder.config.max_length
-                    click.echo(f"{record.name} is longer than {most}: such are folded in windows of that length, and no "
-                               "pair that is farther apart is found", err=True)  # fmt: skip
+                    click.echo(f"{record.name} is longer than {most}: such are folded in windows of that length, and "
+                               "no pair that is farther apart is found", err=True)  # fmt: skip
                 write(out, record, found)
                 if picture and found.message is None:
                     picture.write(found.svg())
