@@ -325,7 +325,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
 @click.option("--prepare", is_flag=True, help="Make what is learnt from, and stop.")
 @click.option("--seconds", type=float, default=float("inf"), help="Stop after the epoch in which they run out.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--recipe", "name", type=click.Choice(FOLD_RECIPES), default="cpu", show_default=True,
               help="What the options below change; the values they show are those of cpu.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
@@ -337,10 +337,10 @@ def train_fold(data, out, prepare, seconds, device, name, threads, **options):
     and kept in OUT/rows; that needs the extra `fold` and the data, training does not.
     """
     from pairformer import _core
-    from pairformer.engines import check_device
+    from pairformer.engines import usable_device
     from pairformer.training import fold as training
 
-    check_device(device, "cpu or one PyTorch finds here")
+    device = usable_device(device)
     model_config, config = (overridden(part, options) for part in fold_recipe(name))
     threads = usable_threads(threads) or _core.available_threads()
     known, teacher = training.prepare(lambda: data_folder(data), out, model_config.max_length, config, threads)

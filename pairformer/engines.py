@@ -129,14 +129,10 @@ class TorchEngine:
             raise ImportError(
                 "engine torch needs PyTorch; install pairformer with its extra torch, as in pip install '.[torch]'"
             )
-        import torch
 
         from pairformer.models import PairFormer
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_device(device, "auto, cpu or one PyTorch finds here")
-        return cls(PairFormer.load(name_or_path).to(device))
+        return cls(PairFormer.load(name_or_path).to(usable_device(device)))
 
     def score(
         self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
@@ -203,7 +199,7 @@ class TritonEngine(TorchEngine):
         kind = "cpu" if INTERPRETED else "cuda"
         device, rule = kind if device == "auto" else device, "a CUDA device that PyTorch finds for engine triton"
         check(device.split(":")[0] == kind, "device", f"be {rule}", f"{device}; pass engine='auto'")
-        check_device(device, rule)
+        _check_device(device, rule)
         torch.backends.cudnn.allow_tf32 = False
         model = FusedPairFormer.load(name_or_path).to(device).fuse(torch.bfloat16 if half else torch.float32)
         if not INTERPRETED:
@@ -223,7 +219,17 @@ class TritonEngine(TorchEngine):
             return self._scored(candidates, k_max, threads, explain)
 
 
-def check_device(device: str, known: str) -> None:
+def usable_device(device: str) -> str:
+    """The device, or for "auto" a CUDA device if there is one; ValueError unless PyTorch can use it."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device, "auto, cpu or one PyTorch finds here")
+    return device
+
+
+def _check_device(device: str, known: str) -> None:
     """Raise ValueError unless PyTorch can use the device."""
     import torch
 

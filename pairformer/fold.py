@@ -14,6 +14,7 @@ from pairformer import _core
 from pairformer.config import check
 from pairformer.folding import METHODS, dot_bracket, matching
 from pairformer.predict import in_batches, usable_threads
+from pairformer.scan import check_strings
 
 GROUP = 20_000  # bases folded before their results are put together: bounds memory whatever their number
 FAINT = 0.001  # a pair of less probability is not kept
@@ -109,10 +110,7 @@ def fold(
 
     Source: RNAformer (arXiv 2307.10073), inference; windows and matching are not published.
     """
-    if not isinstance(sequence, (str, Sequence, np.ndarray)) or isinstance(sequence, (bytes, bytearray)):
-        raise TypeError(
-            f"sequence must be a string or a sequence of strings, got {type(sequence).__name__}; pass list(sequence)"
-        )
+    check_strings("sequence", sequence)
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
     found = folder.fold([sequence] if isinstance(sequence, str) else sequence)
     if not isinstance(sequence, str):
@@ -137,11 +135,10 @@ class Folder:
     ) -> None:
         import torch
 
-        from pairformer.engines import check_device
+        from pairformer.engines import usable_device
         from pairformer.models import RNAformer
 
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        check_device(device, "auto, cpu or one PyTorch finds here")
+        device = usable_device(device)
         if torch.device(device).type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
         self.model = RNAformer.load(model).to(device)
@@ -156,7 +153,7 @@ class Folder:
         """Fold sequences; invalid ones keep their place."""
         faults = [sequence_fault(sequence) for sequence in sequences]
         valid = [s.upper().translate(AMBIGUOUS) for s, fault in zip(sequences, faults, strict=True) if fault is None]
-        found = (result for group in in_batches(valid, str, GROUP) for result in self._fold(group))
+        found = self._fold(valid)
         none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
         return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
 

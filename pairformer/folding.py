@@ -119,11 +119,15 @@ def f1(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> float:
     Returns:
         0 to 1; 1 if there is neither a true nor a predicted pair, 0 if there are pairs on one side alone.
     """
-    precise, n_predicted, recalled, n_true = matches(predicted, true, slip)
-    if not n_predicted or not n_true:
-        return float(n_predicted == n_true)
-    precision, recall = precise / n_predicted, recalled / n_true
-    return 2 * precision * recall / (precision + recall) if precision else 0.0
+    return float(f1_of(np.array([matches(predicted, true, slip)]))[0])
+
+
+def f1_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """F1 (B,) of counts (B, 4), each as :func:`matches` gives them, or sums of such."""
+    precise, predicted, recalled, true = counts.T.astype(float)
+    precision, recall = precise / np.maximum(predicted, 1), recalled / np.maximum(true, 1)
+    found = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return np.where((predicted == 0) & (true == 0), 1.0, found)
 
 
 def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, int, int, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
-import textwrap
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
@@ -16,11 +17,17 @@ import click
 def field_docs(config: type) -> dict[str, str]:
     """Docstring under each field of a dataclass."""
     docs = field_docs(config.__base__) if is_dataclass(config.__base__) else {}
-    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body  # type: ignore[attr-defined]
-    for field, text in pairwise(body):
+    for field, text in pairwise(_classes(config.__module__)[config.__name__].body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             docs[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
     return docs
+
+
+@functools.cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """Classes of a module, which is read once: every command does so at its start."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 class ConfigCommand(click.Command):

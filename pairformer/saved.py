@@ -9,15 +9,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.config import FoldConfig, ModelConfig
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Config = TypeVar("Config", ModelConfig, FoldConfig)
 WEIGHTS = Path(__file__).parent / "weights"
@@ -71,34 +68,6 @@ def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, di
             raise ValueError(f"{name} must hold finite numbers, got inf or NaN; in {directory}")
     metadata["model_sha256"] = hashlib.sha256(config_bytes + model_bytes).hexdigest()
     return config, metadata, arrays
-
-
-def load_weights(module: nn.Module, arrays: dict[str, NDArray[np.float32]], name_or_path: str | Path) -> None:
-    """Fill a module; ValueError where its arrays and those given disagree."""
-    import torch
-
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: array.shape for name, array in arrays.items()}
-    if expected != found:
-        wrong = sorted(set(expected.items()) ^ set(found.items()))
-        raise ValueError(f"model.safetensors must hold the arrays of config.json, got {wrong[0]}; in {name_or_path}")
-    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-
-
-def save_model(module: nn.Module, config: ModelConfig | FoldConfig, metadata: dict, directory: str | Path, half: bool):
-    """Write ``model.safetensors`` (half precision if ``half``) and ``config.json`` (config + metadata)."""
-    import torch
-    from safetensors.torch import save_file
-
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    dtype = torch.float16 if half else torch.float32
-    weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in module.state_dict().items()}
-    save_file(weights, directory / "model.safetensors")
-    (directory / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
-    values = {"config": config.to_dict(), **metadata}
-    values.pop("model_sha256", None)  # of the files this model was read from
-    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -79,11 +79,8 @@ def scan(
 
 def broadcast_pairs(mirna: str | Strings, utr: str | Strings) -> tuple[Strings, Strings]:
     """Two equally long sequences from strings or sequences; a single string is repeated."""
-    for name, value in (("mirna", mirna), ("utr", utr)):
-        if not isinstance(value, (str, Sequence, np.ndarray)) or isinstance(value, (bytes, bytearray)):
-            raise TypeError(
-                f"{name} must be a string or a sequence of strings, got {type(value).__name__}; pass list({name})"
-            )
+    check_strings("mirna", mirna)
+    check_strings("utr", utr)
     if isinstance(mirna, str):
         mirna = [mirna] * (1 if isinstance(utr, str) else len(utr))
     if isinstance(utr, str):
@@ -91,6 +88,14 @@ def broadcast_pairs(mirna: str | Strings, utr: str | Strings) -> tuple[Strings, 
     if len(mirna) != len(utr):
         raise ValueError(f"utr must be as many as mirna ({len(mirna)}), got {len(utr)}")
     return mirna, utr
+
+
+def check_strings(name: str, value: object) -> None:
+    """TypeError for what is neither a string nor a sequence."""
+    if not isinstance(value, (str, Sequence, np.ndarray)) or isinstance(value, (bytes, bytearray)):
+        raise TypeError(
+            f"{name} must be a string or a sequence of strings, got {type(value).__name__}; pass list({name})"
+        )
 
 
 def pair_fault(mirna: object, utr: object) -> str | None:

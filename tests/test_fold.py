@@ -247,15 +247,14 @@ def test_missing_data_is_named(command, tmp_path, capsys):
 
 
 def test_figures_by_hand():
-    from pairformer.evaluation.structure import _f1
-    from pairformer.folding import matches
+    from pairformer.folding import f1_of, matches
 
     predicted, true = [[0, 9], [1, 8], [2, 5]], [[0, 9], [1, 7]]
     assert matches(predicted, true) == (1, 3, 1, 2)
     assert matches(predicted, true, slip=1) == (2, 3, 2, 2)
     counts = np.array([matches(predicted, true), matches([], []), matches([], true), matches(true, true)])
-    np.testing.assert_allclose(_f1(counts), [f1(predicted, true), 1.0, 0.0, 1.0])
-    np.testing.assert_allclose(_f1(counts.sum(0, keepdims=True)), 2 * 3 / (5 + 6))
+    np.testing.assert_allclose(f1_of(counts), [f1(predicted, true), 1.0, 0.0, 1.0])
+    np.testing.assert_allclose(f1_of(counts.sum(0, keepdims=True)), 2 * 3 / (5 + 6))
 
 
 def test_canonical_nested():

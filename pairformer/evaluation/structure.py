@@ -21,7 +21,7 @@ import pairformer
 from pairformer.config import check
 from pairformer.evaluation.report import number, table, write
 from pairformer.fold import Folder
-from pairformer.folding import matches
+from pairformer.folding import f1_of, matches
 from pairformer.metrics import interval
 from pairformer.structures import BPRNA, TEST, Structures, known, load_known, read_parquet, rnafold
 
@@ -40,7 +40,11 @@ class StructureProtocol:
 
 
 def _test_set(folder: Path, split: str, name: str) -> Structures:
-    rows = known((row for row in read_parquet(folder / TEST) if row["split"] == split), name)
+    return known((row for row in read_parquet(folder / TEST) if row["split"] == split), name)
+
+
+def _ts0(folder: Path) -> Structures:
+    rows = _test_set(folder, "bprna_ts0", "bprna_id")
     family = {row["bprna_id"]: row["rfam_acc"] for row in read_parquet(folder / BPRNA) if row["split"] == "TS0"}
     return replace(rows, family=np.array([family.get(rna, "") for rna in rows.name], object))
 
@@ -48,7 +52,7 @@ def _test_set(folder: Path, split: str, name: str) -> Structures:
 PROTOCOLS = {
     "ts0": StructureProtocol(
         "TS0 of bpRNA, labels as released.",
-        lambda folder: _test_set(folder, "bprna_ts0", "bprna_id"),
+        _ts0,
         "TS0 shares RNA families with every training set for it, and 27 % of its Rfam labels are not the family's "
         "consensus, 5 % not in half of the pairs.",
     ),
@@ -110,7 +114,7 @@ def evaluate_structure(
               for truth, true in truths.items() for slip in (0, 1)}
         for key, pairs in predicted.items()
     }  # fmt: skip
-    score = {key: _f1(found[TRUTHS[0], 0]) for key, found in counts.items()} | score
+    score = {key: f1_of(found[TRUTHS[0], 0]) for key, found in counts.items()} | score
     window, length = folding.config.max_length, rows.length
     groups = {"all": length >= 0, f"up to {window} nt": length <= window, "longer": length > window}
     alone = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
@@ -167,14 +171,6 @@ def canonical_nested(sequence: str, pairs: NDArray[np.int64]) -> NDArray[np.int6
     return kept
 
 
-def _f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(B, 4) of :func:`pairformer.folding.matches` -> (B,)."""
-    precise, predicted, recalled, true = counts.T.astype(float)
-    precision, recall = precise / np.maximum(predicted, 1), recalled / np.maximum(true, 1)
-    found = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return np.where((predicted == 0) & (true == 0), 1.0, found)
-
-
 def _figures(counts, score, own, mask, family, n_resamples) -> dict:
     """Figures of one predictor on some RNAs."""
     there = mask & ~np.isnan(score)
@@ -183,8 +179,8 @@ def _figures(counts, score, own, mask, family, n_resamples) -> dict:
         named = figures.setdefault(truth, {"macro": float(score[there].mean())})
         for slip in (0, 1) if counts else ():
             found, kind = counts[truth, slip][there], "slip_" * slip
-            named[f"{kind}macro"] = float(_f1(found).mean())
-            named[f"{kind}micro"] = float(_f1(found.sum(0, keepdims=True))[0])
+            named[f"{kind}macro"] = float(f1_of(found).mean())
+            named[f"{kind}micro"] = float(f1_of(found.sum(0, keepdims=True))[0])
     if score is not own:
         gain, names = (own - score)[there], np.unique(family[there], return_inverse=True)[1]
         total, count = np.bincount(names, gain), np.bincount(names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from pairformer.config import CONTEXT_FEATURES, SITE_FEATURES, ModelConfig
 from pairformer.models.additive import AdditiveHead
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
 from pairformer.models.pooling import DeepSets, GatedAttention
+from pairformer.models.saved_module import SavedModule
 from pairformer.models.set_transformer import SetTransformer
-from pairformer.saved import load_weights, read_model, save_model
 from pairformer.selector import Selection, STSelector
 from pairformer.sites import select_sites
 
@@ -67,11 +66,13 @@ class Budgeted:
     """What was aggregated."""
 
 
-class PairFormer(nn.Module):
+class PairFormer(SavedModule):
     """One miRNA and one 3'UTR -> one logit, reading at most ``k_max`` candidates with the expensive encoder.
 
     Source: PAIR-Former Algorithm 2; token t = [h | z | esa | p], eq. 4.
     """
+
+    kind = ModelConfig
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
@@ -231,27 +232,6 @@ class PairFormer(nn.Module):
                 without = torch.cat([self.relational(padded.expand(len(part), -1, -1), part).mean(0) for part in parts])
                 weight[begin:end] += self.relational(padded[None], keep.new_ones(1, count)).mean(0) - without
         return weight
-
-    def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
-        """Write ``model.safetensors`` (half precision unless told) and ``config.json`` (config + metadata)."""
-        save_model(self, self.config, metadata or self.metadata, directory, half)
-
-    @classmethod
-    def load(cls, name_or_path: str | Path = "default") -> PairFormer:
-        """Read a saved model, in float32 and evaluation mode.
-
-        Args:
-            name_or_path: "default" for the weights shipped with the package, or a directory.
-
-        Raises:
-            FileNotFoundError: the directory has no model.
-            ValueError: a file is damaged, or weights and config disagree.
-        """
-        config, metadata, arrays = read_model(name_or_path, ModelConfig)
-        model = cls(config)
-        load_weights(model, arrays, name_or_path)
-        model.metadata = metadata
-        return model.eval()
 
 
 def site_facts(candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pairformer.config import FoldConfig, check
+from pairformer.models.saved_module import SavedModule
 from pairformer.models.set_transformer import sdp_attention
-from pairformer.saved import load_weights, read_model, save_model
 
 ALPHABET = "ACGUN"
 LETTERS = len(ALPHABET)
@@ -187,7 +186,7 @@ class PairEmbedding(nn.Module):
         return self.norm(latent)
 
 
-class RNAformer(nn.Module):
+class RNAformer(SavedModule):
     """An RNA -> the logit of each pair of bases; neither padding nor the rest of the batch matters.
 
     2,038,528, 8,009,216 and 31,747,072 parameters at widths W of 64, 128 and 256: each block has 80 W^2 + 19 W, with
@@ -199,6 +198,8 @@ class RNAformer(nn.Module):
 
     Source: RNAformer (arXiv 2307.10073).
     """
+
+    kind = FoldConfig
 
     def __init__(self, config: FoldConfig | None = None) -> None:
         super().__init__()
@@ -247,27 +248,6 @@ class RNAformer(nn.Module):
         if self.config.symmetric:
             logit = (logit + logit.transpose(1, 2)) / 2
         return logit if past is None else logit.masked_fill(past[..., 0], 0.0)
-
-    def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
-        """Write ``model.safetensors`` (half precision unless told) and ``config.json`` (config + metadata)."""
-        save_model(self, self.config, metadata or self.metadata, directory, half)
-
-    @classmethod
-    def load(cls, name_or_path: str | Path = "fold") -> RNAformer:
-        """Read a saved model, in float32 and evaluation mode.
-
-        Args:
-            name_or_path: "fold" for the weights shipped with the package, or a directory.
-
-        Raises:
-            FileNotFoundError: the directory has no model.
-            ValueError: a file is damaged, or weights and config disagree.
-        """
-        config, metadata, arrays = read_model(name_or_path, FoldConfig)
-        model = cls(config)
-        load_weights(model, arrays, name_or_path)
-        model.metadata = metadata
-        return model.eval()
 
     def _stack(self, start: Tensor, latent: Tensor, lengths: Tensor | None, past: Tensor | None) -> Tensor:
         """One pass; ``latent`` is the previous one's, 0 for the first."""

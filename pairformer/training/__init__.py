@@ -20,7 +20,7 @@ from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import Bags, train_aggregator
 
 __all__ = [
-    "Bags", "claim", "content_hash", "encoders_key", "load_encoders", "train", "train_aggregator",
+    "Bags", "claim", "content_hash", "encoders_key", "finished", "load_encoders", "train", "train_aggregator",
     "train_encoders",
 ]  # fmt: skip
 NOTHING_MORE = MoreSources()
@@ -79,7 +79,7 @@ def train(
         windows = weighted_windows(sites, more, config.sources, model_config.esa_min)
         last = stage if stage in ENCODER_STAGES else "stage2"
         for name, run_stage in ENCODER_STAGES.items():
-            if stage not in ("all", name) and not _finished(out / f"{name}.pt", getattr(config, name).epochs):
+            if stage not in ("all", name) and not finished(out / f"{name}.pt", getattr(config, name).epochs):
                 raise FileNotFoundError(f"{stage} needs {name} finished in {out}; run `pairformer train {name}` first")
             run_stage(model, windows, config, out)
             if name == last:
@@ -154,5 +154,5 @@ def claim(out: Path, run: dict) -> None:
         file.write(text.encode())
 
 
-def _finished(checkpoint: Path, epochs: int) -> bool:
+def finished(checkpoint: Path, epochs: int) -> bool:
     return checkpoint.exists() and torch.load(checkpoint, weights_only=True)["epochs_done"] >= epochs

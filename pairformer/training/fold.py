@@ -26,6 +26,7 @@ from pairformer.structures import (
     save_structures,
     teacher_sequences,
 )
+from pairformer.training import claim, finished
 from pairformer.training.loop import fit
 
 CHECKED = 300  # held-out RNAs that every epoch is scored on
@@ -49,8 +50,6 @@ def prepare(
     Raises:
         ValueError: what is there was made with other settings, or is damaged.
     """
-    from pairformer.training import claim
-
     settings = {name: getattr(config, name) for name in ("rng_seed", "teacher_rows", "validation")}
     (out / "rows").mkdir(parents=True, exist_ok=True)
     claim(out / "rows", {"max_length": max_length, **settings})
@@ -132,8 +131,6 @@ def train_fold(
     Raises:
         ValueError: ``out`` holds a run with other settings or rows, or there is nothing to learn.
     """
-    from pairformer.training import _finished, claim
-
     began = time.monotonic()
     known = known.take(known.length <= model_config.max_length)
     aside = held_out(known, config.validation)
@@ -153,7 +150,7 @@ def train_fold(
     with each_on_one_core(model, threads) as work:
         for name in ("teach", "tune") if teacher is not None else ("tune",):
             stage: FoldStageConfig = getattr(config, name)
-            trained_before = _finished(out / f"{name}.pt", stage.epochs)
+            trained_before = finished(out / f"{name}.pt", stage.epochs)
             left = seconds - (time.monotonic() - began)
             run = _Stage(name, model, known, teacher, checked, config, stage, work, threads)
             done = fit(name, model, stage.steps, run.step, replace(stage, batch_size=1), out, config.rng_seed,
