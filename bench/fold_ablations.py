@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pairformer.config import FoldConfig, FoldTrainConfig, fold_recipe
 from pairformer.data import load_utrs
+from pairformer.fold_config import FoldConfig, FoldTrainConfig, fold_recipe
 from pairformer.folding import decode, f1
 from pairformer.metrics import interval
 from pairformer.models import RNAformer

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import click
 import numpy as np
@@ -21,8 +19,8 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.bags import WINDOW, Candidates
-from pairformer.config import FOLD_RECIPES, RECIPES, AggregatorConfig, ModelConfig, fold_recipe, recipe
+from pairformer.bags import WINDOW
+from pairformer.config import RECIPES, AggregatorConfig, ModelConfig, recipe
 from pairformer.data import (
     DATA_VARIABLE,
     PAIRS,
@@ -39,11 +37,29 @@ from pairformer.data import (
     read_fasta,
 )
 from pairformer.engines import ENGINES
-from pairformer.fold import GROUP, Fold, Folder
+from pairformer.fold import GROUP, Folder
+from pairformer.fold_config import FOLD_RECIPES, fold_recipe
 from pairformer.folding import METHODS
 from pairformer.options import ConfigCommand, Items, config_options, overridden
-from pairformer.predict import Predictions, Scorer, in_batches, percentiles, usable_threads
-from pairformer.saved import whole_file
+from pairformer.outputs import (
+    COORDINATES,
+    EFFECT_HEADER,
+    PAIR_HEADER,
+    PERCENTILE,
+    SITE_HEADER,
+    Progress,
+    add_column,
+    check_outputs,
+    open_output,
+    open_table,
+    write_candidates,
+    write_dot_bracket,
+    write_fold_json,
+    write_pairs,
+    write_row,
+    write_sites,
+)
+from pairformer.predict import Scorer, in_batches, percentiles, usable_threads
 from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
@@ -57,16 +73,8 @@ _KNOWN = re.compile(f"[ACGUTacgut]{{{WINDOW}}}")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 EXTRAS = {"torch": "torch", "sklearn": "torch", "pyarrow": "fold", "RNA": "fold"}  # what brings which module
-COORDINATES = "coordinates are 1-based and inclusive"
-PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
 FIGURES = ("pr_auc", "roc_auc", "within_mirna", "spearman", "r2", "auroc_top")  # kept with a calibrated model
 CALIBRATED = ("logit_scale", "effect_scale", "effect_interval", "effect_widening")  # what held-out folds give a model
-EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high")
-PERCENTILE = "percentile"
-SITE_HEADER = (
-    "mirna_id", "utr_id", "start", "end", "seed_start", "seed_end", "site_id", "seed_type", "esa_score",
-    "cheap_logit", "logit", "position", "reason", "mirna_aligned", "utr_aligned",
-)  # fmt: skip
 
 
 def main() -> None:
@@ -162,7 +170,7 @@ def predict(
     Two FASTA files are scored all against all, UTR by UTR. A pair that cannot be scored keeps its row, with
     status "invalid" and NA.
     """
-    _check_outputs((output, sites, rejects), (mirna, utr, pairs))
+    check_outputs((output, sites, rejects), (mirna, utr, pairs))
     if explain and not sites:
         raise click.UsageError("--explain adds a column to the site table; name one with --sites FILE")
     records, extra_columns = _pair_records(mirna, utr, pairs)
@@ -175,10 +183,10 @@ def predict(
     ranked: tuple[list[str], list[NDArray], list[NDArray]] = [], [], []
     pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER
     site_header = (*SITE_HEADER, *(("contribution",) if additive else ()), *(("weight",) if explain else ()))
-    with contextlib.ExitStack() as files, _Progress() as progress:
-        pair_out = _open_table(files, output, about, [*pair_header, *_renamed(extra_columns)])
-        site_out = sites and _open_table(files, sites, about, site_header, COORDINATES)
-        reject_out = rejects and _open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
+    with contextlib.ExitStack() as files, Progress() as progress:
+        pair_out = open_table(files, output, about, [*pair_header, *_renamed(extra_columns)])
+        site_out = sites and open_table(files, sites, about, site_header, COORDINATES)
+        reject_out = rejects and open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
         told = warned = False
         for group in in_batches(records, lambda record: record.utr):
             predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
@@ -192,14 +200,14 @@ def predict(
                     told = True
                     click.echo(f"{record.where}: {record.mirna_id}: {message}; all reasons: --rejects FILE", err=True)
                 if reject_out:
-                    _write(reject_out, (record.where, record.mirna_id, record.utr_id, message))
-            _write_pairs(pair_out, group, predictions)
+                    write_row(reject_out, (record.where, record.mirna_id, record.utr_id, message))
+            write_pairs(pair_out, group, predictions)
             if percentile and predictions.log2_fold_change is not None:
                 ranked[0].extend(record.mirna for record in group)
                 ranked[1].append(predictions.log2_fold_change)
                 ranked[2].append(predictions.n_candidates)
             if site_out:
-                _write_sites(site_out, group, predictions)
+                write_sites(site_out, group, predictions)
             for number in () if warned else np.flatnonzero(predictions.status == "no_candidate"):
                 if not _KNOWN.search(group[number].utr):
                     name = group[number].utr_id
@@ -209,7 +217,7 @@ def predict(
             progress.add(len(group), sum(message is not None for message in messages))
     if percentile:
         change, n_candidates = (np.concatenate([*part, np.empty(0, np.float32)]) for part in ranked[1:])
-        _add_column(Path(output), PERCENTILE, percentiles(ranked[0], change, n_candidates))
+        add_column(Path(output), PERCENTILE, percentiles(ranked[0], change, n_candidates))
 
 
 @cli.command("scan", short_help="Every candidate target site, before any model.")
@@ -220,18 +228,18 @@ def predict(
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 def scan_command(mirna, utr, output, esa_min, threads):
     """List every candidate target site of MIRNA in UTR, before any model (arguments as for predict)."""
-    _check_outputs((output,), (mirna, utr))
+    check_outputs((output,), (mirna, utr))
     records, _ = _pair_records(mirna, utr, None)
     header = ["mirna_id", "utr_id", "start", "end", "esa_score", "position", "mirna_aligned", "utr_aligned"]
-    with contextlib.ExitStack() as files, _Progress() as progress:
-        out = _open_table(files, output, f"esa_min={esa_min}", header, COORDINATES)
+    with contextlib.ExitStack() as files, Progress() as progress:
+        out = open_table(files, output, f"esa_min={esa_min}", header, COORDINATES)
         for group in in_batches(records, lambda record: record.utr):
             found = scan([r.mirna for r in group], [r.utr for r in group], esa_min, threads=threads)
             for bag, message in found.messages.items():
                 click.echo(f"{group[bag].where}: {group[bag].mirna_id}: {message}", err=True)
             for first in range(0, len(found.start), ROWS):
                 rows = np.arange(first, min(first + ROWS, len(found.start)))
-                _write_candidates(out, group, found, rows)
+                write_candidates(out, group, found, rows)
             progress.add(len(group), len(found.messages))
 
 
@@ -372,13 +380,13 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
     apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message.
     Pairs in .jsonl are [i, j, probability], counted from 1.
     """
-    _check_outputs((output, svg), (sequence,))
+    check_outputs((output, svg), (sequence,))
     records = _records(sequence, "sequence")
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
-    with contextlib.ExitStack() as files, _Progress("sequences") as progress:
-        out = _open_output(files, output)
-        picture, told = svg and _open_output(files, svg), False
-        write = _write_fold_json if output.endswith(".jsonl") else _write_dot_bracket
+    with contextlib.ExitStack() as files, Progress("sequences") as progress:
+        out = open_output(files, output)
+        picture, told = svg and open_output(files, svg), False
+        write = write_fold_json if output.endswith(".jsonl") else write_dot_bracket
         for group in in_batches(records, lambda record: record.sequence, GROUP):
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
                 if found.message is not None:
@@ -562,139 +570,5 @@ def _records(argument: str, name: str) -> Iterator[Record]:
     raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument[:80]!r}; no such file")
 
 
-def _check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
-    """Refuse outputs that would overwrite each other or an input."""
-    taken = {os.path.realpath(path) for path in inputs if path and os.path.isfile(path)}
-    for path in outputs:
-        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # such as /dev/null
-            continue
-        place = path if path == "-" else os.path.realpath(path)
-        if place in taken:
-            raise click.UsageError(f"each output must have a place of its own, got {path!r} twice or as an input")
-        taken.add(place)
-
-
-def _write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, rows: NDArray[np.int64]) -> None:
-    columns = zip(
-        found.bag_of(rows), found.start[rows], found.esa_score[rows], found.position[rows],
-        found.aligned_rows(rows).tolist(), strict=True,
-    )  # fmt: skip
-    for bag, start, score, position, (top, bottom) in columns:
-        r = group[bag]
-        _write(out, (r.mirna_id, r.utr_id, start + 1, start + WINDOW, score, _number(position), top, bottom))
-
-
-def _write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
-    effects: Iterable[list[float]] = ([] for _ in group)
-    if predictions.log2_fold_change is not None:
-        interval = predictions.interval
-        ends = np.full((len(group), 2), np.nan) if interval is None else interval
-        effects = np.column_stack([predictions.log2_fold_change, ends]).tolist()
-    columns = zip(
-        group, predictions.utr_length, predictions.n_candidates, predictions.probability, predictions.logit,
-        predictions.status, effects, strict=True,
-    )  # fmt: skip
-    for r, length, n, probability, logit, status, effect in columns:
-        numbers = (_number(probability), _number(logit), status, *map(_number, effect))
-        _write(out, (r.mirna_id, r.utr_id, length, n, *numbers, *r.extra))
-
-
-def _write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
-    numbers, table, aligned = predictions.site_table()
-    # As lists: NumPy loses an interrupt that arrives while it makes one of its own strings.
-    texts = zip(table["seed_type"].tolist(), table["reason"].tolist(), aligned.tolist(), strict=True)
-    for number, site, (seed_type, reason, (top, bottom)) in zip(numbers, table, texts, strict=True):
-        record, typed = group[number], site["site_id"] >= 0
-        cells = [
-            record.mirna_id, record.utr_id, site["start"] + 1, site["end"],
-            site["seed_start"] + 1 if typed else "NA", site["seed_end"] if typed else "NA",
-            site["site_id"] + 1 if typed else "NA", seed_type, site["esa_score"],
-            _number(site["cheap_logit"]), _number(site["logit"]), _number(site["position"]), reason,
-            top, bottom,
-        ]  # fmt: skip
-        cells += [_number(site[name]) for name in ("contribution", "weight") if name in (table.dtype.names or ())]
-        _write(out, cells)
-
-
-def _write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:
-    if found.message is None:
-        out.write(f">{record.name}\n{found.sequence}\n{found.structure}\n")
-
-
-def _write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
-    """One line; pairs are [i, j, probability], counted from 1."""
-    row: dict = {"name": record.name, "sequence": None, "structure": None, "pairs": [], "possible": [], "unpaired": []}
-    row["message"] = found.message
-    if found.message is None:
-        drawn = set(map(tuple, found.pairs.tolist()))
-        pairs = [(i + 1, j + 1, round(p, 4), (i, j) in drawn)
-                 for (i, j), p in zip(found.possible.tolist(), found.probability.tolist(), strict=True)]  # fmt: skip
-        row |= {"sequence": found.sequence, "structure": found.structure,
-                "pairs": [pair[:3] for pair in pairs if pair[3]], "possible": [pair[:3] for pair in pairs],
-                "unpaired": [round(value, 4) for value in found.unpaired.tolist()]}  # fmt: skip
-    out.write(json.dumps(row) + "\n")
-
-
-def _open_output(files: contextlib.ExitStack, path: str) -> TextIO:
-    if path == "-":
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-        return sys.stdout
-    try:
-        return files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
-    except OSError as error:
-        raise click.UsageError(f"output must be a writable file, got {path}; {error.strerror}") from error
-
-
-def _open_table(files: contextlib.ExitStack, path: str, about: str, header: Iterable[str], note: str = "") -> TextIO:
-    out = _open_output(files, path)
-    out.write(f"# pairformer {pairformer.__version__} {about}\n" + (f"# {note}\n" if note else ""))
-    _write(out, header)
-    return out
-
-
-def _add_column(path: Path, name: str, values: Iterable[float]) -> None:
-    """Write a table again with one more column; a reader sees the old or the new one whole."""
-    path, cells = path.resolve(), itertools.chain([name], map(_number, values))
-    with path.open("rb") as table, whole_file(path, path.stat().st_mode) as out:
-        out.write(next(table))  # what made it
-        out.writelines(b"%b\t%b\n" % (line[:-1], cell.encode()) for line, cell in zip(table, cells, strict=True))
-
-
-def _write(out: TextIO, cells: Iterable[object]) -> None:
-    out.write("\t".join(map(str, cells)) + "\n")
-
-
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
-
-
-def _number(value: float) -> str:
-    return "NA" if np.isnan(value) else f"{value:.6g}"
-
-
-class _Progress:
-    """Records done, on stderr: rewritten in place on a terminal, one line at the end otherwise."""
-
-    def __init__(self, what: str = "pairs") -> None:
-        self.what = what
-
-    def __enter__(self) -> _Progress:
-        self.pairs, self.invalid, self.began, self.shown = 0, 0, time.monotonic(), 0.0
-        return self
-
-    def add(self, pairs: int, invalid: int) -> None:
-        self.pairs, self.invalid = self.pairs + pairs, self.invalid + invalid
-        if sys.stderr.isatty() and time.monotonic() - self.shown > 0.5:
-            self.shown = time.monotonic()
-            click.echo(f"\r{self._text()}", err=True, nl=False)
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is not None:
-            click.echo("\n" if self.shown else "", err=True, nl=False)  # keep the message off the progress line
-        else:
-            click.echo(("\r" if sys.stderr.isatty() else "") + self._text(), err=True)
-
-    def _text(self) -> str:
-        seconds = time.monotonic() - self.began
-        return f"{self.pairs} {self.what}, {self.invalid} invalid, {seconds:.1f} s"

@@ -250,10 +250,10 @@ class ModelConfig:
         )  # fmt: skip
         check(self.keep_seed in SEED_TYPES, "keep_seed", f"be one of {', '.join(SEED_TYPES)}", repr(self.keep_seed))
         _check_int("esa_min", self.esa_min, 0, 10)
-        _check_number("empty_logit", self.empty_logit)
-        _check_number("logit_scale", self.logit_scale)
+        check_number("empty_logit", self.empty_logit)
+        check_number("logit_scale", self.logit_scale)
         check(self.logit_scale > 0, "logit_scale", "be positive", self.logit_scale)
-        _check_number("effect_scale", self.effect_scale)
+        check_number("effect_scale", self.effect_scale)
         check(self.effect_scale > 0, "effect_scale", "be positive", self.effect_scale)
         object.__setattr__(self, "effect_interval", tuple(self.effect_interval))
         ends = self.effect_interval
@@ -276,81 +276,6 @@ class ModelConfig:
         known = {f.name for f in fields(cls)}
         check(set(values) <= known, "config", f"have fields among {sorted(known)}", sorted(values))
         return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
-
-
-@dataclass(frozen=True)
-class FoldConfig:
-    """An RNAformer; the defaults are the published form of width 64.
-
-    Raises:
-        ValueError: a field is out of its range.
-        TypeError: an integer field is not an integer.
-    """
-
-    width: int = 64
-    """Width of the pair latent; published with 64, 128 and 256."""
-    layers: int = 6
-    """Blocks."""
-    heads: int = 4
-    """Attention heads; must divide the width."""
-    attention: str = "axial"
-    """"axial": along rows, then along columns. "full": one attention among all cells of the square, whose cost grows
-    with the fourth power of the length."""
-    transition: str = "conv3"
-    """"conv3": two 3x3 convolutions, 90 % of the published form's parameters. "separable": to the hidden width cell by
-    cell, a 3x3 convolution of each channel, and back cell by cell. "pointwise": cell by cell alone."""
-    expand: int = 4
-    """Hidden width of the transition over the latent's."""
-    dropout: float = 0.1
-    """On the output of the transition; half of it on that of either attention."""
-    max_length: int = 500
-    """Longest RNA trained on; :func:`pairformer.fold` folds longer ones in windows of so many bases. Positions from
-    here on share one embedding; with ``distance_buckets``, distances do."""
-    distance_buckets: int = 0
-    """Embed the signed distance j - i in place of absolute positions, in this many buckets each way: the near half of
-    them one distance each, the others growing with it; 0: absolute positions, as published."""
-    pair_types: bool = False
-    """Whether each of the 25 combinations of two letters has an embedding of its own."""
-    rotary: bool = False
-    """Whether queries and keys are turned by their position along the attended line; heads must have an even width."""
-    symmetric: bool = False
-    """Whether logits are averaged with their transpose."""
-    final_bias: float | None = None
-    """First value of the bias of a head with one logit; None: the published head of two classes without a bias."""
-    passes: int = 6
-    """Passes over the stack that :func:`pairformer.fold` makes."""
-    threshold: float = 0.5
-    """A pair that :func:`pairformer.fold` draws is more probable; 0.001 or more."""
-
-    def to_dict(self) -> dict:
-        """Plain dict, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> FoldConfig:
-        """Inverse of :meth:`to_dict`; an unknown name is an error."""
-        known = {f.name for f in fields(cls)}
-        check(set(values) <= known, "config", f"have fields among {sorted(known)}", sorted(values))
-        return cls(**values)
-
-    def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
-            at_least(self, name, 1)
-        _check_number("threshold", self.threshold)
-        check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
-        at_least(self, "distance_buckets", 0)
-        check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
-        for name, known in (("attention", ("axial", "full")), ("transition", ("conv3", "separable", "pointwise"))):
-            check(getattr(self, name) in known, name, f"be one of {', '.join(known)}", repr(getattr(self, name)))
-        check(self.attention == "axial" or not self.rotary, "rotary", "be off with full attention", self.rotary)
-        check(0 <= self.dropout < 1, "dropout", "be in [0, 1)", self.dropout)
-        check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
-        check(self.distance_buckets <= self.max_length, "distance_buckets",
-              f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
-        even = self.width // self.heads % 2 == 0
-        check(even or not self.rotary, "heads", "have an even width with rotary", self.width // self.heads)
-        check(self.final_bias is None or math.isfinite(self.final_bias), "final_bias", "be None or finite",
-              self.final_bias)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -529,82 +454,6 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
     )
 
 
-@dataclass(frozen=True)
-class FoldStageConfig(StageConfig):
-    """One stage of a structure model's training; an epoch is a number of steps, each on RNAs of about one length."""
-
-    batch_size: int
-    """Bases of a step: as many RNAs as make so many with the longest."""
-    steps: int = 100
-    """Of an epoch."""
-    teacher: float = 0.0
-    """Share of the steps on folds of the thermodynamic model; the others are on known structures."""
-    warmup: int = 100
-    """Steps over which the learning rate rises."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "steps", 1)
-        at_least(self, "warmup", 0)
-        check(0 <= self.teacher <= 1, "teacher", "be in [0, 1]", self.teacher)
-
-
-@dataclass(frozen=True)
-class FoldTrainConfig:
-    """Training of a structure model: on a teacher's pair probabilities, then on known structures and some of those."""
-
-    rng_seed: int = 2020
-    """Of weights, dropout and what each step sees."""
-    teacher_rows: int = 40_000
-    """Sequences that RNAfold folds for the teacher; 0: no first stage."""
-    bucket: int = 16
-    """RNAs whose lengths, rounded up to a multiple, are equal can share a step; 1: no padding anywhere."""
-    least_passes: int = 1
-    """Fewest passes over the stack, drawn for each step; all but the last are without gradients."""
-    most_passes: int = 3
-    """Most passes."""
-    keep_share: float = 0.5
-    """Share of the cells far from any pair that count in the loss."""
-    half: bool = True
-    """Whether matrix products and convolutions run in bfloat16."""
-    parts: int = 1
-    """Parts of a step that threads of a CPU work on side by side."""
-    validation: int = 20
-    """One family in so many is held out of training."""
-    teach: FoldStageConfig = field(default_factory=lambda: FoldStageConfig(8, 16_000, 1e-3, 1e-2, teacher=1.0))
-    """First stage."""
-    tune: FoldStageConfig = field(default_factory=lambda: FoldStageConfig(30, 16_000, 1e-3, 1e-2, teacher=0.3))
-    """Second stage."""
-
-    def __post_init__(self) -> None:
-        for name in ("bucket", "least_passes", "parts"):
-            at_least(self, name, 1)
-        at_least(self, "teacher_rows", 0)
-        at_least(self, "validation", 2)
-        check(self.least_passes <= self.most_passes, "most_passes", f"be {self.least_passes} or more", self.most_passes)
-        check(0 <= self.keep_share <= 1, "keep_share", "be in [0, 1]", self.keep_share)
-        check(self.teacher_rows > 0 or not self.tune.teacher, "teacher_rows", "be 1 or more where tune has a share", 0)
-
-
-FOLD_RECIPES = ("cpu", "gpu")
-
-
-def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
-    """Model and training of a structure model: "cpu" for 40 minutes of two cores, "gpu" for half an hour of one GPU."""
-    check(name in FOLD_RECIPES, "recipe", f"be one of {', '.join(FOLD_RECIPES)}", repr(name))
-    inputs: dict[str, Any] = {"distance_buckets": 32, "pair_types": True, "symmetric": True, "final_bias": -4.0}
-    if name == "gpu":
-        return FoldConfig(heads=2, max_length=200, passes=3, **inputs), FoldTrainConfig()
-    return (
-        FoldConfig(32, 4, 2, expand=2, dropout=0.0, max_length=80, passes=2, **inputs),
-        FoldTrainConfig(
-            teacher_rows=20_000, bucket=1, most_passes=2, keep_share=1.0, parts=2,
-            teach=FoldStageConfig(4, 1_600, 2e-3, 1e-2, teacher=1.0),
-            tune=FoldStageConfig(16, 1_600, 2e-3, 1e-2, teacher=0.2),
-        ),
-    )  # fmt: skip
-
-
 def check(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
         raise ValueError(f"{name} must {rule}, got {value}")
@@ -618,7 +467,7 @@ def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
     check(low <= number <= high, name, f"be in [{low}, {high}]", repr(value))
 
 
-def _check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any) -> None:
     check(isinstance(value, (int, float)) and math.isfinite(value), name, "be a finite number", repr(value))
 
 

@@ -14,7 +14,8 @@ from typing import IO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pairformer.config import FoldConfig, ModelConfig
+from pairformer.config import ModelConfig
+from pairformer.fold_config import FoldConfig
 
 Config = TypeVar("Config", ModelConfig, FoldConfig)
 WEIGHTS = Path(__file__).parent / "weights"

@@ -13,8 +13,8 @@ import pairformer
 from pairformer.folding import dot_bracket, f1, pairs_of
 
 torch = pytest.importorskip("torch")
-from pairformer.config import FoldConfig  # noqa: E402
 from pairformer.fold import Folder  # noqa: E402
+from pairformer.fold_config import FoldConfig  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
 from pairformer.models.rnaformer import pair_probabilities  # noqa: E402
 from pairformer.saved import model_directory  # noqa: E402

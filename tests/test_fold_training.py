@@ -11,7 +11,7 @@ from pairformer import structures
 from pairformer.structures import known, load_known, read_structures, save_structures, teacher_sequences
 
 torch = pytest.importorskip("torch")
-from pairformer.config import FoldConfig, FoldStageConfig, FoldTrainConfig, fold_recipe  # noqa: E402
+from pairformer.fold_config import FoldConfig, FoldStageConfig, FoldTrainConfig, fold_recipe  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
 from pairformer.training import fold  # noqa: E402
 from pairformer.training.fold import Draw, train_fold  # noqa: E402

@@ -15,13 +15,13 @@ PACKAGE = ROOT / "pairformer"
 # Nothing imports from a later row; modules of one row may import each other only as listed in the tree.
 ORDER = [
     ["_core", "config", "options"],
-    ["bags"],
+    ["fold_config", "bags"],
     ["saved", "scan", "selector", "folding"],
     ["data", "sites", "structures"],
     ["metrics", "models"],
     ["engines", "training", "analysis", "mil"],
     ["predict", "fold"],
-    ["evaluation"],
+    ["outputs", "evaluation"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -14,8 +14,9 @@ import pytest
 
 import pairformer
 from pairformer import testing
-from pairformer.cli import PAIR_HEADER, SITE_HEADER, main
+from pairformer.cli import main
 from pairformer.models import PairFormer
+from pairformer.outputs import PAIR_HEADER, SITE_HEADER
 from pairformer.predict import in_batches
 from pairformer.scan import pair_fault
 from pairformer.sites import SEED_TYPES

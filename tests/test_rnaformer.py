@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from pairformer.kernels import use_kernels  # noqa: E402
 
-from pairformer.config import FoldConfig  # noqa: E402
+from pairformer.fold_config import FoldConfig  # noqa: E402
 from pairformer.models.rnaformer import (  # noqa: E402
     AxialAttention,
     RNAformer,

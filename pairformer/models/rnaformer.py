@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pairformer.config import FoldConfig, check
+from pairformer.config import check
+from pairformer.fold_config import FoldConfig
 from pairformer.models.saved_module import SavedModule
 from pairformer.models.set_transformer import sdp_attention
 

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pairformer.config import FoldConfig, FoldStageConfig, FoldTrainConfig, check
+from pairformer.config import check
 from pairformer.data import load_utrs
+from pairformer.fold_config import FoldConfig, FoldStageConfig, FoldTrainConfig
 from pairformer.folding import decode, f1
 from pairformer.models.rnaformer import RNAformer, each_on_one_core, encode, fold_loss, pair_probabilities
 from pairformer.saved import whole_file

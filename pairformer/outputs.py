@@ -1,0 +1,173 @@
+"""What the commands write: tables, structures and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+import pairformer
+from pairformer.bags import WINDOW, Candidates
+from pairformer.data import PairRecord, Record
+from pairformer.fold import Fold
+from pairformer.predict import Predictions
+from pairformer.saved import whole_file
+
+COORDINATES = "coordinates are 1-based and inclusive"
+PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
+EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high")
+PERCENTILE = "percentile"
+SITE_HEADER = (
+    "mirna_id", "utr_id", "start", "end", "seed_start", "seed_end", "site_id", "seed_type", "esa_score",
+    "cheap_logit", "logit", "position", "reason", "mirna_aligned", "utr_aligned",
+)  # fmt: skip
+
+
+def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
+    """Refuse outputs that would overwrite each other or an input."""
+    taken = {os.path.realpath(path) for path in inputs if path and os.path.isfile(path)}
+    for path in outputs:
+        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # such as /dev/null
+            continue
+        place = path if path == "-" else os.path.realpath(path)
+        if place in taken:
+            raise click.UsageError(f"each output must have a place of its own, got {path!r} twice or as an input")
+        taken.add(place)
+
+
+def write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, rows: NDArray[np.int64]) -> None:
+    """Rows of some candidates of a group of pairs."""
+    columns = zip(
+        found.bag_of(rows), found.start[rows], found.esa_score[rows], found.position[rows],
+        found.aligned_rows(rows).tolist(), strict=True,
+    )  # fmt: skip
+    for bag, start, score, position, (top, bottom) in columns:
+        r = group[bag]
+        write_row(out, (r.mirna_id, r.utr_id, start + 1, start + WINDOW, score, as_text(position), top, bottom))
+
+
+def write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
+    """A row of each pair of a group."""
+    effects: Iterable[list[float]] = ([] for _ in group)
+    if predictions.log2_fold_change is not None:
+        interval = predictions.interval
+        ends = np.full((len(group), 2), np.nan) if interval is None else interval
+        effects = np.column_stack([predictions.log2_fold_change, ends]).tolist()
+    columns = zip(
+        group, predictions.utr_length, predictions.n_candidates, predictions.probability, predictions.logit,
+        predictions.status, effects, strict=True,
+    )  # fmt: skip
+    for r, length, n, probability, logit, status, effect in columns:
+        numbers = (as_text(probability), as_text(logit), status, *map(as_text, effect))
+        write_row(out, (r.mirna_id, r.utr_id, length, n, *numbers, *r.extra))
+
+
+def write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
+    """A row of each selected site of a group of pairs."""
+    numbers, table, aligned = predictions.site_table()
+    # As lists: NumPy loses an interrupt that arrives while it makes one of its own strings.
+    texts = zip(table["seed_type"].tolist(), table["reason"].tolist(), aligned.tolist(), strict=True)
+    for number, site, (seed_type, reason, (top, bottom)) in zip(numbers, table, texts, strict=True):
+        record, typed = group[number], site["site_id"] >= 0
+        cells = [
+            record.mirna_id, record.utr_id, site["start"] + 1, site["end"],
+            site["seed_start"] + 1 if typed else "NA", site["seed_end"] if typed else "NA",
+            site["site_id"] + 1 if typed else "NA", seed_type, site["esa_score"],
+            as_text(site["cheap_logit"]), as_text(site["logit"]), as_text(site["position"]), reason,
+            top, bottom,
+        ]  # fmt: skip
+        cells += [as_text(site[name]) for name in ("contribution", "weight") if name in (table.dtype.names or ())]
+        write_row(out, cells)
+
+
+def write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:
+    """Name, sequence and structure, nothing of a sequence that cannot be folded."""
+    if found.message is None:
+        out.write(f">{record.name}\n{found.sequence}\n{found.structure}\n")
+
+
+def write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
+    """One line; pairs are [i, j, probability], counted from 1."""
+    row: dict = {"name": record.name, "sequence": None, "structure": None, "pairs": [], "possible": [], "unpaired": []}
+    row["message"] = found.message
+    if found.message is None:
+        drawn = set(map(tuple, found.pairs.tolist()))
+        pairs = [(i + 1, j + 1, round(p, 4), (i, j) in drawn)
+                 for (i, j), p in zip(found.possible.tolist(), found.probability.tolist(), strict=True)]  # fmt: skip
+        row |= {"sequence": found.sequence, "structure": found.structure,
+                "pairs": [pair[:3] for pair in pairs if pair[3]], "possible": [pair[:3] for pair in pairs],
+                "unpaired": [round(value, 4) for value in found.unpaired.tolist()]}  # fmt: skip
+    out.write(json.dumps(row) + "\n")
+
+
+def open_output(files: contextlib.ExitStack, path: str) -> TextIO:
+    """A file to write text to, or for "-" standard output."""
+    if path == "-":
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        return sys.stdout
+    try:
+        return files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
+    except OSError as error:
+        raise click.UsageError(f"output must be a writable file, got {path}; {error.strerror}") from error
+
+
+def open_table(files: contextlib.ExitStack, path: str, about: str, header: Iterable[str], note: str = "") -> TextIO:
+    """An output that begins with what made it and a header."""
+    out = open_output(files, path)
+    out.write(f"# pairformer {pairformer.__version__} {about}\n" + (f"# {note}\n" if note else ""))
+    write_row(out, header)
+    return out
+
+
+def add_column(path: Path, name: str, values: Iterable[float]) -> None:
+    """Write a table again with one more column; a reader sees the old or the new one whole."""
+    path, cells = path.resolve(), itertools.chain([name], map(as_text, values))
+    with path.open("rb") as table, whole_file(path, path.stat().st_mode) as out:
+        out.write(next(table))  # what made it
+        out.writelines(b"%b\t%b\n" % (line[:-1], cell.encode()) for line, cell in zip(table, cells, strict=True))
+
+
+def write_row(out: TextIO, cells: Iterable[object]) -> None:
+    out.write("\t".join(map(str, cells)) + "\n")
+
+
+def as_text(value: float) -> str:
+    return "NA" if np.isnan(value) else f"{value:.6g}"
+
+
+class Progress:
+    """Records done, on stderr: rewritten in place on a terminal, one line at the end otherwise."""
+
+    def __init__(self, what: str = "pairs") -> None:
+        self.what = what
+
+    def __enter__(self) -> Progress:
+        self.pairs, self.invalid, self.began, self.shown = 0, 0, time.monotonic(), 0.0
+        return self
+
+    def add(self, pairs: int, invalid: int) -> None:
+        self.pairs, self.invalid = self.pairs + pairs, self.invalid + invalid
+        if sys.stderr.isatty() and time.monotonic() - self.shown > 0.5:
+            self.shown = time.monotonic()
+            click.echo(f"\r{self._text()}", err=True, nl=False)
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            click.echo("\n" if self.shown else "", err=True, nl=False)  # keep the message off the progress line
+        else:
+            click.echo(("\r" if sys.stderr.isatty() else "") + self._text(), err=True)
+
+    def _text(self) -> str:
+        seconds = time.monotonic() - self.began
+        return f"{self.pairs} {self.what}, {self.invalid} invalid, {seconds:.1f} s"
