@@ -249,6 +249,7 @@ def _model_options(function: Callable) -> Callable:
         click.option("--recipe", "name", type=click.Choice(RECIPES), default="default", show_default=True,
                      help="What the options below change; the values they show are those of the default."),
         click.option("--size", type=SIZE, default="default", show_default=True, help="Of the aggregator."),
+        click.option("--device", default="cpu", show_default=True, help="To train on: auto, cpu, cuda, cuda:1, ..."),
         click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available."),
     )  # fmt: skip
     for option in reversed(options):
@@ -280,7 +281,7 @@ def _model_options(function: Callable) -> Callable:
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
 @_model_options
 @config_options(*DEFAULTS, without=CALIBRATED[1:])
-def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, threads, **options):
+def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, device, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
     from pairformer import training
     from pairformer.evaluation.protocols import set_aside
@@ -289,7 +290,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         raise click.UsageError("--encoders takes the place of stages 1 and 2 and of --sites")
     if calibrate and options["logit_scale"] is not None:
         raise click.UsageError("--calibrate and --logit-scale set the same; give one")
-    _set_threads(threads)
+    device = _prepared(device, threads)
     model_config, config = recipe(name)
     config, model_config = overridden(config, options), overridden(_sized(model_config, size), options)
     if encoders:  # stages 1 and 2 read nothing
@@ -322,7 +323,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         metadata.setdefault("held_out", {})[report["protocol"]] = found | {"means": means}
     training.train(
         stage, windows, labelled, aside, out, model_config, config, encoders, calibration=calibration,
-        metadata=metadata, more=load_sources(folder, config.sources, sites) if folder else MoreSources(),
+        metadata=metadata, more=load_sources(folder, config.sources, sites) if folder else MoreSources(), device=device,
     )  # fmt: skip
     if stage in ("stage3", "all"):
         click.echo(f"model written to {out / 'model'}", err=True)
@@ -425,8 +426,8 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
 @_model_options
 @config_options(*DEFAULTS, without=("rng_seed", *CALIBRATED))
 def evaluate(
-    protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, baselines, resamples, name, size, threads,
-    **options,
+    protocol, model, trained, data, out, seeds, cache, allow_overlap, k_max, baselines, resamples, name, size, device,
+    threads, **options,
 ):  # fmt: skip
     """Score a model by a protocol, beside what identity alone and simple scores reach on the same rows.
 
@@ -463,7 +464,9 @@ def evaluate(
     if trained == (model is not None):
         raise click.UsageError("give --train, or --model NAME")
     own = (
-        len(seeds) > 1 or (name, size) != ("default", "default") or any(value is not None for value in options.values())
+        len(seeds) > 1
+        or (name, size, device) != ("default", "default", "cpu")
+        or any(value is not None for value in options.values())
     )
     if model is not None and own:
         raise click.UsageError("options of model and training, and several --seeds, need --train; --model has its own")
@@ -471,7 +474,7 @@ def evaluate(
         raise click.UsageError(
             f"--protocol must be one of {', '.join((*PROTOCOLS, *STRUCTURE_PROTOCOLS))}, got {protocol}"
         )
-    _set_threads(threads)
+    device = _prepared(device, threads)
     model_config, config = recipe(name)
     if name == "paper":
         config = replace(config, stage3=replace(config.stage3, epochs=PROTOCOLS[protocol].epochs))
@@ -479,7 +482,7 @@ def evaluate(
     model_config = overridden(_sized(model_config, size), options)
     run(
         protocol, data_folder(data), out, model, model_config, config, seeds, cache, allow_overlap, resamples, k_max,
-        baselines,
+        baselines, device,
     )  # fmt: skip
     click.echo((out / "report.md").read_text())
 
@@ -525,11 +528,15 @@ def select_command(features, out, k_max, scores, coords):
     click.echo(f"{len(done)} bags: kept {after:,} of {before:,} instances", err=True)
 
 
-def _set_threads(threads: int) -> None:
+def _prepared(device: str, threads: int) -> str:
+    """The device to train on, with PyTorch's threads set."""
     import torch
+
+    from pairformer.engines import usable_device
 
     if threads:
         torch.set_num_threads(threads)
+    return usable_device(device)
 
 
 def _sized(config: ModelConfig, size: str) -> ModelConfig:

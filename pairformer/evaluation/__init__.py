@@ -64,6 +64,7 @@ def evaluate(
     n_resamples: int = 1000,
     k_max: Sequence[int] = (),
     baselines: bool = True,
+    device: str = "cpu",
 ) -> dict:
     """Run a protocol; write ``report.json``, ``report.md``, plots, the folds and each fold's model and scores.
 
@@ -82,6 +83,7 @@ def evaluate(
         n_resamples: of the bootstrap.
         k_max: budgets to score the model at beside its own.
         baselines: whether site scores are pooled and the other aggregators trained too, most of the time.
+        device: where models learn, as in :func:`pairformer.training.train`; they are scored on the CPU.
 
     Returns:
         What ``report.json`` holds.
@@ -146,7 +148,18 @@ def evaluate(
                 allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
                 more = extra.where(functools.partial(_may_train, fold, protocol.claims))
                 scores, covered = _fold_scores(
-                    fold, allowed, more, given, model_config, fitted, place, cache, weights, k_max, baselines
+                    fold,
+                    allowed,
+                    more,
+                    given,
+                    model_config,
+                    fitted,
+                    place,
+                    cache,
+                    weights,
+                    k_max,
+                    baselines,
+                    device,
                 )
                 _save(place / "scores.npz", scores, covered, time.perf_counter() - began)
             results.append(_load(place / "scores.npz", label, fold))
@@ -159,7 +172,7 @@ def evaluate(
             "model": f"{model} (sha256 {given.metadata['model_sha256'][:12]})" if given else "trained on each fold",
             "rng_seeds": list(rng_seeds),
             "versions": f"pairformer {pairformer.__version__}, torch {torch.__version__}",
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads",
             "seconds": round(sum(map(_seconds, out.glob("seed*/*/scores.npz")))),
             "folds_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
         },
@@ -232,6 +245,7 @@ def _fold_scores(
     weights: Path,
     k_max: Sequence[int],
     baselines: bool,
+    device: str,
 ) -> tuple[dict[str, Score], NDArray[np.bool_]]:
     """Every score of a fold's test and validation rows, and which test rows have a candidate."""
     parts = (fold.test, fold.validation)
@@ -258,11 +272,15 @@ def _fold_scores(
         network, digest = targetnet.TargetNet.load(weights), hashlib.sha256(weights.read_bytes()).hexdigest()
         add("pooled", pooled(network, digest, ESA_MIN, TARGETNET_EMPTY), "targetnet_")
     torch.manual_seed(config.rng_seed)
-    model = given or PairFormer(model_config)
+    model = given or PairFormer(model_config).to(device)
     key = given.metadata["model_sha256"] if given else train_encoders(model, sites, config, cache / "encoders", extra)
     model.eval()
     if baselines:
-        add("pooled", pooled(lambda windows: model.expensive(windows)[1], key, model.config.esa_min), "encoder_")
+        add(
+            "pooled",
+            pooled(lambda windows: model.expensive(windows.to(model.device))[1].cpu(), key, model.config.esa_min),
+            "encoder_",
+        )
     candidates = [scan(part.mirna, part.utr, model.config.esa_min, strict=True) for part in parts]
 
     def scored(k: int | None = None) -> list[Scored]:

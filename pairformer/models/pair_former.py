@@ -94,6 +94,7 @@ class PairFormer(SavedModule):
         )
         heads = [AdditiveHead(config.additive, config.dropout) for _ in members] if config.additive else []
         self.additives = nn.ModuleList(heads)
+        self.to(self.device)
 
     @torch.no_grad()
     def forward(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> Budgeted:

@@ -42,6 +42,7 @@ def train(
     more: MoreSources = NOTHING_MORE,
     calibration: dict | None = None,
     metadata: dict | None = None,
+    device: str = "cpu",
 ) -> PairFormer:
     """Train up to a stage; a directory that was stopped is taken up where it stood.
 
@@ -57,6 +58,7 @@ def train(
         more: what is learnt from beside ``sites`` and ``pairs``.
         calibration: fields of the saved model's config that held-out folds gave, such as logit_scale.
         metadata: recorded with the weights.
+        device: where models learn; scan, selection and frozen encoders stay on the CPU.
 
     Raises:
         ValueError: ``out`` holds a run with other settings or rows, or pairs have one label only.
@@ -72,7 +74,7 @@ def train(
     run = {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows}
     claim(out, run | ({"encoders": source.metadata["model_sha256"]} if source else {}))
     torch.manual_seed(config.rng_seed)
-    model = PairFormer(model_config)
+    model = PairFormer(model_config).to(device)
     if source is not None:
         load_encoders(model, source)
     elif sites is not None:
@@ -155,4 +157,6 @@ def claim(out: Path, run: dict) -> None:
 
 
 def finished(checkpoint: Path, epochs: int) -> bool:
-    return checkpoint.exists() and torch.load(checkpoint, weights_only=True)["epochs_done"] >= epochs
+    return (
+        checkpoint.exists() and torch.load(checkpoint, map_location="cpu", weights_only=True)["epochs_done"] >= epochs
+    )

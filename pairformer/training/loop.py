@@ -171,7 +171,7 @@ def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
     """Load a checkpoint of this stage if there is one; returns the epochs it has done."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location=next(module.parameters()).device, weights_only=True)
     # A run stopped between its log line and its checkpoint does that epoch again.
     log = path.with_name("log.jsonl")
     text = log.read_text() if log.exists() else ""

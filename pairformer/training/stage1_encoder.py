@@ -32,8 +32,9 @@ def weighted_windows(sites: Sites, more: MoreSources, sources: SourceConfig, esa
 
 def train_encoder(model: PairFormer, sites: Sites, config: TrainConfig, run_dir: Path) -> None:
     """Train ``model.expensive`` on windows."""
-    windows = torch.from_numpy(sites.one_hot)
-    label, weight = torch.from_numpy(sites.label), torch.from_numpy(sites.weight)
+    windows, label, weight = (
+        torch.from_numpy(column).to(model.device) for column in (sites.one_hot, sites.label, sites.weight)
+    )
 
     def step(rows, epoch):
         _, logit = model.expensive(windows[rows])

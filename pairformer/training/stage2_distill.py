@@ -24,9 +24,8 @@ from pairformer.training.losses import (
 
 def distill(model: PairFormer, sites: Sites, config: TrainConfig, run_dir: Path) -> None:
     """Train ``model.cheap``; the teacher, ``model.expensive``, is frozen and read once."""
-    windows = torch.from_numpy(sites.one_hot)
-    esa_score, position = torch.from_numpy(sites.esa_score), torch.from_numpy(sites.position)
-    label, weight = torch.from_numpy(sites.label), torch.from_numpy(sites.weight)
+    columns = (sites.one_hot, sites.esa_score, sites.position, sites.label, sites.weight)
+    windows, esa_score, position, label, weight = (torch.from_numpy(column).to(model.device) for column in columns)
     model.eval()
     with torch.no_grad():
         parts = [model.expensive(part) for part in windows.split(EXPENSIVE_CHUNK)]
@@ -36,7 +35,7 @@ def distill(model: PairFormer, sites: Sites, config: TrainConfig, run_dir: Path)
     torch.manual_seed(config.rng_seed)
     student = nn.ModuleDict(
         {"cheap": model.cheap, "project": nn.Linear(model.config.cheap.width, model.config.expensive.width)}
-    )
+    ).to(model.device)
     terms = config.distill
 
     def step(rows, epoch):

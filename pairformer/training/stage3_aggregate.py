@@ -66,15 +66,17 @@ def train_aggregator(
     def step(rows, epoch):
         # torch's generator, which the loop seeds by epoch: a resumed run draws the same budgets
         k_max = config.budgets[int(torch.randint(len(config.budgets), ()))] if config.budgets else None
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=model.device)
         for part, mine in sources.parts(rows, epoch):
             tokens = part.bags.tokens(part.rows[mine], frozen=epoch < first_joint, k_max=k_max)
-            found = binary_loss(model.members(tokens)[0], part.label[mine], part.weight[mine], config.loss)
+            label, weight = (column[mine].to(model.device) for column in (part.label, part.weight))
+            found = binary_loss(model.members(tokens)[0], label, weight, config.loss)
             loss = loss + found * (len(mine) / len(rows))
             known = instances.of(part.rows[mine], k_max) if part is sources.labels and epoch >= first_joint else ()
             if len(known):
                 _, logit = model.encode_selected(bags.candidates, instances.row[known])
-                found = binary_loss(logit, instances.label[known], torch.ones(len(known)), config.loss)
+                label = instances.label[known].to(model.device)
+                found = binary_loss(logit, label, torch.ones_like(label), config.loss)
                 loss = loss + found * (config.sources.instances * len(known) / len(rows))
         return loss
 
@@ -95,22 +97,23 @@ def train_heads(
     real, decoys = read_seed_sites(positives, esa_min), dict[int, SeedSites]()
 
     def step(rows, epoch):
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=model.device)
         if sources.decoys:
             if epoch not in decoys:
                 decoys.clear()
                 drawn = rewire(positives, pairs, [config.rng_seed, epoch])
                 decoys[epoch] = read_seed_sites(drawn, esa_min)
-            both = [part.take(rows) for part in (real, decoys[epoch])]
+            both = [[column.to(model.device) for column in part.take(rows)] for part in (real, decoys[epoch])]
             logit = torch.cat([
                 torch.stack([head.gain * head(*part)[0] for head in model.additives]) for part in both
             ], 1)  # fmt: skip
-            label = torch.arange(2 * len(rows)) < len(rows)
-            loss = loss + sources.decoys * binary_loss(logit, label.float(), torch.ones(len(label)), config.loss)
+            label = (torch.arange(2 * len(rows), device=model.device) < len(rows)).float()
+            loss = loss + sources.decoys * binary_loss(logit, label, torch.ones_like(label), config.loss)
         if experiments:
             experiment = experiments[int(torch.randint(len(experiments), ()))]
-            score = torch.stack([head(*experiment.sites.all())[0] for head in model.additives])
-            loss = loss + sources.effects * experiment.weight * effect_loss(score, experiment.effect)
+            *sites, effect = (column.to(model.device) for column in (*experiment.sites.all(), experiment.effect))
+            score = torch.stack([head(*sites)[0] for head in model.additives])
+            loss = loss + sources.effects * experiment.weight * effect_loss(score, effect)
         return loss
 
     rows = len(positives) if sources.decoys else len(experiments) * config.additive.batch_size
@@ -199,17 +202,18 @@ class Bags:
         rows = selection.rows[numbers]
         if frozen:
             at = torch.from_numpy(np.searchsorted(self._read, rows))
-            embedding, logit = (part[at] for part in self._frozen())
+            embedding, logit = (part[at].to(self.model.device) for part in self._frozen())
         else:
             embedding, logit = self.model.encode_selected(self.candidates, rows)
-        facts = self._facts[k_max][torch.from_numpy(numbers)]
-        return self.model.pack(facts, self._bag[torch.from_numpy(bags)], offsets, embedding, logit)
+        facts, bag = self._facts[k_max][torch.from_numpy(numbers)], self._bag[torch.from_numpy(bags)]
+        return self.model.pack(facts.to(self.model.device), bag.to(self.model.device), offsets, embedding, logit)
 
     @torch.no_grad()
     def logits(self, frozen: bool = False, k_max: int | None = None) -> NDArray[np.float32]:
         """(B,) pair logits, with the encoder as it is now or as it was when it was first read."""
         parts = [np.arange(part.start, part.stop) for part in chunks(len(self.pairs), SCORED)]
-        return torch.cat([self.model.aggregate(self.tokens(part, frozen, k_max)).logit for part in parts]).numpy()
+        logits = [self.model.aggregate(self.tokens(part, frozen, k_max)).logit for part in parts]
+        return torch.cat(logits).cpu().numpy()
 
     def selects(self, rows: NDArray[np.int64], k_max: int | None) -> NDArray[np.bool_]:
         """Which candidates (rows) are selected at a budget."""
