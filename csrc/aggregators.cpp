@@ -255,6 +255,14 @@ AdditiveHead::AdditiveHead(const Weights& weights, const std::string& name, int6
       bag2_bias_(*weights.at(name + ".bag.3.bias", {1})),
       gain_(*weights.at(name + ".gain", {})) {}
 
+LengthGate::LengthGate(const Weights& weights, const std::string& name)
+    : bias_(*weights.at(name + ".bias", {})), slope_(*weights.at(name + ".slope", {})) {}
+
+float LengthGate::operator()(const float* bag) const {
+  static const float window = 7 - std::log(51.0f);
+  return 1 / (1 + std::exp(-10 * (bias_ - slope_ * (bag[0] + window))));
+}
+
 float AdditiveHead::operator()(const Kernels& kernels, const float* site, int64_t n, int64_t ld,
                                const float* bag, float* contribution) const {
   Scratch scratch;

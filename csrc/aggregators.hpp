@@ -56,4 +56,15 @@ class AdditiveHead {
   float site3_bias_, bag2_bias_, gain_;
 };
 
+// Share of an aggregator's logit in the pair logit, by the UTR's length.
+class LengthGate {
+ public:
+  LengthGate(const Weights& weights, const std::string& name);
+  // bag has the bag_features.
+  float operator()(const float* bag) const;
+
+ private:
+  float bias_, slope_;
+};
+
 }  // namespace pairformer

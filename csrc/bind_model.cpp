@@ -45,6 +45,7 @@ ModelShape shape_of(const py::object& config) {
           integer("aggregator", "inducing_points"),
           integer("aggregator", "members"),
           integer("aggregator", "additive"),
+          config.attr("aggregator").attr("length_gate").cast<bool>(),
           config.attr("token_width").cast<int64_t>(),
           config.attr("selector").attr("rng_seed").cast<uint32_t>()};
 }

@@ -73,6 +73,7 @@ struct ModelShape {
   std::string kind;  // of the aggregator
   int64_t width, layers, heads, hidden, pool_seeds, inducing_points;
   int64_t members, additive;  // aggregators; hidden width of the additive heads, 0 for none
+  bool length_gate;           // whether aggregators count by the UTR's length
   int64_t token_width;
   uint32_t rng_seed;  // of the selector's hash
 };

@@ -47,6 +47,7 @@ Model::Model(const Weights& weights, const ModelShape& shape, std::vector<TokenP
     if (shape.kind != "none" || shape.additive == 0)
       aggregators_.push_back(Aggregator::make(weights, "aggregators." + number, shape));
     if (shape.additive > 0) heads_.emplace_back(weights, "additives." + number, shape.additive);
+    if (shape.length_gate) gates_.emplace_back(weights, "gates." + number);
   }
   weights.check_all_used();
 }
@@ -128,7 +129,7 @@ void Model::write_token(const Candidates& candidates, int64_t row, const float* 
   }
 }
 
-void Model::add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag, const float* site,
+void Model::add_sites(const ChosenRows& chosen, int64_t bag, const float* feature, const float* site,
                       const Aggregated& out) const {
   const int64_t begin = chosen.offsets[bag], end = chosen.offsets[bag + 1];
   std::vector<int64_t> rows;  // those that stand for their site
@@ -141,9 +142,6 @@ void Model::add_sites(const Candidates& candidates, const ChosenRows& chosen, in
     rows.push_back(i);
   }
   const auto n = static_cast<int64_t>(rows.size());
-  float feature[kBagFeatures];
-  bag_features(SitePair(candidates.batch, bag), candidates.offsets[bag + 1] - candidates.offsets[bag],
-               feature);
   const auto members = static_cast<float>(members_);
   float repression = 0, logit = 0;
   for (const AdditiveHead& head : heads_) {
@@ -204,9 +202,10 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
                     token + (i - first) * ld);
       }
     });
-    // Members one after the other: projected rows, and logits of the bags.
+    // Members one after the other: projected rows, and of the bags logits and what they count for.
     const int64_t aggregators = static_cast<int64_t>(aggregators_.size());
-    const Floats projected(aggregators * count * wide), logit(aggregators * (end - begin));
+    const Floats projected(aggregators * count * wide), logit(aggregators * (end - begin)),
+        share(aggregators * (end - begin));
     parallel_for(end - begin, threads, [&](int64_t task) {
       const int64_t bag = begin + order[task], at = chosen.offsets[bag] - first, n = size(order[task]);
       if (out.weight) std::fill_n(out.weight + chosen.offsets[bag], n, 0.0f);
@@ -215,14 +214,21 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
         if (additive()) out.repression[bag] = 0;
         return;
       }
+      float feature[kBagFeatures];
+      if (additive())
+        bag_features(SitePair(candidates.batch, bag), candidates.offsets[bag + 1] - candidates.offsets[bag],
+                     feature);
       float sum = 0;
       for (int64_t m = 0; m < aggregators; ++m) {
         float* const mine = projected + (m * count + at) * wide;
+        const int64_t own = m * (end - begin) + order[task];
         aggregators_[m]->project(kernels_, token + at * ld, n, ld, mine);
-        sum += logit[m * (end - begin) + order[task]] = aggregators_[m]->logit(kernels_, mine, n);
+        logit[own] = aggregators_[m]->logit(kernels_, mine, n);
+        share[own] = gates_.empty() ? 1 : gates_[m](feature);
+        sum += share[own] * logit[own];
       }
       out.pair_logit[bag] = sum / members;
-      if (additive()) add_sites(candidates, chosen, bag, site + at * kSite, out);
+      if (additive()) add_sites(chosen, bag, feature, site + at * kSite, out);
     });
     if (!out.weight) continue;
     const auto rows = parts_of(chosen.offsets, begin, end, 1);
@@ -239,7 +245,8 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
         const float* all = projected + (m * count + chosen.offsets[row.bag] - first) * wide;
         std::copy_n(all, left * wide, static_cast<float*>(others));
         std::copy_n(all + (left + 1) * wide, (n - left) * wide, others + left * wide);
-        sum += logit[m * (end - begin) + row.bag - begin] - aggregators_[m]->logit(kernels_, others, n);
+        const int64_t own = m * (end - begin) + row.bag - begin;
+        sum += share[own] * (logit[own] - aggregators_[m]->logit(kernels_, others, n));
       }
       out.weight[row.first] += sum / members;
     });

@@ -64,8 +64,9 @@ class Model {
   class RowEncoder;
   void write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
                    const float* site, float* token) const;
-  // What the additive heads say of a bag's chosen rows; weight holds the sites' part of it.
-  void add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag, const float* site,
+  // What the additive heads say of a bag with these bag_features, of its chosen rows; weight holds the sites'
+  // part of it.
+  void add_sites(const ChosenRows& chosen, int64_t bag, const float* feature, const float* site,
                  const Aggregated& out) const;
 
   const Kernels& kernels_;
@@ -73,6 +74,7 @@ class Model {
   ExpensiveEncoder expensive_;
   std::vector<std::unique_ptr<Aggregator>> aggregators_;  // one for each member, or none
   std::vector<AdditiveHead> heads_;                       // likewise
+  std::vector<LengthGate> gates_;                         // likewise
   std::vector<TokenPart> token_;
   int64_t token_width_, members_;
   float empty_logit_;

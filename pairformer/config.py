@@ -90,6 +90,9 @@ class AggregatorConfig:
     """Set Transformer; 0: full self-attention (SAB); else ISAB through this many points."""
     additive: int = 0
     """Hidden width of the additive head, which predicts repression as a sum over sites; 0: none, as in the paper."""
+    length_gate: bool = False
+    """Whether an aggregator counts by a learned function of the UTR's length beside its additive head, which it needs:
+    in windows of 50 nt it knows more than the seed site, in whole UTRs less."""
     members: int = 1
     """Aggregators, and additive heads, whose outputs are averaged; they share encoders and selection."""
 
@@ -106,6 +109,8 @@ class AggregatorConfig:
         for name in ("layers", "inducing_points", "additive"):
             at_least(self, name, 0)
         check(self.kind != "none" or self.additive > 0, "additive", "be 1 or more for kind none", self.additive)
+        check(not self.length_gate or (self.kind != "none" and self.additive > 0), "length_gate",
+              "be off without an aggregator and an additive head", self.length_gate)  # fmt: skip
         _share(self, "dropout")
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
 

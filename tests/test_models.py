@@ -196,9 +196,11 @@ def test_weights_are_logits_without_a_token(model, candidates):
 
 
 @torch.no_grad()
-def test_members_are_averaged_and_sites_add_up(candidates):
+@pytest.mark.parametrize("gate", [False, True])
+def test_members_are_averaged_and_sites_add_up(candidates, gate):
     """An ensemble says the mean of its members; repression is the bag's part and its sites' contributions."""
-    config = ModelConfig(aggregator=dataclasses.replace(SMALL, members=3, additive=8), empty_logit=-1.0)
+    size = dataclasses.replace(SMALL, members=3, additive=8, length_gate=gate)
+    config = ModelConfig(aggregator=size, empty_logit=-1.0)
     torch.manual_seed(0)
     model = PairFormer(config).eval()
     result = model(candidates)
@@ -206,8 +208,10 @@ def test_members_are_averaged_and_sites_add_up(candidates):
     bag_of = torch.repeat_interleave(torch.from_numpy(np.diff(result.selection.offsets)))
     heads = [head(tokens.site, bag_of, tokens.bag) for head in model.additives]
     full = candidates.n_candidates > 0
+    length = torch.from_numpy(candidates.utr_length).float()
+    share = torch.sigmoid(2 - torch.log((1 + length) / 51)) if gate else 1.0
     each = torch.stack([
-        aggregator(tokens.padded, tokens.mask) + head.gain * repression
+        share * aggregator(tokens.padded, tokens.mask) + head.gain * repression
         for aggregator, head, (repression, _) in zip(model.aggregators, model.additives, heads, strict=True)
     ])  # fmt: skip
     torch.testing.assert_close(pooled.logit[full], each.mean(0)[full])
@@ -251,6 +255,7 @@ def test_config_round_trip_and_refusals():
         (lambda: ExpensiveConfig(channels=(4,)), "channels must name two or more widths"),
         (lambda: ModelConfig(token=("embedding", "embedding")), "token must name distinct parts"),
         (lambda: AggregatorConfig(kind="none"), "additive must be 1 or more for kind none, got 0"),
+        (lambda: AggregatorConfig(length_gate=True), "length_gate must be off without an aggregator and an additive"),
         (lambda: ModelConfig(effect_interval=(0.1, 0.2)), "effect_interval must be empty or hold a negative and a"),
         (lambda: ModelConfig(effect_widening=(0.1, -0.2)), "effect_widening must be two numbers of 0 or more, got"),
         (lambda: ModelConfig(esa_min=11), r"esa_min must be in .0, 10., got 11"),

@@ -46,7 +46,7 @@ CONFIGS = {
         token=("context", "logit", "site"),
         keep_seed="6mer",
         empty_logit=-0.25,
-        aggregator=AggregatorConfig(width=20, layers=1, hidden=17, additive=33, members=3),
+        aggregator=AggregatorConfig(width=20, layers=1, hidden=17, additive=33, members=3, length_gate=True),
     ),
     "deep_sets": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="deep_sets", width=12, hidden=21)),
     "gated": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="gated_attention", width=12, hidden=21)),
@@ -117,6 +117,8 @@ def shapes(config):
         norm(f"{at}.head.0", a.width)
         linear(f"{at}.head.1", a.width, a.width)
         linear(f"{at}.head.4", a.width, 1)
+    for member in range(a.members if a.length_gate else 0):
+        found[f"gates.{member}.bias"] = found[f"gates.{member}.slope"] = ()
     for member in range(a.members if a.additive else 0):
         at = f"additives.{member}"
         found[f"{at}.gain"] = ()

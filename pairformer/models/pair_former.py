@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pairformer.bags import Candidates, padded_rows
 from pairformer.config import CONTEXT_FEATURES, SITE_FEATURES, ModelConfig
-from pairformer.models.additive import AdditiveHead
+from pairformer.models.additive import AdditiveHead, LengthGate
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
 from pairformer.models.pooling import DeepSets, GatedAttention
 from pairformer.models.saved_module import SavedModule
@@ -80,7 +80,7 @@ class PairFormer(SavedModule):
         self.metadata: dict = {}
         self.expensive = ExpensiveEncoder(config.expensive)
         self.cheap = CheapEncoder(config.cheap)
-        self.aggregators, self.additives = nn.ModuleList(), nn.ModuleList()
+        self.aggregators, self.additives, self.gates = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.new_aggregators()
 
     def new_aggregators(self) -> None:
@@ -94,6 +94,7 @@ class PairFormer(SavedModule):
         )
         heads = [AdditiveHead(config.additive, config.dropout) for _ in members] if config.additive else []
         self.additives = nn.ModuleList(heads)
+        self.gates = nn.ModuleList(LengthGate() for _ in members if config.length_gate)
         self.to(self.device)
 
     @torch.no_grad()
@@ -187,12 +188,12 @@ class PairFormer(SavedModule):
     def members(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What each of E members says: logit (E, B), repression (E, B) or None, contribution (E, M) or None.
 
-        The logit is that of its aggregator plus ``gain`` times its repression; a bag without rows has
+        The logit is that of its aggregator, times its gate, plus ``gain`` times its repression; a bag without rows has
         ``config.empty_logit`` and repression 0.
         """
         filled = tokens.mask.any(1)
         if self.aggregators:
-            logit = self.relational(tokens.padded, tokens.mask)
+            logit = self._shares(tokens.bag) * self.relational(tokens.padded, tokens.mask)
         else:
             logit = tokens.bag.new_zeros(len(self.additives), len(tokens.bag))
         if not self.additives:
@@ -207,6 +208,10 @@ class PairFormer(SavedModule):
         """(E, B) what each member's aggregator says of tokens (B, K, T) and mask (B, K)."""
         return torch.stack([aggregator(padded, mask) for aggregator in self.aggregators])
 
+    def _shares(self, bag: Tensor) -> Tensor | float:
+        """(E, B) what each member's aggregator counts for."""
+        return torch.stack([gate(bag) for gate in self.gates]) if self.gates else 1.0
+
     @property
     def _gain(self) -> Tensor:
         """(E, 1) of each member's additive head."""
@@ -220,7 +225,7 @@ class PairFormer(SavedModule):
         contribution = self.members(tokens)[2]
         if contribution is not None:
             weight += (self._gain * contribution).mean(0)
-
+        shares = self._shares(tokens.bag) * tokens.bag.new_ones(len(self.aggregators), len(tokens.bag))
         for bag, (begin, end) in enumerate(pairwise(budgeted.selection.offsets.tolist())):
             count = end - begin
             if count == 1:
@@ -230,8 +235,9 @@ class PairFormer(SavedModule):
                 keep = ~torch.eye(count, dtype=torch.bool, device=padded.device)
                 # A few masks at a time: every one of them needs all tokens again.
                 parts = keep.split(max(1, 4096 // count))
-                without = torch.cat([self.relational(padded.expand(len(part), -1, -1), part).mean(0) for part in parts])
-                weight[begin:end] += self.relational(padded[None], keep.new_ones(1, count)).mean(0) - without
+                without = torch.cat([self.relational(padded.expand(len(part), -1, -1), part) for part in parts], 1)
+                lost = self.relational(padded[None], keep.new_ones(1, count)) - without  # (E, n)
+                weight[begin:end] += (shares[:, bag, None] * lost).mean(0)
         return weight
 
 

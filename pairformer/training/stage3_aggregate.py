@@ -58,7 +58,7 @@ def train_aggregator(
         return
     clash = Bags(model, more.clash, config.budgets) if more.clash is not None and config.sources.clash else None
     sources = _Sources(model, bags, clash, config)
-    trained = nn.ModuleDict({"aggregators": model.aggregators, "expensive": model.expensive})
+    trained = nn.ModuleDict({"aggregators": model.aggregators, "gates": model.gates, "expensive": model.expensive})
     instances = Instances(bags, more.instances if config.sources.instances else None)
     first_joint = config.stage3.epochs - config.stage3.joint_epochs
     frozen = not config.stage3.joint_epochs  # throughout: then the validation tokens stay too
