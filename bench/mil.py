@@ -13,6 +13,7 @@ import argparse
 import gzip
 import importlib.util
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +139,8 @@ def rules_on_musk2(data: Path, seeds: int, quick: bool) -> None:
     bags, y = load(data, "musk2")
     sizes = np.array([len(bag) for bag in bags])
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    values, budgets_ = np.concatenate(bags), (2, 8)
-    found: dict[tuple[str, int], list[float]] = {(rule, k): [] for rule in RULES for k in budgets_}
+    values, budgets_ = np.concatenate(bags), (2, 8, 32)
+    found: dict[tuple[str, int], list[tuple[float, float, float]]] = {(rule, k): [] for rule in RULES for k in budgets_}
     for seed in range(seeds):
         for train, test in folds(y, seed, quick):
             used = np.isin(np.repeat(np.arange(len(bags)), sizes), train)
@@ -148,13 +149,20 @@ def rules_on_musk2(data: Path, seeds: int, quick: bool) -> None:
             cheap.fit(scaled[used], np.repeat(y, sizes)[used])
             scores = cheap.decision_function(scaled).astype(np.float32)
             for rule, k in found:
-                kept = RULES[rule](k).select(scores, scaled, None, offsets)
+                select = RULES[rule](k).select
+                began = time.perf_counter()
+                kept = select(scores, scaled, None, offsets)
+                spent = (time.perf_counter() - began) / len(bags) * 1e6
+                near = [nearest(scaled[a:b], kept.rows[c:d] - a) for (a, b), (c, d)
+                        in zip(pairwise(offsets), pairwise(kept.offsets), strict=True)]  # fmt: skip
                 pruned = np.split(kept.gather(values), kept.offsets[1:-1])
                 module = MODELS["ABMIL (gated attention)"]
-                found[rule, k].append(scored(module, pruned, y, train, test, seed)[0])
-    header("Musk2, rule", *(f"K = {k}" for k in budgets_))
+                accuracy = scored(module, pruned, y, train, test, seed)[0]
+                found[rule, k].append((accuracy, float(np.mean(near)), spent))
+    header("Musk2, rule", *(f"K = {k}: accuracy, nearest kept, µs a bag" for k in budgets_))
     for rule in RULES:
-        row(rule, *(spread(found[rule, k]) for k in budgets_))
+        cells = (tuple(zip(*found[rule, k], strict=True)) for k in budgets_)
+        row(rule, *(f"{spread(a)}, {np.mean(near):.3f}, {np.median(spent):.0f}" for a, near, spent in cells))
 
 
 def rules(quick: bool) -> None:
@@ -191,14 +199,19 @@ def rules(quick: bool) -> None:
         row(name, f"{spent[name] / timed[name] * 1e6:.0f}", f"{timed[name]:,}", *worth[name])
 
 
+def nearest(embeddings: np.ndarray, kept: np.ndarray) -> float:
+    """Mean over instances of the largest cosine to one kept."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return float((unit @ unit[kept].T).max(1).mean())
+
+
 def quality(name: str, kept, scores, embeddings, positions, n_bags: int = 10) -> list[str]:
     """Means over bags: an instance's largest cosine to one kept, stretches of positions reached, score of the kept."""
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     near, reached, score = [], [], []
     for bag in range(n_bags):
         own = kept[bag].numpy() if name == "torch.topk" else kept.rows[bag * K : (bag + 1) * K] - bag * N
         part = slice(bag * N, (bag + 1) * N)
-        near.append((unit[part] @ unit[part][own].T).max(1).mean())
+        near.append(nearest(embeddings[part], own))
         reached.append(len(set(np.minimum(31, positions[part][own] * 32).astype(int).tolist())))
         score.append((scores[part][own].mean() - scores[part].mean()) / scores[part].std())
     return [f"{np.mean(near):.3f}", f"{np.mean(reached):.1f}", f"{np.mean(score):+.2f}"]
