@@ -1,5 +1,7 @@
 """The paper's ablations, on rows that leak and on rows that do not: python bench/ablations.py DATA OUT PROTOCOL ROW...
 
+Without arguments: docs/budgets.svg, the paper's Fig. 2 and 5, from the tables kept in docs/reproduction.md.
+
 ``half-split`` trains on labels and keeps the epoch of the best validation PR-AUC, as the paper does. ``rewired`` (three
 of its nine blocks, in which every family and gene is tested once) and ``fold-change`` (1,500 genes, four of 4 x 2
 blocks, every family once) train on positives against decoys drawn anew each epoch. The paper's form in the default
@@ -10,38 +12,34 @@ can be asked for again; the first is what the others are compared with.
 import contextlib
 import functools
 import io
+import re
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from levers import METRICS, cells, small_folds, table
-from scipy.stats import spearmanr
 from torch import nn
 
-from pairformer.config import AggregatorConfig, JointStageConfig, ModelConfig, SelectorConfig, StageConfig, TrainConfig
+from pairformer.config import AggregatorConfig, JointStageConfig, ModelConfig, SelectorConfig, TrainConfig
 from pairformer.data import SITES, load_sites, rewire
-from pairformer.engines import NativeEngine
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, held_out_sites
+from pairformer.evaluation.report import svg_figure
 from pairformer.metrics import bootstrap, decisions, interval, ranking, sigmoid
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import chunks
 from pairformer.saved import whole_file
-from pairformer.scan import scan
 from pairformer.selector import Selection, STSelector
 from pairformer.training import Bags, train_encoders
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights
-from pairformer.training.stage3_aggregate import _spans
 
 EPOCHS = {"half-split": 12, "rewired": 6, "fold-change": 3}  # about 800 steps without labels
 BLOCKS = {"half-split": (0,), "rewired": (0, 4, 8), "fold-change": (0, 3, 4, 7)}
 BUDGETS = (8, 16, 32, 64, 128, 256, 512)
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,6 @@ class Row:
     """Other budgets it is asked at too, parameters fixed."""
     pools: tuple[int, ...] = ()
     """Visible pools it is asked at too: the selector sees the best so many cheap logits of a bag."""
-    select: str = "cheap logit"
-    """What the selector reads: that, "expensive logit", "random", "noise" (Gumbel noise on it in training), "gate"
-    (the straight-through gradient reaches the cheap encoder), "ranked" (the cheap encoder learnt to rank real bags)."""
-    linear: bool = False
-    """Whether blocks attend linearly."""
 
 
 VARIANTS = {f"{v}, K={k}": Row(k, v) for k in BUDGETS[:4] for v in ("S0", "S1", "S2")}
@@ -71,13 +64,21 @@ FORMS = {
     "ISAB, 16 points, K=256": Row(256, aggregator=AggregatorConfig(inducing_points=16), at=(2048,)),
     "no attention, K=256": Row(256, aggregator=AggregatorConfig(layers=0), at=(2048,)),
 }
-FORMS |= {"linear attention": Row(linear=True), "linear attention, K=256": Row(256, at=(2048,), linear=True)}
-SELECTED = {
-    f"selected by {name}": Row(select=name) for name in ("random", "expensive logit", "noise", "gate", "ranked")
-}
-ROWS = {**VARIANTS, **RETRAINED, **FORMS, **SELECTED}
-SETS = {"table-2": tuple(VARIANTS), "figure-2": (*(f"S2, K={k}" for k in BUDGETS),), "forms": ("S2, K=64", *FORMS),
-        "selected": ("S2, K=64", *SELECTED)}  # fmt: skip
+ROWS = {**VARIANTS, **RETRAINED, **FORMS}
+SETS = {"table-2": tuple(VARIANTS), "figure-2": (*(f"S2, K={k}" for k in BUDGETS),), "forms": ("S2, K=64", *FORMS)}
+
+
+PANELS = (
+    ("half-split, PR-AUC against K", {
+        "half-split, PR-AUC": "trained at each K", "trained at 512": "trained at 512, asked at K",
+        "trained at 64": "trained at 64, asked at K", "trained with `--budgets 4,8,16,32,64`": "trained at five K",
+    }, (0.9972, "names alone")),
+    ("rewired, ROC-AUC against K", {
+        "`rewired`, ROC-AUC": "trained at each K", "trained at 512, `rewired`": "trained at 512, asked at K",
+    }, (0.5932, "seed matches")),
+    ("half-split, PR-AUC against the pool", {"half-split, PR-AUC, of a pool": "K = 64"}, (0.9972, "names alone")),
+)  # fmt: skip
+"""Of docs/budgets.svg: title, rows of the tables and what they are called, what the same rows give without a model."""
 
 
 def folds_of(folder: Path, protocol: str) -> list[Fold]:
@@ -85,85 +86,10 @@ def folds_of(folder: Path, protocol: str) -> list[Fold]:
     return [folds[number] for number in BLOCKS[protocol]]
 
 
-class LinearAttention(nn.Module):
-    """A SAB whose attention is phi(Q) (phi(K)^T V) / phi(Q) sum phi(K), phi = elu + 1, without dropout on it.
-
-    Source: Katharopoulos et al., Transformers are RNNs, 2020, eq. 5-7.
-    """
-
-    def __init__(self, block) -> None:
-        super().__init__()
-        self.attend = block.attend  # under the name that the native engine's weights have
-
-    def forward(self, x, mask):
-        block, real = self.attend, mask[:, None, :, None]
-        query, key, value = (layer(x).unflatten(2, (block.heads, -1)).transpose(1, 2)
-                             for layer in (block.query, block.key, block.value))  # fmt: skip
-        query, key = F.elu(query) + 1, (F.elu(key) + 1) * real
-        total = query @ key.sum(2)[:, :, :, None]
-        attended = query @ (key.transpose(2, 3) @ value) / total
-        h = block.norm1(x + block.dropout(block.out(attended.transpose(1, 2).flatten(2))))
-        return block.norm2(h + block.dropout(block.feed_forward(h))) * mask[:, :, None]
-
-
-def rank_bags(model: PairFormer, pairs, config: TrainConfig) -> None:
-    """Teach the cheap encoder the order of the expensive logits in 1,000 bags, pair by pair of their candidates."""
-    rng = np.random.default_rng(config.rng_seed)
-    pairs = pairs.take(np.sort(rng.choice(len(pairs), min(1000, len(pairs)), replace=False)))
-    candidates = scan(pairs.mirna, pairs.utr)
-    logit = torch.from_numpy(expensive_logit(model, candidates))
-    filled = np.flatnonzero(candidates.n_candidates > 1)
-
-    def step(rows, epoch):
-        first, last = candidates.offsets[:-1][filled[rows]], candidates.offsets[1:][filled[rows]]
-        drawn = rng.integers(first[:, None], last[:, None], (len(rows), 512)).ravel()
-        esa, position = torch.from_numpy(candidates.esa_score[drawn]), torch.from_numpy(candidates.position[drawn])
-        cheap = model.cheap(torch.from_numpy(candidates.encode(drawn)), esa, position)[0].view(len(rows), 2, -1)
-        gap = logit[drawn].view(len(rows), 2, -1).diff(dim=1)
-        return (F.softplus(-cheap.diff(dim=1) * gap.sign()) * gap.abs()).mean()
-
-    with tempfile.TemporaryDirectory() as place:
-        fit("rank", model.cheap, len(filled), step, StageConfig(4, 8, 2e-3), Path(place), config.rng_seed)
-
-
-def expensive_logit(model: PairFormer, candidates) -> np.ndarray:
-    """(N,) of all candidates."""
-    native = NativeEngine.of(model).model
-    parts = [np.arange(part.start, part.stop) for part in chunks(len(candidates.start), 1 << 16)]
-    return np.concatenate([native.encode(candidates, rows, threads=1)[1] for rows in parts])
-
-
-def in_bag_rho(model: PairFormer, pairs) -> float:
-    """Mean rank correlation of cheap and expensive logit within 200 bags."""
-    pairs = pairs.take(np.random.default_rng(2020).permutation(len(pairs))[:200])
-    candidates = scan(pairs.mirna, pairs.utr)
-    cheap, own = NativeEngine.of(model).model.cheap_scan(candidates, threads=1)[0], expensive_logit(model, candidates)
-    ends = pairwise(candidates.offsets)
-    return float(np.mean([spearmanr(cheap[a:b], own[a:b]).statistic for a, b in ends if b - a > 10]))
-
-
-def select_by(model: PairFormer, row: Row, epoch: int | None) -> None:
-    """Have the model select as the row says; no epoch in evaluation."""
-    rng = np.random.default_rng([2020, 0 if epoch is None else epoch + 1])
-
-    def select(candidates, cheap_logit, keys, k_max=None, threads=0):
-        if row.select == "random":
-            cheap_logit = rng.random(len(cheap_logit), np.float32)
-        elif row.select == "noise" and epoch is not None:
-            cheap_logit = cheap_logit + rng.gumbel(size=len(cheap_logit)).astype(np.float32)
-        elif row.select == "expensive logit":
-            cheap_logit = expensive_logit(model, candidates)
-        return PairFormer.select(model, candidates, cheap_logit, keys, k_max, threads)
-
-    model.select = select
-
-
-def fit_row(model: PairFormer, row: Row, fold: Fold, protocol: str, config: TrainConfig) -> None:
+def fit_row(model: PairFormer, fold: Fold, protocol: str, config: TrainConfig) -> None:
     """Train the aggregator: on labels, or on positives against decoys of each epoch."""
     check = None
     if protocol == "half-split":
-        if row.select != "cheap logit":
-            raise ValueError(f"rows of half-split must select by the cheap logit, got {row.select}")
         fixed, validation, n_rows = Bags(model, fold.train), Bags(model, fold.validation), len(fold.train)
 
         def bags_of(_):
@@ -177,31 +103,17 @@ def fit_row(model: PairFormer, row: Row, fold: Fold, protocol: str, config: Trai
 
         @functools.lru_cache(1)
         def bags_of(epoch):
-            decoys = rewire(positives, fold.train, [config.rng_seed, epoch])
-            select_by(model, row, epoch)
-            return Bags(model, positives.join(decoys))
+            return Bags(model, positives.join(rewire(positives, fold.train, [config.rng_seed, epoch])))
 
     def step(rows, epoch):
         bags = bags_of(epoch)
-        tokens = bags.tokens(rows, frozen=True)
-        if gated:
-            chosen = bags._selected[None]
-            mine = chosen.rows[_spans(chosen.offsets, rows)[0]]
-            facts = [torch.from_numpy(part[mine]) for part in (bags.candidates.esa_score, bags.candidates.position)]
-            gate = torch.sigmoid(model.cheap(torch.from_numpy(bags.candidates.encode(mine)), *facts)[0])
-            padded = tokens.padded.clone()
-            padded[tokens.mask] *= (1 + gate - gate.detach())[:, None]
-            tokens = replace(tokens, padded=padded)
-        logit = model.members(tokens)[0]
+        logit = model.members(bags.tokens(rows, frozen=True))[0]
         label = torch.from_numpy(bags.pairs.label)
         return binary_loss(logit, label[rows], class_weights(label)[rows], config.loss)
 
-    gated = row.select == "gate"
-    trained = nn.ModuleDict({"aggregators": model.aggregators} | ({"cheap": model.cheap} if gated else {}))
-    stage = replace(config.stage3, joint_epochs=config.stage3.epochs, joint_lr=3e-4) if gated else config.stage3
+    trained = nn.ModuleDict({"aggregators": model.aggregators})
     with tempfile.TemporaryDirectory() as place:
-        fit("stage3", trained, n_rows, step, stage, Path(place), config.rng_seed, check, model.cheap if gated else None)
-    select_by(model, row, None)
+        fit("stage3", trained, n_rows, step, config.stage3, Path(place), config.rng_seed, check)
 
 
 def see(model: PairFormer, pool: int) -> None:
@@ -226,17 +138,7 @@ def scores(row: Row, fold: Fold, protocol: str, sites, cache: Path) -> dict[str,
     train_encoders(model, sites.take(held_out_sites(sites, fold.test, claims)), config, cache)
     torch.manual_seed(config.rng_seed)
     model.new_aggregators()
-    if row.linear:
-        for aggregator in model.aggregators:
-            aggregator.layers = nn.ModuleList(LinearAttention(block) for block in aggregator.layers)
-    taught = row.select in ("ranked", "gate")
-    before = in_bag_rho(model, fold.test) if taught else 0.0
-    if row.select == "ranked":
-        rank_bags(model, fold.train, config)
-    fit_row(model, row, fold, protocol, config)
-    if taught:
-        after = in_bag_rho(model, fold.test)
-        print(f"{protocol} {fold.name}: rho in bags {before:.3f}, then {after:.3f}", file=sys.__stderr__, flush=True)
+    fit_row(model, fold, protocol, config)
     bags = Bags(model, fold.test, row.at)
     found = {"": bags.logits(True)} | {f", asked at {k}": bags.logits(True, k) for k in row.at}
     for pool in row.pools:
@@ -261,6 +163,31 @@ def measured(protocol: str, folds: list[Fold], found: list[np.ndarray], first: l
         columns.append(f"{mean:.4f} ± {figures[0].std():.4f}, {mean - base:+.4f} [{low:+.4f}, {high:+.4f}]")
     f1 = np.mean([decisions(y, sigmoid(s))["f1"] for y, s in zip(labels, found, strict=True)])
     return [*columns, f"{f1:.4f}"]
+
+
+def draw() -> None:
+    """Fig. 2 on both protocols, and Fig. 5."""
+    kept: dict[str, dict[str, float]] = {}
+    head: list[str] = []
+    for line in (DOCS / "reproduction.md").read_text().splitlines():
+        first, *row = [cell.strip() for cell in line.strip("|").split("|")]
+        if head and row and re.match(r"0\.\d", row[0]):
+            kept[first] = {name: float(value.split()[0]) for name, value in zip(head, row, strict=True)}
+        elif not line.startswith("|--"):
+            head = row if first in ("K", "visible pool n") else []
+    with svg_figure(DOCS / "budgets.svg", 10, 3.2) as figure:
+        for panel, (title, rows, names) in zip(figure.subplots(1, 3), PANELS, strict=True):
+            ticks = list(dict.fromkeys(name for row in rows for name in kept[row]))
+            ticks.sort(key=lambda name: int(name.replace(",", "").replace("all", "999999")))
+            for row, label in rows.items():
+                panel.plot(
+                    [ticks.index(name) for name in kept[row]], kept[row].values(), "o-", label=label, markersize=4
+                )
+            panel.axhline(names[0], color="grey", linestyle="--", linewidth=1, label=names[1])
+            panel.set_xticks(range(len(ticks)), ticks, fontsize=7)
+            panel.set(title=title)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.legend(fontsize=7)
 
 
 def main(folder: Path, out: Path, protocol: str, *asked: str) -> None:
@@ -292,4 +219,4 @@ def main(folder: Path, out: Path, protocol: str, *asked: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]) if len(sys.argv) > 1 else draw()
