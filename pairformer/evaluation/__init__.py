@@ -148,19 +148,8 @@ def evaluate(
                 allowed = sites.take(held_out_sites(sites, fold.test, protocol.claims))
                 more = extra.where(functools.partial(_may_train, fold, protocol.claims))
                 scores, covered = _fold_scores(
-                    fold,
-                    allowed,
-                    more,
-                    given,
-                    model_config,
-                    fitted,
-                    place,
-                    cache,
-                    weights,
-                    k_max,
-                    baselines,
-                    device,
-                )
+                    fold, allowed, more, given, model_config, fitted, place, cache, weights, k_max, baselines, device,
+                )  # fmt: skip
                 _save(place / "scores.npz", scores, covered, time.perf_counter() - began)
             results.append(_load(place / "scores.npz", label, fold))
     report: dict = {
