@@ -71,6 +71,7 @@ def select_folder(
             bags.setdefault(path.stem, []).append(path)
     if not bags:
         raise FileNotFoundError(f"features must hold {', '.join(SUFFIXES)} files, got {features}")
+    scorer = scorer or (lambda values: np.linalg.norm(values, axis=1))
     return _pruned(features, out, rule, dict(sorted(bags.items())), scores, scorer, coords)
 
 
@@ -83,13 +84,9 @@ def _pruned(features, out, selector, bags, scores, scorer, coords) -> Iterator[P
             if values.ndim != 2 or values.dtype.kind != "f":
                 raise ValueError(f"{paths[0]}: features must be (n, D) floats, got {values.dtype} {values.shape}")
             values = values.astype(np.float32)
-            places = next((parts["coords"] for parts in stored.values() if "coords" in parts), None)
-            if coords is not None:
-                places = np.load(Path(coords) / f"{name}.npy")
-            if scores is not None:
-                score = _column(Path(scores), name)
-            else:
-                score = np.linalg.norm(values, axis=1) if scorer is None else np.asarray(scorer(values))
+            inside = (parts["coords"] for parts in stored.values() if "coords" in parts)
+            places = next(inside, None) if coords is None else np.load(Path(coords) / f"{name}.npy")
+            score = np.asarray(scorer(values)) if scores is None else _column(Path(scores), name)
             try:
                 kept = selector.select(score, values, places)
             except (ValueError, TypeError) as error:
