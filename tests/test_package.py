@@ -111,8 +111,7 @@ def test_import_direction(path):
 
 
 def test_readme_example_runs(capsys):
-    torch = pytest.importorskip("torch")
-    assert torch
+    pytest.importorskip("torch")
     text = (ROOT / "README.md").read_text()
     first = re.search(r"```python\n(import pairformer\n.*?)```", text, re.S)[1]
     scope = {}
@@ -133,6 +132,9 @@ def test_readme_example_runs(capsys):
     }
     exec("\n".join(parts[2:]), scope)
     assert scope["mask"].sum(1).tolist() == [64, 0]
+    exec(re.search(r"```python\n(import torch\nfrom pairformer import mil\n.*?)```", text, re.S)[1], scope)
+    assert scope["kept"].offsets.diff().tolist() == [64, 0, 3, 64]
+    assert scope["logits"].shape == (4,)
 
 
 def test_version_command():
