@@ -2,7 +2,8 @@
 
 ``fold-change``: 1,500 genes, 4 x 2 blocks of families and genes; ``rewired``: its 9 blocks. The heads of the default
 recipe with one thing changed, against the first lever on the same rows; encoders have no part in it. Levers: those of
-SOURCES, or "without" a feature, which learn from fold changes alone, or the default with another "seed".
+SOURCES, or "without" a feature, which learn from fold changes alone where these are what is asked, or the default with
+another "seed".
 """
 
 import contextlib
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 
 from pairformer.config import recipe
-from pairformer.data import MoreSources, Pairs, load_fold_changes
+from pairformer.data import Pairs, load_fold_changes
 from pairformer.evaluation.fold_change import METRICS as EFFECT_METRICS
 from pairformer.evaluation.fold_change import summarise_effects
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, group_folds, held_out_pairs
 from pairformer.metrics import ranking
 from pairformer.models import PairFormer
-from pairformer.training.stage3_aggregate import read_seed_sites, train_heads
+from pairformer.training.stage3_aggregate import Experiment, read_experiments, read_seed_sites, train_heads
 
 SITE = {"seed type": range(5), "local AU": [5], "3' pairing": [6], "distances to the ends": [7, 8],
         "distances to other sites": [11, 12], "UTR length": [9]}  # fmt: skip
@@ -55,15 +56,17 @@ def small_folds(folder: Path) -> list[Fold]:
     return blocks
 
 
-def scores(folder: Path, name: str, folds: list[Fold], lever: str, mask_of: dict[str, list[int]]) -> list[np.ndarray]:
+def scores(
+    name: str, folds: list[Fold], experiments: list[list[Experiment]], lever: str, mask_of: dict[str, list[int]]
+) -> list[np.ndarray]:
     """Repression of each fold's test rows by heads trained with a lever."""
     config, train = recipe("default")
-    changed = {"decoys": 0.0} if lever.startswith("without ") else SOURCES.get(lever, {})
+    alone = name == "fold-change" and lever.startswith("without ")
+    changed = SOURCES["fold changes alone" if alone else lever if lever in SOURCES else "default"]
     seed = int(lever.removeprefix("seed ")) if lever.startswith("seed ") else train.rng_seed
     train = replace(train, rng_seed=seed, sources=replace(train.sources, **changed))
-    effects, found = load_fold_changes(folder), []
-    for fold in folds:
-        more = MoreSources(effects=effects.take(held_out_pairs(effects, fold.test, PROTOCOLS[name].claims)))
+    found = []
+    for fold, measured in zip(folds, experiments, strict=True):
         torch.manual_seed(train.rng_seed)
         model = PairFormer(replace(config, aggregator=replace(config.aggregator, kind="none")))
         for head in model.additives:
@@ -73,7 +76,7 @@ def scores(folder: Path, name: str, folds: list[Fold], lever: str, mask_of: dict
                 layer.weight.data *= kept  # what a weight of zero reads it does not know; decay keeps it zero
                 layer.weight.register_hook(lambda gradient, kept=kept: gradient * kept)
         with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
-            train_heads(model, fold.train.join(fold.validation), train, Path(place), more.effects)
+            train_heads(model, fold.train.join(fold.validation), train, Path(place), measured)
         with torch.no_grad():
             arguments = read_seed_sites(fold.test, config.esa_min).all()
             found.append(torch.stack([head(*arguments)[0] for head in model.additives]).mean(0).numpy())
@@ -100,6 +103,10 @@ def cells(values: np.ndarray, first: np.ndarray, n_resamples: int = 2000) -> lis
 def main(folder: Path, name: str, levers: list[str]) -> None:
     torch.set_num_threads(1)
     folds = small_folds(folder) if name == "fold-change" else PROTOCOLS[name].folds(folder)
+    effects, claims, least = load_fold_changes(folder), PROTOCOLS[name].claims, recipe("default")[0].esa_min
+    experiments = [
+        list(read_experiments(effects.take(held_out_pairs(effects, fold.test, claims)), least)) for fold in folds
+    ]
     print("| lever | " + " | ".join(f"{m}, difference to the first row" for m in METRICS[name]) + " |")
     print("|---" * (1 + len(METRICS[name])) + "|")
     first = None
@@ -109,7 +116,7 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
         if not (lever in SOURCES or gone in {**SITE, **BAG} or re.fullmatch(r"seed \d+", lever)):
             features = (f"without {name}" for name in {**SITE, **BAG})
             sys.exit(f"lever must be one of {', '.join((*SOURCES, *features))} or seed N, got {lever}")
-        values = table(name, folds, scores(folder, name, folds, lever, mask_of))
+        values = table(name, folds, scores(name, folds, experiments, lever, mask_of))
         first = values if first is None else first
         print(f"| {lever} | " + " | ".join(cells(values, first)) + " |", flush=True)
 

@@ -44,10 +44,11 @@ Model::Model(const Weights& weights, const ModelShape& shape, std::vector<TokenP
       empty_logit_(empty_logit) {
   for (int64_t i = 0; i < members_; ++i) {
     const std::string number = std::to_string(i);
-    if (shape.kind != "none" || shape.additive == 0)
+    if (shape.kind != "none" || shape.additive == 0) {
       aggregators_.push_back(Aggregator::make(weights, "aggregators." + number, shape));
+      if (shape.length_gate) gates_.emplace_back(weights, "gates." + number);
+    }
     if (shape.additive > 0) heads_.emplace_back(weights, "additives." + number, shape.additive);
-    if (shape.length_gate) gates_.emplace_back(weights, "gates." + number);
   }
   weights.check_all_used();
 }

@@ -109,8 +109,8 @@ class AggregatorConfig:
         for name in ("layers", "inducing_points", "additive"):
             at_least(self, name, 0)
         check(self.kind != "none" or self.additive > 0, "additive", "be 1 or more for kind none", self.additive)
-        check(not self.length_gate or (self.kind != "none" and self.additive > 0), "length_gate",
-              "be off without an aggregator and an additive head", self.length_gate)  # fmt: skip
+        check(not self.length_gate or self.additive > 0, "length_gate", "be off without an additive head",
+              self.length_gate)  # fmt: skip
         _share(self, "dropout")
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
 
@@ -437,15 +437,16 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
     """Model and training of the weights of this name that ship with the package.
 
     "paper": the paper's form in the default size, trained on labels alone. "default": seed sites are never dropped,
-    tokens know what surrounds them, an additive head beside a Set Transformer that pools without self-attention, five
-    of each, trained on fold changes, decoys, CLASH and labels weighted within each miRNA, with the encoders frozen.
+    tokens know what surrounds them, an additive head beside a Set Transformer that pools without self-attention and
+    counts by the UTR's length, five of each, trained on fold changes, decoys, CLASH and labels weighted within each
+    miRNA, with the encoders frozen.
     """
     check(name in RECIPES, "recipe", f"be one of {', '.join(RECIPES)}", repr(name))
     if name == "paper":
         return ModelConfig(), TrainConfig()
     return (
         ModelConfig(
-            aggregator=AggregatorConfig(layers=0, additive=32, members=5),
+            aggregator=AggregatorConfig(layers=0, additive=32, length_gate=True, members=5),
             token=("embedding", "logit", "esa", "position", "site", "context"),
             keep_seed="offset 6mer",
         ),

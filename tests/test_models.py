@@ -255,7 +255,7 @@ def test_config_round_trip_and_refusals():
         (lambda: ExpensiveConfig(channels=(4,)), "channels must name two or more widths"),
         (lambda: ModelConfig(token=("embedding", "embedding")), "token must name distinct parts"),
         (lambda: AggregatorConfig(kind="none"), "additive must be 1 or more for kind none, got 0"),
-        (lambda: AggregatorConfig(length_gate=True), "length_gate must be off without an aggregator and an additive"),
+        (lambda: AggregatorConfig(length_gate=True), "length_gate must be off without an additive head, got True"),
         (lambda: ModelConfig(effect_interval=(0.1, 0.2)), "effect_interval must be empty or hold a negative and a"),
         (lambda: ModelConfig(effect_widening=(0.1, -0.2)), "effect_widening must be two numbers of 0 or more, got"),
         (lambda: ModelConfig(esa_min=11), r"esa_min must be in .0, 10., got 11"),

@@ -39,7 +39,10 @@ CONFIGS = {
     ),
     "no_layers": ModelConfig(SMALL, aggregator=AggregatorConfig(layers=0), empty_logit=-0.25),
     "additive": ModelConfig(
-        SMALL, token=("site",), aggregator=AggregatorConfig(kind="none", additive=9), empty_logit=0.5
+        SMALL,
+        token=("site",),
+        aggregator=AggregatorConfig(kind="none", additive=9, length_gate=True),
+        empty_logit=0.5,
     ),
     "ensemble": ModelConfig(
         SMALL,
@@ -117,8 +120,8 @@ def shapes(config):
         norm(f"{at}.head.0", a.width)
         linear(f"{at}.head.1", a.width, a.width)
         linear(f"{at}.head.4", a.width, 1)
-    for member in range(a.members if a.length_gate else 0):
-        found[f"gates.{member}.bias"] = found[f"gates.{member}.slope"] = ()
+        if a.length_gate:
+            found[f"gates.{member}.bias"] = found[f"gates.{member}.slope"] = ()
     for member in range(a.members if a.additive else 0):
         at = f"additives.{member}"
         found[f"{at}.gain"] = ()

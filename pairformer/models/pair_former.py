@@ -94,7 +94,7 @@ class PairFormer(SavedModule):
         )
         heads = [AdditiveHead(config.additive, config.dropout) for _ in members] if config.additive else []
         self.additives = nn.ModuleList(heads)
-        self.gates = nn.ModuleList(LengthGate() for _ in members if config.length_gate)
+        self.gates = nn.ModuleList(LengthGate() for _ in self.aggregators if config.length_gate)
         self.to(self.device)
 
     @torch.no_grad()

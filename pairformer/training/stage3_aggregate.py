@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def train_aggregator(
         more: further sources.
     """
     if model.additives:
-        train_heads(model, bags.pairs, config, run_dir, more.effects)
+        train_heads(model, bags.pairs, config, run_dir, read_experiments(more.effects, model.config.esa_min))
     if not model.aggregators:
         return
     clash = Bags(model, more.clash, config.budgets) if more.clash is not None and config.sources.clash else None
@@ -88,11 +88,11 @@ def train_aggregator(
 
 
 def train_heads(
-    model: PairFormer, pairs: Pairs, config: TrainConfig, run_dir: Path, effects: FoldChanges | None
+    model: PairFormer, pairs: Pairs, config: TrainConfig, run_dir: Path, experiments: Iterable[Experiment]
 ) -> None:
     """Fit the additive heads to fold changes, one experiment a step, and to positive pairs against decoys."""
     sources, esa_min = config.sources, model.config.esa_min
-    experiments = list(read_experiments(effects, esa_min)) if effects is not None and sources.effects else []
+    experiments = list(experiments) if sources.effects else []
     positives = pairs.take(pairs.label > 0.5)
     real, decoys = read_seed_sites(positives, esa_min), dict[int, SeedSites]()
 
@@ -304,8 +304,10 @@ class Experiment:
     """In the loss."""
 
 
-def read_experiments(effects: FoldChanges, esa_min: int) -> Iterator[Experiment]:
-    """Every experiment with the seed sites of its genes."""
+def read_experiments(effects: FoldChanges | None, esa_min: int) -> Iterator[Experiment]:
+    """Every experiment with the seed sites of its genes, read when it is asked for."""
+    if effects is None:
+        return
     centred = effects.centred()
     shared = {series for series in set(effects.series) if len(set(effects.experiment[effects.series == series])) > 1}
     for name in np.unique(centred.experiment):
