@@ -358,6 +358,18 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     assert "Not what the protocol claims" in capsys.readouterr().out
 
 
+def test_rows_that_choose_nothing_are_learnt_from(folder, tmp_path, command):
+    """Labels weighted within each miRNA pick no epoch: then no training row is set aside, baselines included."""
+    words = ("evaluate", "--protocol", "half-split", "--train", "--data", folder, "--out", tmp_path, *QUICK)
+    assert command(*words, "--sources.per-mirna", "on") == 0
+    dealt = PROTOCOLS["half-split"].folds(folder)[0]
+    index = json.loads((tmp_path / "folds/index.json").read_text())["00.tsv.gz"]
+    assert (index["train"], index["validation"]) == (len(dealt.train) + len(dealt.validation), 0)
+    summary = read(tmp_path)["summary"]
+    assert "f1_validation" not in summary["scores"]["deep_sets"]["metrics"]
+    assert summary["calibration"]["scales"] == [1]
+
+
 def with_columns(rows, **columns):
     """Rows with some columns one value."""
     return replace(rows, **{name: np.array([value] * len(rows), object) for name, value in columns.items()})

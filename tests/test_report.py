@@ -108,6 +108,19 @@ def test_calibration_is_repaired_by_validation_rows():
     assert sum(row["rows"] for row in table["after"]["bins"]) == 4000
 
 
+def test_without_validation_rows_other_folds_repair_calibration():
+    """Neither a fold's own rows choose its scale, nor those of the same fold trained with another seed."""
+    first, second = (make_fold(str(seed), seed, 2000, 0) for seed in (1, 2))
+    second = replace(second, mirna=second.mirna + "b")
+    again = replace(first, name="1, another seed", label=1 - first.label)
+    table = summarise([first, second, again], "pair-former", 1)["calibration"]
+    scale = [metrics.balanced_scale(f.label, f.scores["pair-former"].test) for f in (second, first)]
+    assert table["scales"] == pytest.approx([scale[0], table["scales"][1], scale[0]])
+    table = summarise([first, second], "pair-former", 1)["calibration"]
+    assert table["scales"] == pytest.approx(scale)
+    assert table["after"]["calibration_error"] < 0.5 * table["before"]["calibration_error"]
+
+
 def test_validation_rows_of_one_class_fit_nothing(folds):
     one = replace(folds[0], validation_label=np.ones(30))
     summary = summarise([one], "pair-former", 1)

@@ -101,6 +101,8 @@ def evaluate(
         rng_seeds = rng_seeds[:1]
     sites, _ = load_sites(folder / SITES, folder, model_config.esa_min)
     folds = protocol.folds(folder)
+    if given is None and not _picks(config):
+        folds = [fold.whole() for fold in folds]
     extra = MoreSources() if given else _with_genes(load_sources(folder, config.sources), folder)
     for k in k_max:
         check(k >= 1, "k_max", "be 1 or more", k)
@@ -177,6 +179,12 @@ def evaluate(
         report["logit_scale"] = round(balanced_scale(*map(np.concatenate, zip(*pairs, strict=True))), 4)
     write(report, results, out)
     return report
+
+
+def _picks(config: TrainConfig) -> bool:
+    """Whether an epoch can be picked by labelled pairs: where nothing else is learnt from."""
+    shares = config.sources
+    return not (shares.per_mirna or shares.decoys or shares.clash or shares.effects)
 
 
 def _with_genes(more: MoreSources, folder: Path) -> MoreSources:
@@ -282,15 +290,12 @@ def _fold_scores(
             model.config = replace(model_config, aggregator=AggregatorConfig(kind))
             model.new_aggregators()
             frozen = replace(config, stage3=replace(config.stage3, joint_epochs=0), sources=SourceConfig())
-            train_aggregator(model, bags, validation, frozen, place / kind)
+            train_aggregator(model, bags, validation if len(fold.validation) else None, frozen, place / kind)
             add("MIL", [{kind: part.pair_logit} for part in scored()])
         torch.manual_seed(config.rng_seed)
         model.config = model_config
         model.new_aggregators()
-        shares = config.sources
-        # Labels alone: an epoch can be picked by labels.
-        picks = not (shares.per_mirna or shares.decoys or shares.clash or shares.effects)
-        train_aggregator(model, bags, validation if picks else None, config, place, extra)
+        train_aggregator(model, bags, validation if _picks(config) else None, config, place, extra)
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
     for k in (None, *k_max):
         name = REFERENCE if k is None else f"{REFERENCE} at K = {k}"
@@ -313,7 +318,7 @@ def _pooled(score: Callable, key: str, pairs: Pairs, cache: Path, esa_min: int, 
     if not path.exists():
         parts: list[Scores] = []
         label = f"sites of {len(rows)} pairs"
-        with click.progressbar(chunks(len(rows), POOLED_AT_ONCE), label=label, file=sys.stderr) as bar:
+        with click.progressbar(chunks(len(rows), POOLED_AT_ONCE) or [slice(0)], label=label, file=sys.stderr) as bar:
             for part in bar:
                 candidates = scan(rows.mirna[part], rows.utr[part], esa_min)
                 parts.append(pooled_scores(site_logits(score, candidates), candidates.offsets, empty))

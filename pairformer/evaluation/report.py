@@ -234,13 +234,23 @@ def _interval(samples: NDArray[np.floating]) -> dict[str, float]:
 def _calibration(used: list[FoldResult], reference: str) -> dict:
     """How the reference's probabilities hold, pooled over folds, before and after scaling each fold's logits.
 
-    The scale of a fold is fitted on its validation rows; one without both classes there keeps its logits.
+    The scale of a fold is fitted on its validation rows, or where none were set aside on what the other folds' models
+    say of their test rows; a fold without both classes there keeps its logits.
     """
     label, logit = _pooled(used, reference)
-    rows = [_validation(result, reference) for result in used]
+    rows = [
+        _validation(result, reference) if len(result.validation_label) else _elsewhere(used, result, reference)
+        for result in used
+    ]
     scales = [metrics.balanced_scale(*part) if part else 1.0 for part in rows]
     scaled = np.concatenate([c * r.scores[reference].test for c, r in zip(scales, used, strict=True)])
     return {"scales": scales, "before": _reliability(label, logit), "after": _reliability(label, scaled)}
+
+
+def _elsewhere(used: list[FoldResult], result: FoldResult, name: str) -> tuple[NDArray, NDArray[np.floating]] | None:
+    """Labels and one score of the other folds' test rows; another seed of this fold is not another fold."""
+    others = [other for other in used if not np.array_equal(other.mirna, result.mirna)]
+    return _pooled(others, name) if others else None
 
 
 def _pooled(results: list[FoldResult], name: str) -> tuple[NDArray, NDArray[np.floating]]:
@@ -314,7 +324,8 @@ def _calibration_tables(calibration: dict | None) -> list[str]:
     scales = calibration["scales"]
     return [
         "Rows of all folds, before and after the logits of each fold are scaled by one number fitted on its "
-        f"validation rows ({min(scales):.2f} to {max(scales):.2f}).",
+        "validation rows, or where none were set aside on the test rows of the other folds "
+        f"({min(scales):.2f} to {max(scales):.2f}).",
         table(["", "Brier", "calibration error"], figures),
         table(["", "mean probability", "share of positives", "rows"], bins),
     ]
