@@ -433,7 +433,7 @@ def evaluate(
 
     What test and training share is printed first; a protocol that claims they share nothing is refused where they do.
     With --recipe paper stage 3 runs 30 epochs for half-split, deduplicated and sites unless told otherwise, and the
-    best by validation is kept; the default recipe keeps the last.
+    best by rows set aside is kept; the default recipe keeps the last and learns from all.
 
     \b
     half-split         the paper's split; leaks (-b, -c, -deeptargetpro: its others)
