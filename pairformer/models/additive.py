@@ -53,14 +53,14 @@ class AdditiveHead(nn.Module):
 class LengthGate(nn.Module):
     """Share of an aggregator's logit in the pair logit: sigmoid(10 (bias - slope ln((1 + L) / 51))), UTR length L.
 
-    At first 0.88 at 50 nt, the length of a window bound in CLASH, and 0.2 at 1,500. The 10 has both numbers learn
-    faster than weights do.
+    At first 0.88 at 50 nt, the length of a window bound in CLASH, 0.16 at 150 and 0.02 at 300. The 10 has both numbers
+    learn faster than weights do.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor(0.2))
-        self.slope = nn.Parameter(torch.tensor(0.1))
+        self.slope = nn.Parameter(torch.tensor(0.35))
 
     def forward(self, bag: Tensor) -> Tensor:
         """bag (B, 11) bag features, of which the first is ln(1 + L) - 7 -> (B,)."""
