@@ -53,7 +53,7 @@ class AdditiveHead(nn.Module):
 class LengthGate(nn.Module):
     """Share of an aggregator's logit in the pair logit: sigmoid(10 (bias - slope ln((1 + L) / 51))), UTR length L.
 
-    At first 0.88 at 50 nt, the length of a window bound in CLASH, 0.16 at 150 and 0.02 at 300. The 10 has both numbers
+    At first 0.88 at 50 nt, the length of a window bound in CLASH, 0.14 at 150 and 0.01 at 300. The 10 has both numbers
     learn faster than weights do.
     """
 
