@@ -76,7 +76,7 @@ def scores(
                 layer.weight.data *= kept  # what a weight of zero reads it does not know; decay keeps it zero
                 layer.weight.register_hook(lambda gradient, kept=kept: gradient * kept)
         with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
-            train_heads(model, fold.train.join(fold.validation), train, Path(place), measured)
+            train_heads(model, fold.train, train, Path(place), measured)
         with torch.no_grad():
             arguments = read_seed_sites(fold.test, config.esa_min).all()
             found.append(torch.stack([head(*arguments)[0] for head in model.additives]).mean(0).numpy())
@@ -102,7 +102,7 @@ def cells(values: np.ndarray, first: np.ndarray, n_resamples: int = 2000) -> lis
 
 def main(folder: Path, name: str, levers: list[str]) -> None:
     torch.set_num_threads(1)
-    folds = small_folds(folder) if name == "fold-change" else PROTOCOLS[name].folds(folder)
+    folds = small_folds(folder) if name == "fold-change" else [fold.whole() for fold in PROTOCOLS[name].folds(folder)]
     effects, claims, least = load_fold_changes(folder), PROTOCOLS[name].claims, recipe("default")[0].esa_min
     experiments = [
         list(read_experiments(effects.take(held_out_pairs(effects, fold.test, claims)), least)) for fold in folds

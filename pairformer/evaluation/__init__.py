@@ -284,18 +284,19 @@ def _fold_scores(
         return [NativeEngine.of(model).score(part, k, torch.get_num_threads()) for part in candidates]
 
     if given is None:
-        bags, validation = Bags(model, fold.train, config.budgets), Bags(model, fold.validation)
+        bags = Bags(model, fold.train, config.budgets)
+        validation = Bags(model, fold.validation) if len(fold.validation) else None  # see Fold.whole
         for kind in MIL_KINDS if baselines else ():
             torch.manual_seed(config.rng_seed)
             model.config = replace(model_config, aggregator=AggregatorConfig(kind))
             model.new_aggregators()
             frozen = replace(config, stage3=replace(config.stage3, joint_epochs=0), sources=SourceConfig())
-            train_aggregator(model, bags, validation if len(fold.validation) else None, frozen, place / kind)
+            train_aggregator(model, bags, validation, frozen, place / kind)
             add("MIL", [{kind: part.pair_logit} for part in scored()])
         torch.manual_seed(config.rng_seed)
         model.config = model_config
         model.new_aggregators()
-        train_aggregator(model, bags, validation if _picks(config) else None, config, place, extra)
+        train_aggregator(model, bags, validation, config, place, extra)
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
     for k in (None, *k_max):
         name = REFERENCE if k is None else f"{REFERENCE} at K = {k}"

@@ -239,7 +239,7 @@ def _calibration(used: list[FoldResult], reference: str) -> dict:
     """
     label, logit = _pooled(used, reference)
     rows = [
-        _validation(result, reference) if len(result.validation_label) else _elsewhere(used, result, reference)
+        _validation(result, reference) if len(result.validation_label) else _other_folds(used, result, reference)
         for result in used
     ]
     scales = [metrics.balanced_scale(*part) if part else 1.0 for part in rows]
@@ -247,7 +247,7 @@ def _calibration(used: list[FoldResult], reference: str) -> dict:
     return {"scales": scales, "before": _reliability(label, logit), "after": _reliability(label, scaled)}
 
 
-def _elsewhere(used: list[FoldResult], result: FoldResult, name: str) -> tuple[NDArray, NDArray[np.floating]] | None:
+def _other_folds(used: list[FoldResult], result: FoldResult, name: str) -> tuple[NDArray, NDArray[np.floating]] | None:
     """Labels and one score of the other folds' test rows; another seed of this fold is not another fold."""
     others = [other for other in used if not np.array_equal(other.mirna, result.mirna)]
     return _pooled(others, name) if others else None
