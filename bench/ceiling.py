@@ -52,7 +52,9 @@ def main(folder: Path) -> None:
             rows = fold.test.mirna == mirna
             metrics = experiment_metrics(*(part[rows] for part in (fold.test.label, fold.test.raw, score)))
             r2.setdefault(mirna, []).append(metrics[1])
-    print("| experiments | genes, without a site | correlation | of genes without a site | of sites | r2 of the heads |")
+    print(
+        "| experiments | genes, without a site | correlation | of genes without a site | of sites | r2 of the heads |"
+    )
     print("|---|---|---|---|---|---|")
     for a, b in related:
         _, i, j = np.intersect1d(a.utr_id, b.utr_id, return_indices=True)
