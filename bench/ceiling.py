@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from levers import scores
+from levers import held_out_experiments, scores
 
 from pairformer.config import recipe
 from pairformer.data import FoldChanges, load_fold_changes
 from pairformer.evaluation.fold_change import experiment_metrics
-from pairformer.evaluation.protocols import PROTOCOLS, held_out_pairs
-from pairformer.training.stage3_aggregate import read_experiments, read_seed_sites
+from pairformer.evaluation.protocols import PROTOCOLS
+from pairformer.training.stage3_aggregate import read_seed_sites
 
 LENGTHS = 5
 """Classes of UTR length."""
@@ -45,9 +45,8 @@ def main(folder: Path) -> None:
     for fold in protocol.folds(folder):
         if not wanted & set(fold.test.mirna):
             continue
-        allowed = effects.take(held_out_pairs(effects, fold.test, protocol.claims))
-        experiments = list(read_experiments(allowed, esa_min))
-        score = scores("fold-change", [fold.whole()], [experiments], "default", {"site": [], "bag": []})[0]
+        experiments = [held_out_experiments(effects, fold, protocol.claims, esa_min)]
+        score = scores("fold-change", [fold.whole()], experiments, "default", {"site": [], "bag": []})[0]
         for mirna in wanted & set(fold.test.mirna):
             rows = fold.test.mirna == mirna
             metrics = experiment_metrics(*(part[rows] for part in (fold.test.label, fold.test.raw, score)))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pairformer.config import recipe
-from pairformer.data import Pairs, load_fold_changes
+from pairformer.data import FoldChanges, Pairs, load_fold_changes
 from pairformer.evaluation.fold_change import METRICS as EFFECT_METRICS
 from pairformer.evaluation.fold_change import summarise_effects
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, group_folds, held_out_pairs
@@ -54,6 +54,11 @@ def small_folds(folder: Path) -> list[Fold]:
         allowed = pairs.take(held_out_pairs(pairs, rows, PROTOCOLS["fold-change"].claims))
         blocks.append(Fold(f"families {f}, genes {g}", allowed, allowed.take(np.arange(0)), rows))
     return blocks
+
+
+def held_out_experiments(effects: FoldChanges, fold: Fold, claims: tuple[str, ...], esa_min: int) -> list[Experiment]:
+    """Experiments with the genes and families that a fold may learn from."""
+    return list(read_experiments(effects.take(held_out_pairs(effects, fold.test, claims)), esa_min))
 
 
 def scores(
@@ -104,9 +109,7 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
     torch.set_num_threads(1)
     folds = small_folds(folder) if name == "fold-change" else [fold.whole() for fold in PROTOCOLS[name].folds(folder)]
     effects, claims, least = load_fold_changes(folder), PROTOCOLS[name].claims, recipe("default")[0].esa_min
-    experiments = [
-        list(read_experiments(effects.take(held_out_pairs(effects, fold.test, claims)), least)) for fold in folds
-    ]
+    experiments = [held_out_experiments(effects, fold, claims, least) for fold in folds]
     print("| lever | " + " | ".join(f"{m}, difference to the first row" for m in METRICS[name]) + " |")
     print("|---" * (1 + len(METRICS[name])) + "|")
     first = None
