@@ -28,6 +28,7 @@ from pairformer.structures import BPRNA, TEST, Structures, known, load_known, re
 RELABELLED, NEW, PEERS = "rna/ts0_rfam_relabel.parquet", "rna/bprna_new.parquet", "rna/ts0_peer_f1.csv"
 CANONICAL = {"AU", "UA", "CG", "GC", "GU", "UG"}
 TRUTHS = ("all pairs", "canonical nested")
+SHORT = 80  # bases; RNAs up to here have figures of their own, whatever the model's window
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def evaluate_structure(
     }  # fmt: skip
     score = {key: f1_of(found[TRUTHS[0], 0]) for key, found in counts.items()} | score
     window, length = folding.config.max_length, rows.length
-    groups = {"all": length >= 0, f"up to {window} nt": length <= window, "longer": length > window}
+    groups = {f"up to {most} nt": length <= most for most in sorted({SHORT, window})}
+    groups = {"all": length >= 0, **groups, f"longer than {window} nt": length > window}
     alone = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
     family = np.unique(alone, return_inverse=True)[1]
     summary = {
