@@ -117,8 +117,11 @@ def evaluate_structure(
     }  # fmt: skip
     score = {key: f1_of(found[TRUTHS[0], 0]) for key, found in counts.items()} | score
     window, length = folding.config.max_length, rows.length
-    groups = {f"up to {most} nt": length <= most for most in sorted({SHORT, window})}
-    groups = {"all": length >= 0, **groups, f"longer than {window} nt": length > window}
+    groups = {
+        "all": length >= 0,
+        **{f"up to {most} nt": length <= most for most in sorted({SHORT, window})},
+        f"longer than {window} nt": length > window,
+    }
     alone = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
     family = np.unique(alone, return_inverse=True)[1]
     summary = {
