@@ -338,8 +338,10 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
 @click.option("--recipe", "name", type=click.Choice(FOLD_RECIPES), default="cpu", show_default=True,
               help="What the options below change; the values they show are those of cpu.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
+@click.option("--start", help="Name or directory of a model to go on from, without the first stage; the model's "
+              "options are then its own, of which --max-length, --passes and --dropout can be changed.")  # fmt: skip
 @config_options(*FOLD_DEFAULTS, without=("threshold",))
-def train_fold(data, out, prepare, seconds, device, name, threads, **options):
+def train_fold(data, out, prepare, seconds, device, name, threads, start, **options):
     """Train an RNAformer on a thermodynamic teacher's pair probabilities, then on known structures.
 
     The teacher is ViennaRNA's RNAfold, on 3'UTR windows and on RNAs read backwards. What is learnt from is made once
@@ -350,14 +352,19 @@ def train_fold(data, out, prepare, seconds, device, name, threads, **options):
     from pairformer.training import fold as training
 
     device = usable_device(device)
-    model_config, config = (overridden(part, options) for part in fold_recipe(name))
+    model_config, config = fold_recipe(name)
+    if start is not None:
+        from pairformer.models import RNAformer
+
+        model_config = RNAformer.load(start).config
+    model_config, config = overridden(model_config, options), overridden(config, options)
     threads = usable_threads(threads) or _core.available_threads()
     known, teacher = training.prepare(lambda: data_folder(data), out, model_config.max_length, config, threads)
     if prepare:
         click.echo(f"{len(known)} structures and {len(teacher or ())} folds of the teacher in {out}", err=True)
         return
     metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "weights_licence": FOLD_LICENCE}
-    model = training.train_fold(known, teacher, out, model_config, config, device, threads, seconds, metadata)
+    model = training.train_fold(known, teacher, out, model_config, config, device, threads, seconds, metadata, start)
     click.echo(f"model written to {out / 'model'}" if model else "not finished; the same command goes on", err=True)
 
 

@@ -204,6 +204,52 @@ def test_hairpins_are_learnt(tmp_path, rng):
     assert log[-1]["loss"] < log[0]["loss"]
 
 
+def test_training_goes_on_from_a_model(tmp_path, rng):
+    given = hairpins(rng, 200)
+    long = STAGE.epochs * 10
+    first = run(given, tmp_path / "first", replace(CONFIG, tune=replace(STAGE, epochs=long, batch_size=160)))
+    start, short = tmp_path / "first" / "model", replace(CONFIG, tune=replace(STAGE, epochs=1, steps=1, lr=1e-6))
+    longer = replace(MODEL, max_length=20, passes=2)
+    model = train_fold(given, None, tmp_path / "more", longer, short, start=start)
+    assert (model.config.max_length, model.config.passes) == (20, 2)
+    torch.testing.assert_close(weights(model), weights(first), rtol=1e-3, atol=1e-4)
+    assert model.metadata["start_sha256"] == first.metadata["model_sha256"]
+    first.save(start, {"changed": 1})
+    with pytest.raises(ValueError, match="hold the same run"):
+        train_fold(given, None, tmp_path / "more", longer, short, start=start)
+
+
+def test_a_model_to_go_on_from_needs_no_teacher(tmp_path, rng):
+    given = hairpins(rng, 60)
+    run(given, tmp_path / "first")
+    taught = replace(given, probability=structures._objects(np.ones(len(p), np.float32) for p in given.pairs))
+    config = replace(CONFIG, teacher_rows=60, tune=replace(STAGE, teacher=0.5))
+    train_fold(given, taught, tmp_path / "more", MODEL, config, start=tmp_path / "first" / "model")
+    log = [json.loads(line) for line in (tmp_path / "more" / "log.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in log} == {"tune"}
+
+
+@pytest.mark.parametrize(("model", "config", "message"), [
+    ({"width": 32}, {}, "width must be 16, as in the model .* that training goes on from, got 32"),
+    ({"symmetric": False}, {}, "symmetric must be True, as in the model"),
+    ({}, {"validation": 5}, "validation must be 4, as in the model .*, which learnt other families else, got 5"),
+])  # fmt: skip
+def test_another_form_is_no_model_to_go_on_from(tmp_path, rng, model, config, message):
+    given = hairpins(rng, 20)
+    RNAformer(MODEL).save(tmp_path / "first", {"train": {"validation": 4}})
+    with pytest.raises(ValueError, match=message):
+        train_fold(given, None, tmp_path / "more", replace(MODEL, **model), replace(CONFIG, **config),
+                   start=tmp_path / "first")  # fmt: skip
+
+
+def test_positions_that_are_embedded_keep_their_number(tmp_path, rng):
+    placed = replace(MODEL, distance_buckets=0)
+    RNAformer(placed).save(tmp_path / "first")
+    with pytest.raises(ValueError, match="max_length must be 16, as in the model"):
+        train_fold(hairpins(rng, 20), None, tmp_path / "more", replace(placed, max_length=20), CONFIG,
+                   start=tmp_path / "first")  # fmt: skip
+
+
 def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     pytest.importorskip("RNA")
     pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
@@ -229,6 +275,11 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     assert command("train", "fold", "--data", tmp_path / "nowhere", "--out", tmp_path / "run", *size) == 0
     assert len(read_structures(tmp_path / "run" / "rows" / "teacher.npz")) == 30
     assert command("fold", "GGGGAAAACCCC", "--model", tmp_path / "run" / "model") == 0
+    more = ["--start", tmp_path / "run" / "model", "--max-length", 24, "--teacher-rows", 30, "--tune.epochs", 1]
+    assert command("train", "fold", "--data", data, "--out", tmp_path / "more", "--tune.steps", 2, *more) == 0
+    assert RNAformer.load(tmp_path / "more" / "model").config.max_length == 24
+    assert command("train", "fold", "--data", data, "--out", tmp_path / "other", "--width", 32, *more) == 2
+    assert "width must be 16, as in the model" in capsys.readouterr().err
 
 
 def test_real_pool(data):

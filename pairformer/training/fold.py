@@ -110,6 +110,7 @@ def train_fold(
     threads: int = 1,
     seconds: float = float("inf"),
     metadata: dict | None = None,
+    start: str | Path | None = None,
 ) -> RNAformer | None:
     """Train a structure model; a directory that was stopped is taken up where it stood.
 
@@ -125,12 +126,16 @@ def train_fold(
         seconds: the epoch in which they run out is the last; the next call goes on.
         metadata: recorded with the weights, beside ``held_out_families_f1``: the mean F1 of the held-out RNAs at the
             threshold they chose.
+        start: name or directory of a model that training goes on from, without the first stage; ``model_config`` is
+            then its own but for ``max_length``, ``passes``, ``threshold`` and ``dropout``.
 
     Returns:
         The model as saved, or None where ``seconds`` ran out.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings or rows, or there is nothing to learn.
+        ValueError: ``out`` holds a run with other settings or rows, there is nothing to learn, or ``start`` is of
+            another form or held out other families.
+        FileNotFoundError: no such ``start``.
     """
     began = time.monotonic()
     known = known.take(known.length <= model_config.max_length)
@@ -141,15 +146,18 @@ def train_fold(
     alone = config.parts == 1 or not model_config.dropout
     check(alone, "parts", "be 1 with dropout, whose numbers are drawn in no fixed order", config.parts)
     rows = {"known": known.sha256(), "teacher": None if teacher is None else teacher.sha256()}
-    claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows})
     torch.manual_seed(config.rng_seed)
-    model = RNAformer(model_config).to(device)
+    model, begun = RNAformer(model_config), {}
+    if start is not None:
+        begun = {"start_sha256": _go_on_from(start, model, config.validation)}
+    claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows, **begun})
+    model = model.to(device)
     if model.head.weight.is_cuda:
         from pairformer.kernels import use_kernels
 
         use_kernels(model)
     with each_on_one_core(model, threads) as work:
-        for name in ("teach", "tune") if teacher is not None else ("tune",):
+        for name in ("teach", "tune") if teacher is not None and start is None else ("tune",):
             stage: FoldStageConfig = getattr(config, name)
             trained_before = finished(out / f"{name}.pt", stage.epochs)
             left = seconds - (time.monotonic() - began)
@@ -160,7 +168,7 @@ def train_fold(
             if not done or (name == "teach" and out_of_time):
                 return None
     counts = {"known": len(known), "teacher": 0 if teacher is None else len(teacher)}
-    about = {"trained_on": counts, "train": asdict(config), "torch": torch.__version__, **(metadata or {})}
+    about = {"trained_on": counts, "train": asdict(config), "torch": torch.__version__, **begun, **(metadata or {})}
     model.save(out / "model", about)
     served = RNAformer.load(out / "model").to(device)
     if len(checked):
@@ -170,6 +178,20 @@ def train_fold(
         about["held_out_families_f1"] = round(float(scores[best]), 4)
         served.save(out / "model", about)
     return RNAformer.load(out / "model")
+
+
+def _go_on_from(start: str | Path, model: RNAformer, validation: int) -> str:
+    """Give a model another's weights; returns the hash of those."""
+    given = RNAformer.load(start)
+    own = ["passes", "threshold", "dropout", *(["max_length"] if model.config.distance_buckets else [])]
+    for name, value in given.config.to_dict().items():
+        now = getattr(model.config, name)
+        check(name in own or now == value, name, f"be {value}, as in the model {start} that training goes on from", now)
+    before = given.metadata.get("train", {}).get("validation", validation)
+    check(validation == before, "validation", f"be {before}, as in the model {start}, which learnt other families else",
+          validation)  # fmt: skip
+    model.load_state_dict(given.state_dict())
+    return given.metadata["model_sha256"]
 
 
 class _Stage:
