@@ -38,7 +38,7 @@ from pairformer.data import (
 )
 from pairformer.engines import ENGINES
 from pairformer.fold import GROUP, Folder
-from pairformer.fold_config import FOLD_RECIPES, fold_recipe
+from pairformer.fold_config import FOLD_RECIPES, FoldConfig, fold_recipe
 from pairformer.folding import METHODS
 from pairformer.options import ConfigCommand, Items, config_options, overridden
 from pairformer.outputs import (
@@ -60,6 +60,7 @@ from pairformer.outputs import (
     write_sites,
 )
 from pairformer.predict import Scorer, in_batches, percentiles, usable_threads
+from pairformer.saved import read_model
 from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
@@ -354,9 +355,7 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
     device = usable_device(device)
     model_config, config = fold_recipe(name)
     if start is not None:
-        from pairformer.models import RNAformer
-
-        model_config = RNAformer.load(start).config
+        model_config = read_model(start, FoldConfig)[0]
     model_config, config = overridden(model_config, options), overridden(config, options)
     threads = usable_threads(threads) or _core.available_threads()
     known, teacher = training.prepare(lambda: data_folder(data), out, model_config.max_length, config, threads)

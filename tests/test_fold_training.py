@@ -206,8 +206,7 @@ def test_hairpins_are_learnt(tmp_path, rng):
 
 def test_training_goes_on_from_a_model(tmp_path, rng):
     given = hairpins(rng, 200)
-    long = STAGE.epochs * 10
-    first = run(given, tmp_path / "first", replace(CONFIG, tune=replace(STAGE, epochs=long, batch_size=160)))
+    first = run(given, tmp_path / "first", replace(CONFIG, tune=replace(STAGE, epochs=20, batch_size=160)))
     start, short = tmp_path / "first" / "model", replace(CONFIG, tune=replace(STAGE, epochs=1, steps=1, lr=1e-6))
     longer = replace(MODEL, max_length=20, passes=2)
     model = train_fold(given, None, tmp_path / "more", longer, short, start=start)

@@ -147,9 +147,8 @@ def train_fold(
     check(alone, "parts", "be 1 with dropout, whose numbers are drawn in no fixed order", config.parts)
     rows = {"known": known.sha256(), "teacher": None if teacher is None else teacher.sha256()}
     torch.manual_seed(config.rng_seed)
-    model, begun = RNAformer(model_config), {}
-    if start is not None:
-        begun = {"start_sha256": _go_on_from(start, model, config.validation)}
+    model = RNAformer(model_config)
+    begun = {} if start is None else {"start_sha256": _go_on_from(start, model, config.validation)}
     claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows, **begun})
     model = model.to(device)
     if model.head.weight.is_cuda:
