@@ -29,7 +29,8 @@ def shares(first: FoldChanges, second: FoldChanges, esa_min: int) -> tuple[int, 
     siteless = np.diff(read_seed_sites(first, esa_min).offsets) == 0
     length = np.array([len(utr) for utr in first.utr])
     group = np.searchsorted(np.quantile(length, np.arange(1, LENGTHS) / LENGTHS), length)
-    weight = (np.bincount(group) / np.bincount(group[siteless]))[group[siteless]]
+    genes, without = (np.bincount(groups, minlength=LENGTHS) for groups in (group, group[siteless]))
+    weight = (genes / np.maximum(without, 1))[group[siteless]]
     every = np.cov(first.label, second.label)
     indirect = np.cov(first.label[siteless], second.label[siteless], aweights=weight)
     return siteless.sum(), *(cov[0, 1] / np.sqrt(every[0, 0] * every[1, 1]) for cov in (every, indirect))

@@ -357,6 +357,8 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
     if start is not None:
         model_config = read_model(start, FoldConfig)[0]
     model_config, config = overridden(model_config, options), overridden(config, options)
+    if start is not None:
+        training.read_start(start, model_config, config.validation)  # said before anything is folded
     threads = usable_threads(threads) or _core.available_threads()
     known, teacher = training.prepare(lambda: data_folder(data), out, model_config.max_length, config, threads)
     if prepare:

@@ -279,6 +279,7 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     assert RNAformer.load(tmp_path / "more" / "model").config.max_length == 24
     assert command("train", "fold", "--data", data, "--out", tmp_path / "other", "--width", 32, *more) == 2
     assert "width must be 16, as in the model" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()  # said before anything is folded
 
 
 def test_real_pool(data):

@@ -76,6 +76,29 @@ def held_out(known: Structures, one_in: int) -> NDArray[np.bool_]:
     return np.array([family != "" and zlib.crc32(family.encode()) % one_in == 0 for family in known.family], bool)
 
 
+def read_start(start: str | Path, config: FoldConfig, validation: int) -> RNAformer:
+    """The model that training goes on from.
+
+    Args:
+        start: its name or directory.
+        config: of the model that is to be trained.
+        validation: one family in so many is held out from it.
+
+    Raises:
+        ValueError: it is of another form, or other families were held out from it.
+        FileNotFoundError: no such ``start``.
+    """
+    given = RNAformer.load(start)
+    own = ["passes", "threshold", "dropout", *(["max_length"] if config.distance_buckets else [])]
+    for name, value in given.config.to_dict().items():
+        now = getattr(config, name)
+        check(name in own or now == value, name, f"be {value}, as in the model {start} that training goes on from", now)
+    before = given.metadata.get("train", {}).get("validation", validation)
+    check(validation == before, "validation", f"be {before}, as in the model {start}, which learnt other families else",
+          validation)  # fmt: skip
+    return given
+
+
 class Draw:
     """What a step sees: RNAs of about one length, drawn by weight.
 
@@ -127,7 +150,7 @@ def train_fold(
         metadata: recorded with the weights, beside ``held_out_families_f1``: the mean F1 of the held-out RNAs at the
             threshold they chose.
         start: name or directory of a model that training goes on from, without the first stage; ``model_config`` is
-            then its own but for ``max_length``, ``passes``, ``threshold`` and ``dropout``.
+            then its own but for ``max_length``, ``passes``, ``threshold`` and ``dropout`` (``read_start``).
 
     Returns:
         The model as saved, or None where ``seconds`` ran out.
@@ -148,7 +171,11 @@ def train_fold(
     rows = {"known": known.sha256(), "teacher": None if teacher is None else teacher.sha256()}
     torch.manual_seed(config.rng_seed)
     model = RNAformer(model_config)
-    begun = {} if start is None else {"start_sha256": _go_on_from(start, model, config.validation)}
+    begun = {}
+    if start is not None:
+        given = read_start(start, model_config, config.validation)
+        model.load_state_dict(given.state_dict())
+        begun = {"start_sha256": given.metadata["model_sha256"]}
     claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows, **begun})
     model = model.to(device)
     if model.head.weight.is_cuda:
@@ -177,20 +204,6 @@ def train_fold(
         about["held_out_families_f1"] = round(float(scores[best]), 4)
         served.save(out / "model", about)
     return RNAformer.load(out / "model")
-
-
-def _go_on_from(start: str | Path, model: RNAformer, validation: int) -> str:
-    """Give a model another's weights; returns the hash of those."""
-    given = RNAformer.load(start)
-    own = ["passes", "threshold", "dropout", *(["max_length"] if model.config.distance_buckets else [])]
-    for name, value in given.config.to_dict().items():
-        now = getattr(model.config, name)
-        check(name in own or now == value, name, f"be {value}, as in the model {start} that training goes on from", now)
-    before = given.metadata.get("train", {}).get("validation", validation)
-    check(validation == before, "validation", f"be {before}, as in the model {start}, which learnt other families else",
-          validation)  # fmt: skip
-    model.load_state_dict(given.state_dict())
-    return given.metadata["model_sha256"]
 
 
 class _Stage:
