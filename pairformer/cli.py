@@ -385,7 +385,7 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
 def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads):
     """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
 
-    A sequence longer than the model's (240 for "fold") is folded in windows of that length, and no pair that is farther
+    A sequence longer than the model's (320 for "fold") is folded in windows of that length, and no pair that is farther
     apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message.
     Pairs in .jsonl are [i, j, probability], counted from 1.
     """
