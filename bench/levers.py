@@ -58,7 +58,8 @@ def small_folds(folder: Path) -> list[Fold]:
 
 def held_out_experiments(effects: FoldChanges, fold: Fold, claims: tuple[str, ...], esa_min: int) -> list[Experiment]:
     """Experiments with the genes and families that a fold may learn from."""
-    return list(read_experiments(effects.take(held_out_pairs(effects, fold.test, claims)), esa_min))
+    allowed = effects.take(held_out_pairs(effects, fold.test, claims))
+    return list(read_experiments(allowed, esa_min, recipe("default")[1].sources.components))
 
 
 def scores(

@@ -63,6 +63,17 @@ float* write_shares(const uint8_t* letter, int64_t n, double scale, float* out) 
   return out;
 }
 
+// Places of the UTR with an A opposite miRNA letter 1 and letters 2-6 paired.
+int64_t count_weak(const SitePair& pair) {
+  int64_t count = 0;
+  for (int64_t place = 5; pair.mirna_length > 5 && place < pair.utr_length; ++place) {
+    const uint8_t* const letter = pair.utr + place;
+    const auto paired = [&](int k) { return watson_crick(pair.mirna[k], letter[-k]); };
+    count += letter[0] == 0 && paired(1) && paired(2) && paired(3) && paired(4) && paired(5);
+  }
+  return count;
+}
+
 }  // namespace
 
 SeedMatch seed_match(const SitePair& pair, int32_t window) {
@@ -175,7 +186,8 @@ void bag_features(const SitePair& pair, int64_t n_candidates, float* feature) {
   *feature++ = log_less_seven(n_candidates);
   feature = write_shares(pair.mirna, pair.mirna_length, 8, feature);
   const int64_t seed = std::min<int64_t>(1, pair.mirna_length);
-  write_shares(pair.mirna + seed, std::min<int64_t>(7, pair.mirna_length - seed), 4, feature);
+  feature = write_shares(pair.mirna + seed, std::min<int64_t>(7, pair.mirna_length - seed), 4, feature);
+  *feature = static_cast<float>(std::log1p(static_cast<double>(count_weak(pair))));
 }
 
 }  // namespace pairformer

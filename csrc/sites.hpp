@@ -15,7 +15,7 @@ struct SeedMatch {
 
 constexpr int kSiteFeatures = 10;
 constexpr int kContextFeatures = 3;
-constexpr int kBagFeatures = 11;
+constexpr int kBagFeatures = 12;
 
 // Marks with its kind one window of every site whose match is `least` or longer: the one that sees most of
 // the match, of those the one of the best logit, of those the first. start and logit are of rows bag by bag
@@ -53,8 +53,9 @@ void site_features(const SitePair& pair, int32_t window, float* feature);
 void site_context(const SitePair& pair, const int32_t* start, int64_t n, float* feature, int64_t stride);
 
 // feature (kBagFeatures) of the pair: length of the UTR; its shares of A, C and G among its letters ACGU;
-// n_candidates; and these shares of the miRNA and of its letters 2-8. Lengths are logarithms of one plus them
-// less 7, shares are counted from a quarter and times 16, 8 and 4.
+// n_candidates; these shares of the miRNA and of its letters 2-8; and the UTR's places with an A opposite letter
+// 1 and letters 2-6 paired, among them sites too weak to be marked. Lengths are logarithms of one plus them less
+// 7, shares are counted from a quarter and times 16, 8 and 4, and places are a logarithm of one plus them.
 void bag_features(const SitePair& pair, int64_t n_candidates, float* feature);
 
 }  // namespace pairformer

@@ -115,8 +115,9 @@ class Candidates:
         """What is known of the pairs before any site.
 
         Returns:
-            (B, 11): log(1 + UTR length) - 7; shares of A, C and G in the UTR, less 1/4, times 16; log(1 + candidates)
-            - 7; shares of A, C and G in the miRNA, less 1/4, times 8; the same in its letters 2-8, times 4.
+            (B, 12): log(1 + UTR length) - 7; shares of A, C and G in the UTR, less 1/4, times 16; log(1 + candidates)
+            - 7; shares of A, C and G in the miRNA, less 1/4, times 8; the same in its letters 2-8, times 4; log(1 +
+            places of the UTR with an A opposite letter 1 and letters 2-6 paired, weak sites among them).
         """
         return _core.bag_features(self.batch, self.n_candidates)
 

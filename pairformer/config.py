@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 _INT_MAX = 2**31 - 1
-SITE_FEATURES, CONTEXT_FEATURES, BAG_FEATURES = 10, 3, 11
+SITE_FEATURES, CONTEXT_FEATURES, BAG_FEATURES = 10, 3, 12
 SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
 
 
@@ -386,6 +386,9 @@ class SourceConfig:
     effects: float = 0.0
     """Stage 3, additive heads: measured fold changes, one experiment at a time: 1 - correlation with the head's
     repression."""
+    components: int = 0
+    """What the first so many components of other families' experiments explain is taken out of a fold change: what
+    genes do whatever the miRNA is."""
 
     @property
     def of_data_folder(self) -> bool:
@@ -393,8 +396,9 @@ class SourceConfig:
         return any((self.clash_windows, self.clash_original, self.clash, self.instances, self.effects))
 
     def __post_init__(self) -> None:
+        at_least(self, "components", 0)
         for f in fields(self):
-            if f.name != "per_mirna":
+            if f.name not in ("per_mirna", "components"):
                 check(getattr(self, f.name) >= 0, f.name, "not be negative", getattr(self, f.name))
 
 
@@ -454,7 +458,13 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
             stage3=JointStageConfig(12, 64, 1e-3, 1e-2),
             additive=StageConfig(24, 64, 3e-3, 1e-2, clip=0.0067),
             sources=SourceConfig(
-                clash_windows=1.0, clash_original=1.0, per_mirna=True, decoys=1.0, clash=1.0, effects=0.067
+                clash_windows=1.0,
+                clash_original=1.0,
+                per_mirna=True,
+                decoys=1.0,
+                clash=1.0,
+                effects=0.067,
+                components=5,
             ),
         ),
     )

@@ -245,6 +245,29 @@ class FoldChanges(Pairs):
             label[rows] -= np.median(label[rows])
         return replace(self, label=np.clip(label, -MOST_EFFECT, MOST_EFFECT).astype(np.float32))
 
+    def specific(self, components: int) -> FoldChanges:
+        """Less what the leading components of other families' experiments explain of each experiment.
+
+        Experiments as rows, genes as columns, standardised, 0 where not measured: the first right singular vectors of
+        those of other families are fitted to an experiment by least squares, with a constant that stays.
+        """
+        experiments, row = np.unique(self.experiment, return_inverse=True)
+        genes, column = np.unique(self.utr_id, return_inverse=True)
+        table = np.full((len(experiments), len(genes)), np.nan)
+        table[row, column] = self.label
+        table -= np.nanmean(table, 1, keepdims=True)
+        table = np.nan_to_num(table / np.maximum(np.nanstd(table, 1, keepdims=True), 1e-6))
+        label, family = self.label.astype(np.float64), np.empty(len(experiments), object)
+        family[row] = self.family
+        for own in set(family) if components else ():
+            shared = np.linalg.svd(table[family != own], full_matrices=False)[2][:components].T  # (genes, components)
+            for experiment in np.flatnonzero(family == own):
+                rows = np.flatnonzero(row == experiment)
+                known = np.column_stack([np.ones(len(rows)), shared[column[rows]]])
+                fitted = np.linalg.lstsq(known, label[rows], rcond=None)[0]
+                label[rows] -= known[:, 1:] @ fitted[1:]
+        return replace(self, label=label.astype(np.float32))
+
 
 @dataclass(frozen=True, eq=False)
 class MoreSources:

@@ -126,7 +126,7 @@ def shapes(config):
         at = f"additives.{member}"
         found[f"{at}.gain"] = ()
         for layer, inputs, outputs in (("site.0", 13, a.additive), ("site.3", a.additive, a.additive),
-                                       ("site.5", a.additive, 1), ("bag.0", 11, a.additive),
+                                       ("site.5", a.additive, 1), ("bag.0", 12, a.additive),
                                        ("bag.3", a.additive, 1)):  # fmt: skip
             linear(f"{at}.{layer}", inputs, outputs)
     return found

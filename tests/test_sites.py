@@ -213,6 +213,23 @@ def test_site_features_are_the_twin_s(rng, mirna):
     np.testing.assert_array_equal(candidates.site_features(rows), found[rows])
 
 
+def test_bag_features_are_the_twin_s():
+    """Letter by letter; N counts for a length, not for a share."""
+    weak, counted = complement(LET7[1:6]) + "A", []
+    for mirna, utr in [(LET7, weak * 3 + "CUACCUCA" + "N" * 9 + "C" * 50), ("UGAGG", weak * 2),
+                       ("UGAGGU", weak[:-1] + "CC" + weak), ("ACGUACGUA", "N" * 7)]:  # fmt: skip
+        candidates = pairformer.scan(mirna, utr, esa_min=0)
+        expected = [np.log1p(len(utr)) - 7, np.log1p(len(candidates.start)) - 7]
+        for place, (letters, scale) in zip((1, 5, 8), ((utr, 16), (mirna, 8), (mirna[1:8], 4)), strict=True):
+            known = sum(letter in "ACGU" for letter in letters)
+            expected[place:place] = [scale * (letters.count(b) / known - 0.25) if known else 0.0 for b in "ACG"]
+        match = complement(mirna[1:6]) + "A"
+        places = sum(utr.startswith(match, i) for i in range(len(utr))) if len(mirna) > 5 else 0
+        np.testing.assert_allclose(candidates.bag_features()[0], [*expected, np.log1p(places)], rtol=1e-5, atol=1e-6)
+        counted.append(places)
+    assert counted == [4, 0, 1, 0]
+
+
 def test_a_full_three_prime_match_in_register_scores_most():
     utr = "C" * 20 + complement(LET7)[:-1] + "A" + "C" * 40
     candidates = pairformer.scan(LET7, utr)

@@ -528,6 +528,28 @@ def test_fold_changes_are_centred(folder):
         np.testing.assert_allclose(centred.label[rows.experiment == name], expected, atol=1e-5)
 
 
+def test_shared_components_of_fold_changes(folder):
+    """By hand: what is left is orthogonal to components of other families' experiments, which were planted."""
+    rows = load_fold_changes(folder)
+    same = rows.specific(0)
+    np.testing.assert_array_equal(same.label, rows.label)
+    experiments, row = np.unique(rows.experiment, return_inverse=True)
+    genes, column = np.unique(rows.utr_id, return_inverse=True)
+    rng = np.random.default_rng(3)
+    own, planted = rng.normal(size=(len(experiments), len(genes))), rng.normal(size=len(genes))
+    strength = rng.uniform(10, 20, len(experiments)) * rng.choice([-1, 1], len(experiments))
+    label = (own + strength[:, None] * planted)[row, column].astype(np.float32)
+    left = replace(rows, label=label).specific(1).label
+    for name in experiments:
+        mine = rows.experiment == name
+        assert abs(np.corrcoef(left[mine], planted[column[mine]])[0, 1]) < 0.3
+        assert abs(np.corrcoef(label[mine], planted[column[mine]])[0, 1]) > 0.95
+        assert left[mine].mean() == pytest.approx(label[mine].mean(), abs=6)
+    # one family: nothing is known of others
+    alone = rows.take(rows.family == rows.family[0])
+    np.testing.assert_allclose(alone.specific(2).label, alone.label, atol=1e-6)
+
+
 def test_default_recipe(folder, tmp_path, command):
     """As a user types it: the model predicts fold changes that its sites and the baseline add up to."""
     assert command("train", "all", "--data", folder, "--out", tmp_path / "run", "--stage1.epochs", 1, "--stage2.epochs",

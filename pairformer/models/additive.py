@@ -39,7 +39,7 @@ class AdditiveHead(nn.Module):
         Args:
             site: (M, 13) site features, then context, bag by bag.
             bag_of: (M,) int64 bag number.
-            bag: (B, 11) bag features.
+            bag: (B, 12) bag features.
 
         Returns:
             repression (B,), the sum of a bag's contributions and a term of the bag alone; contribution (M,), 0 for a
@@ -63,5 +63,5 @@ class LengthGate(nn.Module):
         self.slope = nn.Parameter(torch.tensor(0.35))
 
     def forward(self, bag: Tensor) -> Tensor:
-        """bag (B, 11) bag features, of which the first is ln(1 + L) - 7 -> (B,)."""
+        """bag (B, 12) bag features, of which the first is ln(1 + L) - 7 -> (B,)."""
         return torch.sigmoid(10 * (self.bias - self.slope * (bag[:, 0] + 7 - math.log(51))))

@@ -35,7 +35,7 @@ class Tokens:
     site: Tensor
     """(M, 13) site features, then context."""
     bag: Tensor
-    """(B, 11) bag features."""
+    """(B, 12) bag features."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class PairFormer(SavedModule):
         return torch.from_numpy(candidates.encode(rows)).to(self.device)
 
     def pack(self, facts: Tensor, bag: Tensor, offsets: NDArray[np.int64], embedding: Tensor, logit: Tensor) -> Tokens:
-        """Tokens from :func:`site_facts` (M, 15), bag features (B, 11) and what the encoder says."""
+        """Tokens from :func:`site_facts` (M, 15), bag features (B, 12) and what the encoder says."""
         esa, position, site, context = facts.split((1, 1, SITE_FEATURES, CONTEXT_FEATURES), 1)
         columns = {"embedding": embedding, "logit": logit[:, None], "esa": esa, "position": position, "site": site,
                    "context": context}  # fmt: skip

@@ -53,7 +53,8 @@ def train_aggregator(
         more: further sources.
     """
     if model.additives:
-        train_heads(model, bags.pairs, config, run_dir, read_experiments(more.effects, model.config.esa_min))
+        experiments = read_experiments(more.effects, model.config.esa_min, config.sources.components)
+        train_heads(model, bags.pairs, config, run_dir, experiments)
     if not model.aggregators:
         return
     clash = Bags(model, more.clash, config.budgets) if more.clash is not None and config.sources.clash else None
@@ -265,7 +266,7 @@ class SeedSites:
     offsets: NDArray[np.int64]
     """(B + 1,)."""
     bag: Tensor
-    """(B, 11)."""
+    """(B, 12)."""
 
     def all(self) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of an additive head, for all pairs."""
@@ -299,16 +300,16 @@ class Experiment:
 
     sites: SeedSites
     effect: Tensor
-    """(G,) repression, centred."""
+    """(G,) repression, centred, less its shared components."""
     weight: float
     """In the loss."""
 
 
-def read_experiments(effects: FoldChanges | None, esa_min: int) -> Iterator[Experiment]:
+def read_experiments(effects: FoldChanges | None, esa_min: int, components: int = 0) -> Iterator[Experiment]:
     """Every experiment with the seed sites of its genes, read when it is asked for."""
     if effects is None:
         return
-    centred = effects.centred()
+    centred = effects.centred().specific(components)
     shared = {series for series in set(effects.series) if len(set(effects.experiment[effects.series == series])) > 1}
     for name in np.unique(centred.experiment):
         genes = centred.take(centred.experiment == name)
