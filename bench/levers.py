@@ -29,12 +29,14 @@ from pairformer.training.stage3_aggregate import Experiment, read_experiments, r
 
 SITE = {"seed type": range(5), "local AU": [5], "3' pairing": [6], "distances to the ends": [7, 8],
         "distances to other sites": [11, 12], "UTR length": [9]}  # fmt: skip
-BAG = {"UTR length": [0], "UTR composition": [1, 2, 3], "number of candidates": [4], "miRNA composition": range(5, 11)}
+BAG = {"UTR length": [0], "UTR composition": [1, 2, 3], "number of candidates": [4], "miRNA composition": range(5, 11),
+       "weak sites": [11]}  # fmt: skip
 SOURCES = {
     "default": {},
     "fold changes alone": {"decoys": 0.0},
     "decoys alone": {"effects": 0.0},
     "a fifth of the decoys": {"decoys": 0.2},
+    "shared components": {"components": 0},
 }
 METRICS = {"fold-change": ("Spearman", "r2", "ROC-AUC of the top 5 %"), "rewired": ("ROC-AUC",)}
 
@@ -56,10 +58,13 @@ def small_folds(folder: Path) -> list[Fold]:
     return blocks
 
 
-def held_out_experiments(effects: FoldChanges, fold: Fold, claims: tuple[str, ...], esa_min: int) -> list[Experiment]:
+def held_out_experiments(
+    effects: FoldChanges, fold: Fold, claims: tuple[str, ...], esa_min: int, lever: str = "default"
+) -> list[Experiment]:
     """Experiments with the genes and families that a fold may learn from."""
+    components = SOURCES.get(lever, {}).get("components", recipe("default")[1].sources.components)
     allowed = effects.take(held_out_pairs(effects, fold.test, claims))
-    return list(read_experiments(allowed, esa_min, recipe("default")[1].sources.components))
+    return list(read_experiments(allowed, esa_min, int(components)))
 
 
 def scores(
@@ -110,7 +115,6 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
     torch.set_num_threads(1)
     folds = small_folds(folder) if name == "fold-change" else [fold.whole() for fold in PROTOCOLS[name].folds(folder)]
     effects, claims, least = load_fold_changes(folder), PROTOCOLS[name].claims, recipe("default")[0].esa_min
-    experiments = [held_out_experiments(effects, fold, claims, least) for fold in folds]
     print("| lever | " + " | ".join(f"{m}, difference to the first row" for m in METRICS[name]) + " |")
     print("|---" * (1 + len(METRICS[name])) + "|")
     first = None
@@ -120,6 +124,7 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
         if not (lever in SOURCES or gone in {**SITE, **BAG} or re.fullmatch(r"seed \d+", lever)):
             features = (f"without {name}" for name in {**SITE, **BAG})
             sys.exit(f"lever must be one of {', '.join((*SOURCES, *features))} or seed N, got {lever}")
+        experiments = [held_out_experiments(effects, fold, claims, least, lever) for fold in folds]
         values = table(name, folds, scores(name, folds, experiments, lever, mask_of))
         first = values if first is None else first
         print(f"| {lever} | " + " | ".join(cells(values, first)) + " |", flush=True)
