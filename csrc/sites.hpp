@@ -53,9 +53,10 @@ void site_features(const SitePair& pair, int32_t window, float* feature);
 void site_context(const SitePair& pair, const int32_t* start, int64_t n, float* feature, int64_t stride);
 
 // feature (kBagFeatures) of the pair: length of the UTR; its shares of A, C and G among its letters ACGU;
-// n_candidates; these shares of the miRNA and of its letters 2-8; and the UTR's places with an A opposite letter
-// 1 and letters 2-6 paired, among them sites too weak to be marked. Lengths are logarithms of one plus them less
-// 7, shares are counted from a quarter and times 16, 8 and 4, and places are a logarithm of one plus them.
+// n_candidates; these shares of the miRNA and of its letters 2-8; and the UTR's places with an A opposite
+// letter 1 and letters 2-6 paired, among them sites too weak to be marked. Lengths are logarithms of one plus
+// them less 7, shares are counted from a quarter and times 16, 8 and 4, and places are a logarithm of one
+// plus them.
 void bag_features(const SitePair& pair, int64_t n_candidates, float* feature);
 
 }  // namespace pairformer
