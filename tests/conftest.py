@@ -51,7 +51,10 @@ def _saved(directory, aggregator=None, **config):
         logit_scale=0.5,
         **config,
     )
-    PairFormer(config).save(directory)
+    model = PairFormer(config)
+    for head in model.additives:
+        torch.nn.init.constant_(head.bag[-1].bias, 1.0)  # repression, whatever the other weights say
+    model.save(directory)
     return directory
 
 
