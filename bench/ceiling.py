@@ -38,7 +38,8 @@ def shares(first: FoldChanges, second: FoldChanges, esa_min: int) -> tuple[int, 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    effects, protocol, esa_min = load_fold_changes(folder), PROTOCOLS["fold-change"], recipe("default")[0].esa_min
+    effects, protocol = load_fold_changes(folder), PROTOCOLS["fold-change"]
+    esa_min, components = recipe("default")[0].esa_min, recipe("default")[1].sources.components
     centred, r2 = effects.centred(), dict[str, list[float]]()
     of = [centred.take(centred.experiment == name) for name in np.unique(centred.experiment)]
     related = [(a, b) for a, b in itertools.combinations(of, 2) if a.family[0] == b.family[0]]
@@ -46,7 +47,7 @@ def main(folder: Path) -> None:
     for fold in protocol.folds(folder):
         if not wanted & set(fold.test.mirna):
             continue
-        experiments = [held_out_experiments(effects, fold, protocol.claims, esa_min)]
+        experiments = [held_out_experiments(effects, fold, protocol.claims, esa_min, components)]
         score = scores("fold-change", [fold.whole()], experiments, "default", {"site": [], "bag": []})[0]
         for mirna in wanted & set(fold.test.mirna):
             rows = fold.test.mirna == mirna

@@ -59,12 +59,11 @@ def small_folds(folder: Path) -> list[Fold]:
 
 
 def held_out_experiments(
-    effects: FoldChanges, fold: Fold, claims: tuple[str, ...], esa_min: int, lever: str = "default"
+    effects: FoldChanges, fold: Fold, claims: tuple[str, ...], esa_min: int, components: int
 ) -> list[Experiment]:
     """Experiments with the genes and families that a fold may learn from."""
-    components = SOURCES.get(lever, {}).get("components", recipe("default")[1].sources.components)
     allowed = effects.take(held_out_pairs(effects, fold.test, claims))
-    return list(read_experiments(allowed, esa_min, int(components)))
+    return list(read_experiments(allowed, esa_min, components))
 
 
 def scores(
@@ -115,6 +114,12 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
     torch.set_num_threads(1)
     folds = small_folds(folder) if name == "fold-change" else [fold.whole() for fold in PROTOCOLS[name].folds(folder)]
     effects, claims, least = load_fold_changes(folder), PROTOCOLS[name].claims, recipe("default")[0].esa_min
+    default = recipe("default")[1].sources.components
+
+    @functools.cache
+    def experiments(components: int) -> list[list[Experiment]]:
+        return [held_out_experiments(effects, fold, claims, least, components) for fold in folds]
+
     print("| lever | " + " | ".join(f"{m}, difference to the first row" for m in METRICS[name]) + " |")
     print("|---" * (1 + len(METRICS[name])) + "|")
     first = None
@@ -124,8 +129,8 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
         if not (lever in SOURCES or gone in {**SITE, **BAG} or re.fullmatch(r"seed \d+", lever)):
             features = (f"without {name}" for name in {**SITE, **BAG})
             sys.exit(f"lever must be one of {', '.join((*SOURCES, *features))} or seed N, got {lever}")
-        experiments = [held_out_experiments(effects, fold, claims, least, lever) for fold in folds]
-        values = table(name, folds, scores(name, folds, experiments, lever, mask_of))
+        components = int(SOURCES.get(lever, {}).get("components", default))
+        values = table(name, folds, scores(name, folds, experiments(components), lever, mask_of))
         first = values if first is None else first
         print(f"| {lever} | " + " | ".join(cells(values, first)) + " |", flush=True)
 
