@@ -398,7 +398,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         at_least(self, "components", 0)
         for f in fields(self):
-            if f.name not in ("per_mirna", "components"):
+            if f.name != "per_mirna":
                 check(getattr(self, f.name) >= 0, f.name, "not be negative", getattr(self, f.name))
 
 

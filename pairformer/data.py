@@ -251,6 +251,8 @@ class FoldChanges(Pairs):
         Experiments as rows, genes as columns, standardised, 0 where not measured: the first right singular vectors of
         those of other families are fitted to an experiment by least squares, with a constant that stays.
         """
+        if not components:
+            return self
         experiments, row = np.unique(self.experiment, return_inverse=True)
         genes, column = np.unique(self.utr_id, return_inverse=True)
         table = np.full((len(experiments), len(genes)), np.nan)
@@ -259,7 +261,7 @@ class FoldChanges(Pairs):
         table = np.nan_to_num(table / np.maximum(np.nanstd(table, 1, keepdims=True), 1e-6))
         label, family = self.label.astype(np.float64), np.empty(len(experiments), object)
         family[row] = self.family
-        for own in set(family) if components else ():
+        for own in set(family):
             shared = np.linalg.svd(table[family != own], full_matrices=False)[2][:components].T  # (genes, components)
             for experiment in np.flatnonzero(family == own):
                 rows = np.flatnonzero(row == experiment)

@@ -529,7 +529,7 @@ def test_fold_changes_are_centred(folder):
 
 
 def test_shared_components_of_fold_changes(folder):
-    """By hand: what is left is orthogonal to components of other families' experiments, which were planted."""
+    """By hand: a component planted in all experiments is gone."""
     rows = load_fold_changes(folder)
     same = rows.specific(0)
     np.testing.assert_array_equal(same.label, rows.label)
@@ -544,7 +544,8 @@ def test_shared_components_of_fold_changes(folder):
         mine = rows.experiment == name
         assert abs(np.corrcoef(left[mine], planted[column[mine]])[0, 1]) < 0.3
         assert abs(np.corrcoef(label[mine], planted[column[mine]])[0, 1]) > 0.95
-        assert left[mine].mean() == pytest.approx(label[mine].mean(), abs=6)
+        kept = own[experiments == name, column[mine]]
+        assert np.corrcoef(left[mine], kept)[0, 1] > 0.8  # what is the experiment's alone stays
     # one family: nothing is known of others
     alone = rows.take(rows.family == rows.family[0])
     np.testing.assert_allclose(alone.specific(2).label, alone.label, atol=1e-6)
