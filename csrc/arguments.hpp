@@ -121,6 +121,17 @@ struct CodedStrings {
   }
 
   Ragged<uint8_t> view() const { return {code.data(), offsets.data(), offsets.size() - 1}; }
+
+  // The strings in capitals, U for T and N for a letter outside ACGU.
+  py::list texts() const {
+    py::list found;
+    for (int64_t i = 0; i + 1 < offsets.size(); ++i) {
+      std::string text(code.data() + offsets.data()[i], code.data() + offsets.data()[i + 1]);
+      for (char& letter : text) letter = "ACGUN"[static_cast<int>(letter)];
+      found.append(text);
+    }
+    return found;
+  }
 };
 
 // A PairBatch and the arrays it looks into.

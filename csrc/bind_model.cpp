@@ -169,6 +169,8 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
 py::array_t<uint8_t> seed_windows(const py::object& candidates, const py::array& cheap_logit, int least,
                                   int64_t threads_asked) {
   const int threads = checked_threads(threads_asked);
+  if (least < kNoSeed || least > k8mer)
+    throw py::value_error("least must be in 0..5, got " + std::to_string(least));
   const HeldCandidates held(candidates);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
   check_rows(cheap_logit, "cheap_logit", held.start.size(), "start");

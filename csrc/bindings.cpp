@@ -287,7 +287,15 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("utr", [](const HeldBatch& held) { return held.utr.code; })
       .def_property_readonly("utr_offsets", [](const HeldBatch& held) { return held.utr.offsets; })
       .def_readonly("bag_mirna", &HeldBatch::bag_mirna)
-      .def_readonly("bag_utr", &HeldBatch::bag_utr);
+      .def_readonly("bag_utr", &HeldBatch::bag_utr)
+      .def(py::pickle(
+          [](const HeldBatch& held) {
+            return py::make_tuple(held.mirna.texts(), held.utr.texts(), held.bag_mirna, held.bag_utr);
+          },
+          [](const py::tuple& state) {
+            return std::make_unique<HeldBatch>(state[0].cast<py::list>(), state[1].cast<py::list>(),
+                                               state[2].cast<py::array>(), state[3].cast<py::array>(), 1);
+          }));
   m.def("available_threads", &available_threads, "Processors this process may use.");
   m.def(
       "variants",
@@ -311,7 +319,7 @@ PYBIND11_MODULE(_core, m) {
         "start"_a);
   m.def("site_context", &context, "Features of windows among those of their bag, (M, 3) float32.", "batch"_a,
         "offsets"_a, "start"_a);
-  m.def("bag_features", &pair_features, "Features of pairs, (B, 11) float32.", "batch"_a, "n_candidates"_a);
+  m.def("bag_features", &pair_features, "Features of pairs, (B, 12) float32.", "batch"_a, "n_candidates"_a);
 
   m.def("select", &select_rows, "STSelector over a ragged batch: (rows, offsets, reason).", "cheap_logit"_a,
         "cheap_embedding"_a, "position"_a, "offsets"_a, "config"_a, "threads"_a = 0, "keep"_a = py::none());

@@ -21,7 +21,8 @@ void simhash_keys(const float* embedding, int64_t n, int64_t width, uint32_t rng
                   int threads);
 
 // The same where it is above the mean of its bag, of which there are `bags` at `offsets`. Means are summed in
-// double and rounded once, so the order of a bag's rows does not show.
+// double and rounded once: the order of a bag's rows shows only where values span more digits than that
+// holds.
 void centred_simhash_keys(const float* embedding, int64_t width, const int64_t* offsets, int64_t bags,
                           uint32_t rng_seed, uint32_t* keys, int threads);
 

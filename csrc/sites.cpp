@@ -15,6 +15,14 @@ constexpr int kFlank = 30;              // nt on either side in which A and U ar
 constexpr int kFirstSupplementary = 8;  // miRNA letter 9, the first outside the seed
 constexpr int kMostOffset = 5;          // of the 3' part against the seed's register, either way
 constexpr int64_t kFar = 10000;         // nt to another site, at most
+constexpr int kSharing = 6;             // windows, at most, over one seed match
+
+// The window that stands for a site, so far.
+struct Site {
+  int32_t anchor;
+  SeedKind kind;
+  int64_t row;
+};
 
 bool watson_crick(uint8_t a, uint8_t b) {
   return a + b == 3;
@@ -103,11 +111,6 @@ SeedMatch seed_match(const SitePair& pair, int32_t window) {
 
 void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int32_t* start,
                        const float* logit, SeedKind least, int threads, uint8_t* mark) {
-  struct Site {
-    int32_t anchor;
-    SeedKind kind;
-    int64_t row;
-  };
   const auto order = largest_first(batch.bags, [&](int64_t bag) { return offsets[bag + 1] - offsets[bag]; });
   parallel_for(batch.bags, threads, [&](int64_t task) {
     const int64_t bag = order[task];
@@ -118,10 +121,11 @@ void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int
       check_window(batch, bag, start[row]);
       const SeedMatch match = seed_match(pair, start[row]);
       if (match.kind < least) continue;
-      // Windows of one site are near each other, so it is among the last found.
-      const auto known = std::find_if(sites.rbegin(), sites.rend(),
-                                      [&](const Site& site) { return site.anchor == match.anchor; });
-      if (known == sites.rend())
+      // Windows of one site follow each other, so it is among the last found.
+      const auto recent = sites.end() - std::min<int64_t>(kSharing, static_cast<int64_t>(sites.size()));
+      const auto known =
+          std::find_if(recent, sites.end(), [&](const Site& site) { return site.anchor == match.anchor; });
+      if (known == sites.end())
         sites.push_back({match.anchor, match.kind, row});
       else if (match.kind > known->kind || (match.kind == known->kind && logit[row] > logit[known->row]))
         *known = {match.anchor, match.kind, row};
@@ -150,11 +154,6 @@ void site_features(const SitePair& pair, int32_t window, float* feature) {
 }
 
 void site_context(const SitePair& pair, const int32_t* start, int64_t n, float* feature, int64_t stride) {
-  struct Site {
-    int32_t anchor;
-    SeedKind kind;
-    int64_t row;
-  };
   std::vector<Site> sites;
   std::vector<int32_t> anchors;
   for (int64_t i = 0; i < n; ++i) {

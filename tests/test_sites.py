@@ -244,7 +244,8 @@ def test_one_window_of_each_site_is_kept(rng, seed_type):
     site = complement(LET7[1:8]) + "A"
     cut = [site[a:b] for a in range(3) for b in range(5, 9)]
     utrs = ["".join(testing.random_rna(rng, rng.randint(0, 60)) + part for part in cut) for _ in range(5)] + ["ACGU"]
-    candidates = pairformer.scan(LET7, utrs)
+    tandem = [("U" * 22, "A" * 90), ("UGU" * 7, "ACA" * 30 + "A" * 10 + "CA" * 30)]  # a site at every place, or nearly
+    candidates = pairformer.scan([LET7] * 6 + [m for m, _ in tandem], utrs + [u for _, u in tandem])
     logit = np.round(np.random.default_rng(1).normal(size=len(candidates.start)), 1).astype(np.float32)
     mask = seed_windows(candidates, logit, seed_type, threads=2)
     if seed_type == "none":
@@ -258,7 +259,7 @@ def test_one_window_of_each_site_is_kept(rng, seed_type):
             best[place] = max(best.get(place, (0, 0.0, 0)), (int(kind[row]), float(logit[row]), -row))
     assert sorted(-row for _, _, row in best.values()) == np.flatnonzero(mask).tolist()
     assert len(best) >= 5
-    selection = pairformer.STSelector(64).select(
+    selection = pairformer.STSelector(128).select(
         -logit, np.zeros(len(logit), np.uint32), candidates.position, candidates.offsets, keep=mask
     )
     assert set(np.flatnonzero(mask)) <= set(selection.rows)
