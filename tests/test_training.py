@@ -114,7 +114,7 @@ def test_the_rate_rises_then_falls():
     assert rates[4:] == [_cosine(step, 0, 20) for step in range(4, 20)]
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [1, 3, 4])
 def test_resume_gives_the_same_weights(tmp_path, stop):
     """A run stopped inside an epoch and taken up again ends where an unbroken one does, to the last bit."""
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -122,7 +122,8 @@ def test_resume_gives_the_same_weights(tmp_path, stop):
 
     def run(path, fail_in_epoch=None):
         torch.manual_seed(1)
-        net = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Dropout(0.5), torch.nn.Linear(6, 1))
+        joint = torch.nn.Sequential(*(torch.nn.Linear(*shape) for shape in ((6, 7), (7, 5), (5, 8), (8, 6))))
+        net = torch.nn.Sequential(joint, torch.nn.Dropout(0.5), torch.nn.Linear(6, 1))
 
         def step(rows, epoch):
             if epoch == fail_in_epoch and rows[0] % 2:
@@ -196,6 +197,8 @@ def test_one_class_is_refused(folder, tmp_path):
     for rows in ((one, both), (both, one)):
         with pytest.raises(ValueError, match=r"pairs must have both labels, got \d+ with one"):
             training.train("all", None, *rows, tmp_path, SMALL, QUICK)
+    with pytest.raises(ValueError, match="sites must be given, or encoders that are trained, got neither"):
+        training.train("stage3", None, both, None, tmp_path, SMALL, QUICK)
 
 
 def test_caches_of_two_splits_never_meet(folder, tmp_path):
@@ -342,6 +345,10 @@ def test_train_command(folder, tmp_path, command, capsys):
         "report must be of a model trained on folds whose genes and families were held out, got made"
         in capsys.readouterr().err
     )
+    for text in ("[]", '{"held_out": true, "logit_scale": 1}', "mirna_seq\tutr_seq"):
+        (tmp_path / "report.json").write_text(text)
+        assert command(*mine[:-2], "--out", tmp_path / "odd") == 65
+        assert "report.json:1: report must be as evaluate wrote it, got" in capsys.readouterr().err
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert command(*mine, "--logit-scale", 1) == 2
     assert command("train", "stage1", *mine[2:]) == 2

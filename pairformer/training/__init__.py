@@ -61,12 +61,15 @@ def train(
         device: where models learn; scan, selection and frozen encoders stay on the CPU.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings or rows, or pairs have one label only.
+        ValueError: ``out`` holds a run with other settings or rows, pairs have one label only, or there are neither
+            sites nor encoders.
         FileNotFoundError: an earlier stage is missing.
     """
     for name, part in (("pairs", pairs), ("validation pairs", validation)):
         if part is not None and len(np.unique(part.label)) < 2:
             raise ValueError(f"{name} must have both labels, got {len(part)} with one")
+    if sites is None and encoders is None:
+        raise ValueError("sites must be given, or encoders that are trained, got neither")
     served = replace(model_config, **(calibration or {}))
     source = PairFormer.load(encoders) if encoders is not None else None
     tables = {"sites": sites, "pairs": pairs, "validation": validation, **dict(more.items())}
@@ -114,7 +117,7 @@ def train_encoders(
 
 
 def encoders_key(model_config: ModelConfig, sites: Sites, config: TrainConfig) -> str:
-    """Name of a pair of trained encoders: a hash of everything their weights depend on."""
+    """Name of a pair of trained encoders: a hash of all their weights depend on but the machine and its libraries."""
     seen = {
         **{name: asdict(getattr(model_config, name)) for name in ("expensive", "cheap")},
         **{name: asdict(config)[name] for name in ("rng_seed", "loss", "distill", "stage1", "stage2")},

@@ -73,7 +73,7 @@ def fit(
     groups = [
         {"params": [p for p in first if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
         {"params": [p for p in first if p.ndim <= 1], "lr": config.lr, "weight_decay": 0.0},
-        {"params": list(late), "lr": joint_lr, "weight_decay": 0.0},
+        {"params": [p for p in module.parameters() if p in late], "lr": joint_lr, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
     per_epoch = math.ceil(n_rows / config.batch_size)
