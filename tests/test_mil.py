@@ -386,8 +386,11 @@ def test_select_command(tmp_path, command, capsys):
     assert np.load(tmp_path / "out" / "slide40.npy").shape == (8, 4)
     assert command("select", "--features", tmp_path / "none", "--out", tmp_path / "out") == 66
     np.save(source / "slide3.npy", np.full((3, 4), np.nan, np.float32))
-    assert command("select", "--features", source, "--out", tmp_path / "out") == 65
-    assert "slide3.npy: scores must be finite" in capsys.readouterr().err
+    assert command("select", "--features", source, "--out", tmp_path / "all") == 65
+    told = capsys.readouterr().err
+    assert "slide3.npy: scores must be finite" in told
+    assert "1 bags: kept" in told
+    assert (tmp_path / "all" / "slide40.npy").exists()
 
 
 def test_select_folder(tmp_path):
@@ -439,12 +442,14 @@ def test_select_folder_of_arrays(tmp_path):
         mil.select_folder(source, source / "out")
     with pytest.raises(FileNotFoundError, match=r"features must hold \.pt, \.npy, \.h5 files, got"):
         mil.select_folder(tmp_path / "scores", out)
-    with pytest.raises(FileNotFoundError, match="scores must have a file of a, got none in"):
-        list(mil.select_folder(source, out, scores=tmp_path))
-    np.save(source / "b.npy", np.array([["x"]]))
-    with pytest.raises(ValueError, match=r"b\.npy: features must be \(n, D\) floats, got"):
-        list(mil.select_folder(source, tmp_path / "other"))
-    assert not (tmp_path / "other" / "selection.tsv").exists()
+    assert all("scores must have a file of" in one.message for one in mil.select_folder(source, out, scores=tmp_path))
+    np.save(source / "a.npy", np.array([["x"]]))
+    (tmp_path / "coords" / "b.npy").write_bytes(b"")
+    a, b, c = mil.select_folder(source, tmp_path / "other", 2, coords=tmp_path / "coords")
+    assert "a.npy: features must be (n, D) floats, got" in a.message
+    assert "coords/b.npy: coords must be readable as .npy, got" in b.message
+    assert c.message is None
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["c.npy", "selection.tsv"]
 
 
 def test_torchmil_trains_and_prunes():

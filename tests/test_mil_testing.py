@@ -9,6 +9,7 @@ import pytest
 
 from pairformer import mil
 from pairformer.mil import testing
+from pairformer.models.pair_former import pack_tokens
 
 torch = pytest.importorskip("torch")
 RULES = [
@@ -197,7 +198,16 @@ def test_budgeted_is_its_steps():
     tokens = model.encoder(x[rows.rows])
     torch.testing.assert_close(result.logits, model.aggregator(tokens, offsets=rows.offsets))
     jagged = torch.nested.nested_tensor_from_jagged(x, offsets)
-    torch.testing.assert_close(model(jagged), result.logits)
+    of_jagged = model.run(jagged)
+    torch.testing.assert_close(of_jagged.logits, result.logits)
+    assert torch.equal(of_jagged.selection.gather(jagged), x[rows.rows])
+    padded, mask = pack_tokens(x, offsets.numpy())
+    mask = mask.flip(1)  # real places come last
+    of_padded = model.run(padded.flip(1), mask).selection
+    places, real = of_padded.padded(4)
+    assert torch.equal(places, mil.STSelector(4).select(
+        model.scorer(padded.flip(1))[..., 0], padded.flip(1), mask=mask).padded(4)[0])  # fmt: skip
+    assert torch.equal(of_padded.gather(padded.flip(1)), padded.flip(1)[torch.arange(4)[:, None], places][real])
     line = torch.arange(30)
     placed = model.run(x, offsets=offsets, positions=line).selection
     same_rows(placed, mil.STSelector(4).select(model.scorer(x)[:, 0], x, line, offsets))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class BudgetedOutput:
     scores: Tensor
     """(N,) of the scorer."""
     selection: Selection
-    """Which instances the encoder read; CPU tensors."""
+    """Which instances the encoder read, in the form of ``x``; CPU tensors."""
     offsets: np.ndarray
     """(B + 1,) of the scores."""
 
@@ -108,9 +108,9 @@ class BudgetedMIL(nn.Module):
         tokens = self.encoder(rows[chosen])
         if self.straight_through:
             gate = scores[chosen].sigmoid()
-            tokens = tokens * (1 + gate - gate.detach())[:, None]
+            tokens = tokens * (1 + (gate - gate.detach()))[:, None]
         logits = self.aggregator(*pack_tokens(tokens, selection.offsets.numpy()))
-        return BudgetedOutput(logits, scores, selection, form.offsets)
+        return BudgetedOutput(logits, scores, replace(selection, form=form), form.offsets)
 
     def loss(
         self, x: Tensor, labels: Tensor, mask: Tensor | None = None, *, offsets: Any = None, positions: Any = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pairformer.mil.selectors import Selector, STSelector
+from pairformer.mil.selectors import Selection, Selector, STSelector
 from pairformer.saved import whole_file
 
 SUFFIXES = (".pt", ".npy", ".h5")
@@ -27,6 +27,8 @@ class Pruned:
     """Instances before."""
     rows: NDArray[np.int64]
     """(K,) those kept, ascending."""
+    message: str | None = None
+    """Why nothing was written of it; None of a bag that was pruned."""
 
 
 def select_folder(
@@ -53,11 +55,12 @@ def select_folder(
     instances excite the feature extractor, not which matter.
 
     Yields:
-        Pruned, in the order of names.
+        Pruned, in the order of names. A bag of which a file is missing or holds something else has a message, with the
+        path, and the others go on.
 
     Raises:
-        FileNotFoundError: no bag is found, or a bag lacks its scores or coordinates.
-        ValueError: a file holds something else, with its path; or out is the folder itself.
+        FileNotFoundError: no bag is found.
+        ValueError: out is the folder itself.
     """
     features, out = Path(features), Path(out)
     rule = STSelector(selector) if isinstance(selector, int) else selector
@@ -79,28 +82,36 @@ def _pruned(features, out, selector, bags, scores, scorer, coords) -> Iterator[P
     with whole_file(out / TABLE) as table:
         table.write(b"bag\trow\treason\n")
         for name, paths in bags.items():
-            stored = {path: _read(path) for path in paths}
-            values = stored[paths[0]]["features"]
-            if values.ndim != 2 or values.dtype.kind != "f":
-                raise ValueError(f"{paths[0]}: features must be (n, D) floats, got {values.dtype} {values.shape}")
-            values = values.astype(np.float32)
-            inside = (parts["coords"] for parts in stored.values() if "coords" in parts)
-            places = next(inside, None) if coords is None else np.load(Path(coords) / f"{name}.npy")
-            score = np.asarray(scorer(values)) if scores is None else _column(Path(scores), name)
             try:
-                kept = selector.select(score, values, places)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{paths[0]}: {error}") from error
+                stored = {path: _read(path) for path in paths}
+                n, kept = _selected(name, stored, selector, scores, scorer, coords)
+            except (ValueError, FileNotFoundError) as error:
+                yield Pruned(name, 0, np.empty(0, np.int64), str(error))
+                continue
             for path, parts in stored.items():
-                if len(parts["features"]) != len(values):
-                    raise ValueError(f"{path}: features must have {len(values)} rows as {paths[0]}, got "
-                                     f"{len(parts['features'])}")  # fmt: skip
-                pruned = {key: part[kept.rows] if part.shape[:1] == values.shape[:1] else part
-                          for key, part in parts.items()}  # fmt: skip
+                pruned = {key: part[kept.rows] if part.shape[:1] == (n,) else part for key, part in parts.items()}
                 _write(out / path.relative_to(features), path, pruned)
             lines = (f"{name}\t{row}\t{why}\n" for row, why in zip(kept.rows, kept.reason, strict=True))
             table.write("".join(lines).encode())
-            yield Pruned(name, len(values), kept.rows)
+            yield Pruned(name, n, kept.rows)
+
+
+def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Selection]:
+    """Instances of a bag and what is kept of it; ValueError or FileNotFoundError, with a path, if it cannot be read."""
+    first, values = next((path, parts["features"]) for path, parts in stored.items())
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise ValueError(f"{first}: features must be (n, D) floats, got {values.dtype} {values.shape}")
+    for path, parts in stored.items():
+        if len(parts["features"]) != len(values):
+            raise ValueError(f"{path}: features must have {len(values)} rows as {first}, got {len(parts['features'])}")
+    values = values.astype(np.float32)
+    inside = (parts["coords"] for parts in stored.values() if "coords" in parts)
+    places = next(inside, None) if coords is None else _numbers(Path(coords) / f"{name}.npy", "coords")
+    score = np.asarray(scorer(values)) if scores is None else _column(Path(scores), name)
+    try:
+        return len(values), selector.select(score, values, places)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{first}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -139,13 +150,23 @@ def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
                 new.attrs.update(old.attrs)
 
 
+def _numbers(path: Path, name: str) -> NDArray:
+    try:
+        return np.load(path)
+    except FileNotFoundError:
+        raise
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: {name} must be readable as .npy, got {error}") from error
+
+
 def _column(folder: Path, name: str) -> NDArray[np.float64]:
     """Scores of a bag."""
     for suffix in (".npy", ".txt", ".csv"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
+            values = _numbers(path, "scores") if suffix == ".npy" else path.read_text().split()
             try:
-                return np.asarray(np.load(path) if suffix == ".npy" else path.read_text().split(), np.float64)
+                return np.asarray(values, np.float64)
             except ValueError as error:
                 raise ValueError(f"{path}: scores must be one number a line, got {error}") from error
     raise FileNotFoundError(f"scores must have a file of {name}, got none in {folder}")

@@ -21,7 +21,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
     """Two classes of bags, by a module trained with AdamW; for ``cross_val_score``, ``GridSearchCV`` and the like.
 
     A bag is an array (n, D); ``X`` is a list of them, n = 0 included. Features are standardised with the training
-    instances. Training and prediction use the threads and the device that torch has.
+    instances. Training and prediction run on the CPU, with the threads that torch has.
 
     Args:
         module: None for ``BudgetedMIL`` (linear scorer, encoder of one hidden layer, ``SetAggregator``) where ``k_max``
