@@ -1,4 +1,5 @@
-"""Triton kernels; every one has its plain twin in :mod:`pairformer.kernels.reference`."""
+"""Triton kernels, each with a plain twin: attention in :mod:`pairformer.kernels.reference`, the scan and its windows in
+:mod:`pairformer`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from pairformer.kernels.set_attention import INTERPRETED, LOG2_E, _configs, _grid, _load, _product, _store
+from pairformer.kernels.launch import INTERPRETED, precision, tuned
+from pairformer.kernels.set_attention import LOG2_E, _configs, _grid, _load, _product, _store
 from torch import Tensor
 
 from pairformer.config import check
@@ -86,11 +87,10 @@ class _AxialAttention(torch.autograd.Function):
 def _arguments(qkv: Tensor, lengths: Tensor, columns: bool) -> dict[str, Any]:
     """What all kernels are given."""
     side, heads, width = qkv.shape[1], *qkv.shape[4:]
-    is_exact = qkv.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     return {
         "QKV": qkv, "LENGTHS": lengths, "side": side, "heads": heads, "scale": width**-0.5,
         "WIDTH": width, "BLOCK_D": max(16, triton.next_power_of_2(width)), "COLUMNS": columns,
-        "PRECISION": "ieee" if is_exact else "tf32", "WIDEN": INTERPRETED,
+        "PRECISION": precision(qkv.dtype), "WIDEN": INTERPRETED,
         "POWER": max(16, triton.next_power_of_2(side)),
     }  # fmt: skip
 
@@ -100,9 +100,7 @@ def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
     return [c for c in configs if max(c.kwargs.values()) <= kwargs["POWER"]] or configs[:1]
 
 
-_tuned = triton.autotune(
-    _configs(), key=["POWER", "BLOCK_D", "COLUMNS"], prune_configs_by={"early_config_prune": _fitting}
-)
+_tuned = tuned(_configs(), key=["POWER", "BLOCK_D", "COLUMNS"], prune_configs_by={"early_config_prune": _fitting})
 
 
 @triton.jit

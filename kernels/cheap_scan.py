@@ -11,7 +11,6 @@ Source: PAIR-Former eq. 3 and sec. 4.3; App. D, step C for the keys.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,13 +18,12 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from pairformer.kernels.esa_scan import DevicePairs, Rows, bag_at
+from pairformer.kernels.launch import INTERPRETED, tuned
 from torch import Tensor
 
 from pairformer import _core
 
 if TYPE_CHECKING:
-    from pairformer.kernels.esa_scan import DevicePairs, Rows
-
     from pairformer.models.encoders import CheapEncoder
 
 # A column's letters are codes of A C G U, GAP or EMPTY; its symbol is the miRNA's times LETTERS plus the window's.
@@ -46,7 +44,6 @@ _PAIRS = {"mirna": torch.uint8, "mirna_offsets": torch.int64, "utr": torch.uint8
 _ROWS = {"offsets": torch.int64, "start": torch.int32, "esa_score": torch.uint8, "position": torch.float32,
          "alignment": torch.int32}  # fmt: skip
 _AS_LONG_AS = {"esa_score": "start", "position": "start", "alignment": "start", "bag_utr": "bag_mirna"}
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 @triton.jit
@@ -124,7 +121,7 @@ def _configs() -> list[triton.Config]:
     return [triton.Config({"BLOCK": block}, num_warps=warps, num_stages=1) for block, warps in choices]
 
 
-@triton.autotune(_configs(), key=["FIRST", "SECOND", "HIDDEN", "WIDTH"])
+@tuned(_configs(), key=["FIRST", "SECOND", "HIDDEN", "WIDTH"])
 @triton.jit(do_not_specialize=["n_bags", "n", "width"])
 def _cheap_scan(
     logits, keys, embeddings, mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr, offsets, n_bags,
@@ -316,7 +313,7 @@ def windows(pairs: DevicePairs, rows: Rows, selected: Tensor, dtype: torch.dtype
     if m:
         with torch.cuda.device_of(out):
             _windows[(triton.cdiv(m, block),)](
-                out, *sequences, offsets, len(offsets) - 1, start, alignment, selected, m, block, enable_fp_fusion=True
+                out, *sequences, offsets, len(offsets) - 1, start, alignment, selected, m, block
             )
     return out
 

@@ -29,7 +29,8 @@ def set_attention(
     if mask is not None:
         score = score.masked_fill(~mask[:, None, None, :], -torch.inf)
         value = value.masked_fill(~mask[:, :, None, None], 0.0)
-    weight = torch.nan_to_num(score.softmax(3)) if score.shape[3] else score  # of no key: 0
+    weight = score.softmax(3) if score.shape[3] else score
+    weight = weight.masked_fill((score == -torch.inf).all(3, keepdim=True), 0.0)  # of no key
     return torch.einsum("bhqk,bkhd->bqhd", weight if keep is None else weight * keep, value)
 
 

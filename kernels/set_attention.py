@@ -10,17 +10,16 @@ Gimelshein, 2018) and its weights formed again in the backward pass (Dao et al.,
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from pairformer.kernels.launch import INTERPRETED, precision, tuned
 from torch import Tensor
 
 from pairformer.config import check
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 LOG2_E = tl.constexpr(1.4426950408889634)
 TILE = 128  # a bag of at most this many queries and keys has its backward pass in one program
 
@@ -54,6 +53,7 @@ def set_attention(
     """
     check(query.ndim == 4, "query", "have shape (B, Q, H, D)", tuple(query.shape))
     bags, n_query, heads, width = query.shape
+    check(key.ndim == 4, "key", "have shape (B, K, H, D)", tuple(key.shape))
     n_key = key.shape[1]
     for name, part in (("key", key), ("value", value)):
         check(part.shape == (bags, n_key, heads, width), name, f"have shape {(bags, n_key, heads, width)}",
@@ -84,7 +84,8 @@ def ragged_set_attention(
     Args:
         query: (M, H, D).
         key, value: (N, H, D).
-        cu_query: (B + 1,) int32 or int64 on the device, bag b owns rows cu_query[b]:cu_query[b + 1].
+        cu_query: (B + 1,) int32 or int64 on the device, bag b owns rows cu_query[b]:cu_query[b + 1]; rows of no bag
+            have output and gradients 0.
         cu_key: (B + 1,) of the keys.
         max_query: at least the queries of the largest bag.
         max_key: at least its keys.
@@ -129,7 +130,8 @@ class _Attention(torch.autograd.Function):
         if bias is not None and bias.stride(3) != 1:
             bias = bias.contiguous()
         heads = query.shape[1]
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        make = torch.empty_like if cu_query is None else torch.zeros_like  # ragged, rows may belong to no bag
+        out = make(query, memory_format=torch.contiguous_format)
         lse = query.new_empty(len(query), heads, dtype=torch.float32)
         ctx.sizes = (bags, n_query, n_key, dropout)
         if len(query):
@@ -144,12 +146,11 @@ class _Attention(torch.autograd.Function):
         query, key, value, mask, bias, seed, cu_query, cu_key, out, lse = ctx.saved_tensors
         bags, n_query, n_key, _ = ctx.sizes
         heads = query.shape[1]
-        grads = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in (query, key, value)]
+        make = torch.empty_like if cu_query is None else torch.zeros_like
+        grads = [make(part, memory_format=torch.contiguous_format) for part in (query, key, value)]
         d_bias = None
         if bias is not None and ctx.needs_input_grad[4]:
-            # Of ragged bags no program visits the pairs that are none.
-            make = torch.zeros if cu_query is not None else torch.empty
-            d_bias = make(bags, heads, n_query, n_key, dtype=bias.dtype, device=bias.device)
+            d_bias = make(bias.expand(-1, heads, -1, -1), memory_format=torch.contiguous_format)
         common = _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, ctx.sizes)
         common |= {
             "OUT": out,
@@ -187,7 +188,6 @@ def _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, sizes) -> 
     b_bag, b_head, b_row = (0, 0, 0) if bias is None else bias.stride()[:3]
     if bias is not None and bias.shape[1] == 1:
         b_head = 0
-    is_exact = query.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     return {
         "Q": query, "K": key, "V": value, "MASK": mask, "BIAS": bias, "SEED": seed,
         "CU_Q": cu_query, "CU_K": cu_key, "n_query": n_query, "n_key": n_key, "heads": heads,
@@ -196,7 +196,7 @@ def _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, sizes) -> 
         "b_bag": b_bag, "b_head": b_head, "b_row": b_row,
         "WIDTH": width, "BLOCK_D": max(16, triton.next_power_of_2(width)),
         "RAGGED": cu_query is not None, "MASKED": mask is not None, "BIASED": bias is not None, "DROPS": dropout > 0,
-        "PRECISION": "ieee" if is_exact else "tf32", "WIDEN": INTERPRETED,
+        "PRECISION": precision(query.dtype), "WIDEN": INTERPRETED,
         "POWER_Q": max(16, triton.next_power_of_2(n_query)), "POWER_K": max(16, triton.next_power_of_2(n_key)),
     }  # fmt: skip
 
@@ -225,8 +225,8 @@ def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
 
 
 _TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED"]
-_tuned = triton.autotune(_configs(), key=_TUNED, prune_configs_by={"early_config_prune": _fitting})
-_tuned_tile = triton.autotune(
+_tuned = tuned(_configs(), key=_TUNED, prune_configs_by={"early_config_prune": _fitting})
+_tuned_tile = tuned(
     [triton.Config({}, num_warps=warps, num_stages=1) for warps in ((4,) if INTERPRETED else (4, 8, 2, 1))], key=_TUNED
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +111,7 @@ class NativeEngine:
 
 
 class TorchEngine:
-    """C++ scan and selection, PyTorch models, on any device."""
+    """C++ scan and selection, PyTorch models, on any device; float32 is float32 whatever PyTorch is set to."""
 
     name = "torch"
     in_flight = 1
@@ -143,7 +145,7 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is to mean float32
+            with exact_float32():
                 return self._scored(candidates, k_max, threads, explain)
         finally:
             torch.set_num_threads(before)
@@ -164,8 +166,7 @@ class TritonEngine(TorchEngine):
     """C++ scan and selection on the CPU, the rest in Triton kernels and PyTorch on a CUDA device.
 
     Threads that score batches at once each have a stream of their own: one batch is scanned or selected while kernels
-    work on others. Results do not depend on it. Loading turns TensorFloat-32 off in cuDNN, for the process: float32 is
-    to mean float32, and threads cannot turn it on and off.
+    work on others. Results do not depend on it.
     """
 
     name = "triton"
@@ -193,14 +194,13 @@ class TritonEngine(TorchEngine):
                 raise ImportError(f"engine triton needs {library}; install pairformer with its extras torch and gpu")
         import torch
 
+        from pairformer.kernels.launch import INTERPRETED
         from pairformer.kernels.pipeline import FusedPairFormer
-        from pairformer.kernels.set_attention import INTERPRETED
 
         kind = "cpu" if INTERPRETED else "cuda"
         device, rule = kind if device == "auto" else device, "a CUDA device that PyTorch finds for engine triton"
         check(device.split(":")[0] == kind, "device", f"be {rule}", f"{device}; pass engine='auto'")
         _check_device(device, rule)
-        torch.backends.cudnn.allow_tf32 = False
         model = FusedPairFormer.load(name_or_path).to(device).fuse(torch.bfloat16 if half else torch.float32)
         if not INTERPRETED:
             torch.cuda.synchronize()  # before other streams read the weights
@@ -211,12 +211,48 @@ class TritonEngine(TorchEngine):
     ) -> Scored:
         import torch
 
-        if self.model.device.type == "cpu":
-            return self._scored(candidates, k_max, threads, explain)
-        if not hasattr(self._thread, "stream"):
-            self._thread.stream = torch.cuda.Stream(self.model.device)
-        with torch.cuda.stream(self._thread.stream):
-            return self._scored(candidates, k_max, threads, explain)
+        with exact_float32():
+            if self.model.device.type == "cpu":
+                return self._scored(candidates, k_max, threads, explain)
+            if not hasattr(self._thread, "stream"):
+                self._thread.stream = torch.cuda.Stream(self.model.device)
+            with torch.cuda.stream(self._thread.stream):
+                return self._scored(candidates, k_max, threads, explain)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Products of float32 in float32, neither TensorFloat-32 nor bfloat16, whatever PyTorch is set to.
+
+    The setting is the process's: the first thread that comes in keeps it, the last that leaves puts it back.
+    """
+    from torch import backends
+
+    known: Any = backends  # torch's types leave some of these out
+    places = (known.cuda.matmul, known.cudnn.conv, known.mkldnn.matmul, known.mkldnn.conv)
+    with _exact.lock:
+        if not _exact.inside:
+            _exact.before = tuple(place.fp32_precision for place in places)
+            for place in places:
+                place.fp32_precision = "ieee"
+        _exact.inside += 1
+    try:
+        yield
+    finally:
+        with _exact.lock:
+            _exact.inside -= 1
+            if not _exact.inside:
+                for place, value in zip(places, _exact.before, strict=True):
+                    place.fp32_precision = value
+
+
+class _Exact:
+    lock = threading.Lock()
+    inside = 0
+    before: tuple[str, ...] = ()
+
+
+_exact = _Exact()
 
 
 def usable_device(device: str) -> str:
@@ -249,7 +285,7 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
 
     Args:
         name: "native", "torch", "triton", or "auto": native for ``device`` "auto" or "cpu", torch for any other.
-        model: "default" or a directory written by ``PairFormer.save``.
+        model: "default", "paper" or a directory written by ``PairFormer.save``.
         device: "auto", "cpu", or for torch any that PyTorch finds, for triton a CUDA device.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,29 +134,27 @@ class Folder:
         device: str = "auto",
         threads: int = 0,
     ) -> None:
-        import torch
-
         from pairformer.engines import usable_device
         from pairformer.models import RNAformer
 
-        device = usable_device(device)
-        if torch.device(device).type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
-        self.model = RNAformer.load(model).to(device)
+        self.model = RNAformer.load(model).to(usable_device(device))
         given: dict[str, Any] = {"passes": passes, "threshold": threshold}
         self.config = replace(self.model.config, **{name: x for name, x in given.items() if x is not None})
         check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
-        check(isinstance(min_loop, int) and min_loop >= 0, "min_loop", "be an int, 0 or more", repr(min_loop))
-        self.method, self.min_loop = method, min_loop
+        check(hasattr(min_loop, "__index__") and min_loop >= 0, "min_loop", "be an int, 0 or more", repr(min_loop))
+        self.method, self.min_loop = method, operator.index(min_loop)
         self.threads = usable_threads(threads) or _core.available_threads()
 
     def fold(self, sequences: Sequence[str]) -> list[Fold]:
         """Fold sequences; invalid ones keep their place."""
+        from pairformer.engines import exact_float32
+
         faults = [sequence_fault(sequence) for sequence in sequences]
         valid = [s.upper().translate(AMBIGUOUS) for s, fault in zip(sequences, faults, strict=True) if fault is None]
         found = self._fold(valid)
         none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
-        return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
+        with exact_float32():
+            return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
 
     def _fold(self, sequences: list[str]) -> Iterator[Fold]:
         from pairformer.models.rnaformer import pair_probabilities

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,33 @@ def test_ragged_bags_are_the_padded_ones(way):
             lambda q, k, v, bias: reference.ragged_set_attention(q, k, v, *ends, bias), inputs, 3e-6)  # fmt: skip
 
 
+def test_rows_of_no_bag_are_zero(way):
+    """They were whatever lay in memory."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(9, 1, 16).to(DEVICE).requires_grad_() for _ in range(3))
+    ends = torch.tensor([0, 2, 5]).to(DEVICE)
+    out = set_attention.ragged_set_attention(query, key, value, ends, ends, 3, 3)
+    for part in (out, *torch.autograd.grad(out.sum(), (query, key, value))):
+        assert not part.isnan().any()
+        assert (part[5:] == 0).all()
+
+
+def test_one_thread_at_a_time_tunes(monkeypatch):
+    """Triton's tuner keeps a call's arguments in the kernel, and another thread's call took them away."""
+    inside, met = [], []
+
+    def run(*_, **__):
+        inside.append(None)
+        time.sleep(0.01)
+        met.append(len(inside))
+        inside.pop()
+
+    monkeypatch.setattr(type(set_attention._forward), "run", run)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: set_attention._forward[(1,)](), range(6)))
+    assert met == [1] * 6
+
+
 def test_a_joint_projection_is_read_in_place():
     torch.manual_seed(0)
     joint = torch.randn(2, 9, 3, 2, 16).to(DEVICE)
@@ -158,6 +187,7 @@ def test_bags_without_queries_or_keys(n_query, n_key):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"key": torch.zeros(2, 5, 2, 8)}, "key must have shape"),
+    ({"key": torch.zeros(5)}, "key must have shape"),
     ({"mask": torch.ones(2, 5)}, "mask must be bool, True = real, got torch.float32"),
     ({"mask": torch.ones(2, 6, dtype=torch.bool)}, "mask must have shape"),
     ({"value": torch.zeros(2, 5, 2, 16, dtype=torch.float16)}, "value must be float32, bfloat16 or float16 as"),
