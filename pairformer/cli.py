@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +18,6 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.bags import WINDOW
 from pairformer.config import RECIPES, AggregatorConfig, ModelConfig, recipe
 from pairformer.data import (
     DATA_VARIABLE,
@@ -37,7 +35,7 @@ from pairformer.data import (
     read_fasta,
 )
 from pairformer.engines import ENGINES
-from pairformer.fold import GROUP, Folder
+from pairformer.fold import GROUP, KNOWN, Folder
 from pairformer.fold_config import FOLD_RECIPES, FoldConfig, fold_recipe
 from pairformer.folding import METHODS
 from pairformer.options import ConfigCommand, Items, config_options, overridden
@@ -47,6 +45,7 @@ from pairformer.outputs import (
     PAIR_HEADER,
     PERCENTILE,
     SITE_HEADER,
+    OutputError,
     Progress,
     add_column,
     check_outputs,
@@ -63,14 +62,13 @@ from pairformer.predict import Scorer, in_batches, percentiles, usable_threads
 from pairformer.saved import read_model
 from pairformer.scan import ESA_MIN, scan
 
-EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, 74, 130
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, OutputError.exit_code, 130
+FILE = click.Path(path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULTS = recipe("default")[::-1]
 FOLD_DEFAULTS = fold_recipe("cpu")[::-1]
 FOLD_LICENCE = "MIT; Rfam is CC0, the copies of bpRNA trained on state no licence of their own"
 STRUCTURE_PROTOCOLS = ("ts0", "ts0-rfam", "synthetic", "bprna-new")
-_KNOWN = re.compile(f"[ACGUTacgut]{{{WINDOW}}}")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 EXTRAS = {"torch": "torch", "sklearn": "torch", "pyarrow": "fold", "RNA": "fold"}  # what brings which module
@@ -142,8 +140,10 @@ def cli() -> None:
     zcat pairs.tsv.gz | pairformer predict --pairs - -o scored.tsv
     pairformer fold rnas.fa -o rnas.dbn
 
-    Exit code: 0 done, 2 wrong usage, 65 data that cannot be read, 66 no such input, 74 an output could not be
-    written, 130 interrupted.
+    An output takes its place when it is whole; what an error leaves of it is in OUTPUT.part.
+
+    Exit code: 0 done, 1 nobody reads standard output any more, 2 wrong usage, 65 data that cannot be read, 66 no such
+    input, 74 an output could not be written, 130 interrupted.
     """
 
 
@@ -184,14 +184,17 @@ def predict(
     ranked: tuple[list[str], list[NDArray], list[NDArray]] = [], [], []
     pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER
     site_header = (*SITE_HEADER, *(("contribution",) if additive else ()), *(("weight",) if explain else ()))
-    with contextlib.ExitStack() as files, Progress() as progress:
+    with Progress() as progress, contextlib.ExitStack() as files:
         pair_out = open_table(files, output, about, [*pair_header, *_renamed(extra_columns)])
         site_out = sites and open_table(files, sites, about, site_header, COORDINATES)
         reject_out = rejects and open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
-        told = warned = False
+        told, dropped, holed = False, 0, None
         for group in in_batches(records, lambda record: record.utr):
             predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
             messages = [r.fault or m for r, m in zip(group, predictions.message, strict=True)]
+            write_pairs(pair_out, group, predictions)
+            if site_out:
+                write_sites(site_out, group, predictions)
             for record, message in zip(group, messages, strict=True):
                 if message is None:
                     continue
@@ -202,20 +205,17 @@ def predict(
                     click.echo(f"{record.where}: {record.mirna_id}: {message}; all reasons: --rejects FILE", err=True)
                 if reject_out:
                     write_row(reject_out, (record.where, record.mirna_id, record.utr_id, message))
-            write_pairs(pair_out, group, predictions)
             if percentile and predictions.log2_fold_change is not None:
                 ranked[0].extend(record.mirna for record in group)
                 ranked[1].append(predictions.log2_fold_change)
                 ranked[2].append(predictions.n_candidates)
-            if site_out:
-                write_sites(site_out, group, predictions)
-            for number in () if warned else np.flatnonzero(predictions.status == "no_candidate"):
-                if not _KNOWN.search(group[number].utr):
-                    name = group[number].utr_id
-                    click.echo(f"UTR {name} has no 40 letters ACGUT in a row, so no candidate", err=True)
-                    warned = True
-                    break
+            for number in np.flatnonzero(predictions.n_dropped):
+                dropped, holed = dropped + 1, holed or (group[number], predictions.n_dropped[number])
             progress.add(len(group), sum(message is not None for message in messages))
+        if holed:
+            record, windows = holed
+            click.echo(f"{record.utr_where}: UTR {record.utr_id}: {windows} windows hold letters outside ACGU and were "
+                       f"passed over; pairs like this: {dropped}", err=True)  # fmt: skip
     if percentile:
         change, n_candidates = (np.concatenate([*part, np.empty(0, np.float32)]) for part in ranked[1:])
         add_column(Path(output), PERCENTILE, percentiles(ranked[0], change, n_candidates))
@@ -232,12 +232,15 @@ def scan_command(mirna, utr, output, esa_min, threads):
     check_outputs((output,), (mirna, utr))
     records, _ = _pair_records(mirna, utr, None)
     header = ["mirna_id", "utr_id", "start", "end", "esa_score", "position", "mirna_aligned", "utr_aligned"]
-    with contextlib.ExitStack() as files, Progress() as progress:
+    told: set[str] = set()
+    with Progress() as progress, contextlib.ExitStack() as files:
         out = open_table(files, output, f"esa_min={esa_min}", header, COORDINATES)
         for group in in_batches(records, lambda record: record.utr):
             found = scan([r.mirna for r in group], [r.utr for r in group], esa_min, threads=threads)
             for bag, message in found.messages.items():
-                click.echo(f"{group[bag].where}: {group[bag].mirna_id}: {message}", err=True)
+                if group[bag].where not in told:
+                    told.add(group[bag].where)
+                    click.echo(f"{group[bag].where}: {group[bag].mirna_id}: {message}", err=True)
             for first in range(0, len(found.start), ROWS):
                 rows = np.arange(first, min(first + ROWS, len(found.start)))
                 write_candidates(out, group, found, rows)
@@ -310,18 +313,9 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         metadata["weights_licence"] = "MIT; the miRAW training data state no licence of their own"
     calibration: dict = {}
     for path in calibrate:
-        report = json.loads(path.read_text())
-        found = {name: report[name] for name in CALIBRATED if name in report}
-        if not (report.get("held_out") and found):
-            raise DataError(
-                f"{path}:1: report must be of a model trained on folds whose genes and families were held out, got "
-                f"{report.get('protocol', 'another file')}"
-            )
+        protocol, found, means = _read_report(path)
         calibration |= found
-        scores = {name: score.get("metrics", score) for name, score in report["summary"]["scores"].items()}
-        means = {name: {figure: _rounded(metrics[figure]["mean"]) for figure in FIGURES if figure in metrics}
-                 for name, metrics in scores.items()}  # fmt: skip
-        metadata.setdefault("held_out", {})[report["protocol"]] = found | {"means": means}
+        metadata.setdefault("held_out", {})[protocol] = found | {"means": means}
     training.train(
         stage, windows, labelled, aside, out, model_config, config, encoders, calibration=calibration,
         metadata=metadata, more=load_sources(folder, config.sources, sites) if folder else MoreSources(), device=device,
@@ -390,12 +384,15 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
     Pairs in .jsonl are [i, j, probability], counted from 1.
     """
     check_outputs((output, svg), (sequence,))
-    records = _records(sequence, "sequence")
+    records = _records(sequence, "sequence", KNOWN)
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
-    with contextlib.ExitStack() as files, Progress("sequences") as progress:
+    written_as = output.removesuffix(".gz")
+    if written_as.endswith(".json"):
+        raise click.UsageError(f"--output must end in .jsonl for pairs and probabilities, a line each, got {output}")
+    with Progress("sequences") as progress, contextlib.ExitStack() as files:
         out = open_output(files, output)
         picture, told = svg and open_output(files, svg), False
-        write = write_fold_json if output.endswith(".jsonl") else write_dot_bracket
+        write = write_fold_json if written_as.endswith(".jsonl") else write_dot_bracket
         for group in in_batches(records, lambda record: record.sequence, GROUP):
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
                 if found.message is not None:
@@ -528,12 +525,36 @@ def select_command(features, out, k_max, scores, coords):
     """Keep at most K instances of each bag: the best scores, and others spread over the bag."""
     from pairformer.mil import select_folder
 
+    done = failed = before = after = 0
+    for bag in select_folder(features, out, k_max, scores=scores, coords=coords):
+        done, before, after = done + 1, before + bag.n, after + len(bag.rows)
+        if bag.message is not None:
+            failed += 1
+            click.echo(bag.message, err=True)
+    click.echo(f"{done - failed} bags: kept {after:,} of {before:,} instances", err=True)
+    if failed:
+        raise DataError(f"{features}: bags must be readable, got {failed} of {done} that are not; the others are done")
+
+
+def _read_report(path: Path) -> tuple[str, dict, dict]:
+    """Protocol, calibration and mean figures by score of a report.json."""
     try:
-        done = [(bag.n, len(bag.rows)) for bag in select_folder(features, out, k_max, scores=scores, coords=coords)]
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    before, after = (sum(part) for part in zip(*done, strict=True))
-    click.echo(f"{len(done)} bags: kept {after:,} of {before:,} instances", err=True)
+        report = json.loads(path.read_text())
+        protocol, found = report["protocol"], {name: report[name] for name in CALIBRATED if name in report}
+        scores = {name: score.get("metrics", score) for name, score in report["summary"]["scores"].items()}
+        means = {name: {figure: _rounded(metrics[figure]["mean"]) for figure in FIGURES if figure in metrics}
+                 for name, metrics in scores.items()}  # fmt: skip
+        held_out = report["held_out"]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{path}:1: report must be as evaluate wrote it, got {type(error).__name__}: {error}"
+        ) from error
+    if not (held_out and found):
+        raise DataError(
+            f"{path}:1: report must be of a model trained on folds whose genes and families were held out, got "
+            f"{protocol}"
+        )
+    return protocol, found, means
 
 
 def _prepared(device: str, threads: int) -> str:
@@ -565,22 +586,31 @@ def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, .
         raise click.UsageError("only one of MIRNA and UTR can be '-'")
     mirnas = list(_records(mirna, "mirna"))
     utrs = _records(utr, "utr")
-    return (PairRecord(m.name, m.sequence, u.name, u.sequence, where=m.where) for u in utrs for m in mirnas), ()
+    return (
+        PairRecord(m.name, m.sequence, u.name, u.sequence, where=m.where, utr_where=u.where)
+        for u in utrs for m in mirnas
+    ), ()  # fmt: skip
 
 
 def _renamed(columns: Iterable[str]) -> list[str]:
-    """Extra input columns; one that is named as an output column is, such as a table scored before, gets "input_"."""
-    return [f"input_{column}" if column in (*PAIR_HEADER, *EFFECT_HEADER, PERCENTILE) else column for column in columns]
+    """Extra input columns; one that is named as another is, such as of a table scored before, gets "input_"."""
+    columns, names = list(columns), []
+    for column in columns:
+        name = column
+        while name in (*PAIR_HEADER, *EFFECT_HEADER, PERCENTILE) or (name != column and name in columns):
+            name = f"input_{name}"
+        names.append(name)
+    return names
 
 
-def _records(argument: str, name: str) -> Iterator[Record]:
-    """A FASTA file's records, or the sequence itself."""
+def _records(argument: str, name: str, letters: Collection[str] = "ACGUTNacgutn") -> Iterator[Record]:
+    """A FASTA file's records, or the sequence itself, of those letters."""
     # os.path, since pathlib raises for a sequence longer than a file name may be
     if os.path.isdir(argument):
         raise IsADirectoryError(f"{name} must be a sequence or a FASTA file, got the directory {argument}")
     if argument == "-" or os.path.exists(argument):
         return read_fasta(argument)
-    if argument and set(argument.upper()) <= set("ACGUTN"):
+    if argument and set(argument) <= set(letters):
         return iter([Record(name, argument, f"argument {name.upper()}")])
     raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument[:80]!r}; no such file")
 

@@ -24,7 +24,6 @@ DATA_VARIABLE = "PAIRFORMER_DATA"
 SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
 CLASH, CLASH_ORIGINAL = "mirbench_hejret2023/sites.tsv", "clash_hejret2023_original/sites.tsv.gz"
 FUNMIRBENCH = "lfc_funmirbench"
-_CHANGES = ("experiment", "gene_id", "log2fc")
 MOST_EFFECT = 1.5  # log2; effects beyond say more of the measurement than of a miRNA
 _MIRNA = re.compile("[ACGUTacgut]{1,35}")
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
@@ -58,6 +57,8 @@ class PairRecord:
     """Cells of the columns beyond the four."""
     where: str = ""
     """file:line of a table row or of the miRNA's record."""
+    utr_where: str = ""
+    """file:line of a table row or of the UTR's record."""
     fault: str | None = None
     """Why the row could not be read, or None."""
 
@@ -105,6 +106,9 @@ def read_fasta(path: str | Path) -> Iterator[Record]:
             name, where, parts = words[0] if words else f"record_{number}", f"{path}:{number}", []
         elif name is None and line.strip():
             raise DataError(f"{path}:{number}: FASTA must start with '>', got {line.strip()[:20]!r}")
+        elif ">" in line:
+            raise DataError(f"{path}:{number}: FASTA must have '>' only where a line begins, got "
+                            f"{line.strip()[:20]!r}; the line before may lack its end")  # fmt: skip
         else:
             parts.append("".join(line.split()))
     if name is not None:
@@ -115,7 +119,7 @@ class PairTable:
     """Rows of a pair TSV with the columns mirna_id, mirna_seq, utr_id, utr_seq; others are kept.
 
     Empty lines, and before the header those that start with '#', are passed over. Iterating yields one PairRecord per
-    other line; one with another number of cells than the header has a ``fault``.
+    other line; one with another number of cells than the header has a ``fault``. Blanks in sequences are removed.
 
     Raises:
         DataError: a column is missing or named twice, or damaged gzip, as ``file:line: ...``.
@@ -143,8 +147,9 @@ class PairTable:
                 fault = f"row must have {len(self._header)} cells, got {len(cells)}"
                 cells = (cells + [""] * len(self._header))[: len(self._header)]
             mirna_id, mirna, utr_id, utr = (cells[i] for i in self._at)
+            mirna, utr = ("".join(cell.split()) for cell in (mirna, utr))
             extra = tuple(cell for i, cell in enumerate(cells) if i not in self._at)
-            yield PairRecord(mirna_id, mirna, utr_id, utr, extra, where, fault)
+            yield PairRecord(mirna_id, mirna, utr_id, utr, extra, where, where, fault)
 
 
 def data_folder(path: str | Path | None = None) -> Path:
@@ -509,16 +514,15 @@ def columns(table: Path, *names: str) -> tuple[NDArray[np.object_], ...]:
 
 def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     """Rows of a TSV with a header that names ``columns``; ``where`` is their file:line."""
-    lines = numbered_lines(path)
-    header = next(lines, (1, ""))[1].rstrip("\n").split("\t")
+    lines = ((number, line) for number, line in numbered_lines(path) if line != "\n")
+    first, line = next((entry for entry in lines if not entry[1].startswith("#")), (1, ""))
+    header = line.rstrip("\n").split("\t")
     if any(column not in header for column in columns):
-        raise DataError(f"{path}:1: header must name {' '.join(columns)}, got {' '.join(header)[:200]}")
+        raise DataError(f"{path}:{first}: header must name {' '.join(columns)}, got {' '.join(header)[:200]}")
     repeated = {column for column in header if header.count(column) > 1}
     if repeated:
-        raise DataError(f"{path}:1: header must name each column once, got {sorted(repeated)[0]} twice")
+        raise DataError(f"{path}:{first}: header must name each column once, got {sorted(repeated)[0]} twice")
     for number, line in lines:
-        if line == "\n":
-            continue
         cells = line.rstrip("\n").split("\t")
         if len(cells) != len(header):
             raise DataError(f"{path}:{number}: row must have {len(header)} cells, got {len(cells)}")

@@ -121,6 +121,6 @@ class Items(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
         try:
-            return tuple(self.item(part) for part in value.split(",")) if isinstance(value, str) else value
+            return tuple(map(self.item, value.split(",") if value else ())) if isinstance(value, str) else value
         except ValueError:
             self.fail(f"must be {self.item.__name__} values between commas, got {value!r}", param, ctx)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import io
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 import click
 import numpy as np
@@ -33,16 +35,31 @@ SITE_HEADER = (
 )  # fmt: skip
 
 
+class OutputError(click.ClickException):
+    """An output that cannot be written."""
+
+    exit_code = 74
+
+
 def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
     """Refuse outputs that would overwrite each other or an input."""
-    taken = {os.path.realpath(path) for path in inputs if path and os.path.isfile(path)}
+    taken = {_identity(0 if path == "-" else path) for path in inputs if path == "-" or (path and os.path.isfile(path))}
     for path in outputs:
         if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # such as /dev/null
             continue
-        place = path if path == "-" else os.path.realpath(path)
+        place = path if path == "-" else _identity(path)
         if place in taken:
             raise click.UsageError(f"each output must have a place of its own, got {path!r} twice or as an input")
         taken.add(place)
+
+
+def _identity(file: str | int) -> object:
+    """The same for two names of one file; of a path, or the number of an open file."""
+    try:
+        found = os.stat(file)
+        return found.st_dev, found.st_ino
+    except OSError:
+        return os.path.realpath(file) if isinstance(file, str) else None
 
 
 def write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, rows: NDArray[np.int64]) -> None:
@@ -111,15 +128,51 @@ def write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
 
 
 def open_output(files: contextlib.ExitStack, path: str) -> TextIO:
-    """A file to write text to, or for "-" standard output."""
+    """A file to write text to, gzip for a name in .gz, or for "-" standard output.
+
+    It takes its place when all went well; until then, and for good after an error, it is PATH.part.
+    """
     if path == "-":
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         return sys.stdout
+    return files.enter_context(_taking_its_place(path))
+
+
+@contextlib.contextmanager
+def _taking_its_place(path: str) -> Iterator[TextIO]:
+    place = Path(path).resolve()
+    at_once = place.exists() and not place.is_file()  # such as /dev/null
+    part = place if at_once else place.with_name(f"{place.name}.part")
     try:
-        return files.enter_context(Path(path).open("w", encoding="utf-8", errors="surrogateescape"))
+        raw = part.open("wb")
     except OSError as error:
-        raise click.UsageError(f"output must be a writable file, got {path}; {error.strerror}") from error
+        raise OutputError(f"output must be a writable file, got {path}; {error.strerror}") from error
+    try:
+        with (
+            raw,
+            _packed(raw, path, "wb") as packed,
+            io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape") as out,
+        ):
+            yield out
+    except BaseException:
+        if not at_once:
+            click.echo(f"what was written is in {part}", err=True)
+        raise
+    if not at_once:
+        if place.exists():
+            part.chmod(place.stat().st_mode)
+        part.replace(place)
+
+
+@contextlib.contextmanager
+def _packed(raw: IO[bytes], path: str | Path, mode: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file, compressed in one whose name ends in .gz, where equal bytes give equal files."""
+    if str(path).endswith(".gz"):
+        with gzip.GzipFile("", mode, fileobj=raw, mtime=0) as packed:
+            yield packed  # type: ignore[misc]
+    else:
+        yield raw
 
 
 def open_table(files: contextlib.ExitStack, path: str, about: str, header: Iterable[str], note: str = "") -> TextIO:
@@ -133,7 +186,8 @@ def open_table(files: contextlib.ExitStack, path: str, about: str, header: Itera
 def add_column(path: Path, name: str, values: Iterable[float]) -> None:
     """Write a table again with one more column; a reader sees the old or the new one whole."""
     path, cells = path.resolve(), itertools.chain([name], map(as_text, values))
-    with path.open("rb") as table, whole_file(path, path.stat().st_mode) as out:
+    with path.open("rb") as old, whole_file(path, path.stat().st_mode) as new, _packed(old, path, "rb") as table, \
+            _packed(new, path, "wb") as out:  # fmt: skip
         out.write(next(table))  # what made it
         out.writelines(b"%b\t%b\n" % (line[:-1], cell.encode()) for line, cell in zip(table, cells, strict=True))
 

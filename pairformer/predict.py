@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.bags import Candidates
 from pairformer.config import ModelConfig
-from pairformer.data import as_rna
+from pairformer.data import DataError, as_rna
 from pairformer.engines import load_engine
 from pairformer.metrics import at_prior, sigmoid
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
@@ -41,6 +41,8 @@ class Prediction:
     """Windows with enough ESA score."""
     utr_length: int
     """nt."""
+    n_dropped: int
+    """Windows passed over, with a letter outside ACGU."""
     status: str
     """"ok", "no_window" (UTR < 40 nt), "no_candidate" or "invalid"."""
     message: str | None
@@ -79,6 +81,8 @@ class Predictions:
     """(B,)"""
     utr_length: NDArray[np.int64]
     """(B,) nt."""
+    n_dropped: NDArray[np.int64]
+    """(B,) windows passed over, with a letter outside ACGU."""
     status: NDArray[np.str_]
     """(B,)"""
     message: list[str | None]
@@ -116,7 +120,7 @@ class Predictions:
         percentile = None if self.percentile is None else float(self.percentile[i])
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
-            str(self.status[i]), self.message[i], self.engine, change, baseline, interval,
+            int(self.n_dropped[i]), str(self.status[i]), self.message[i], self.engine, change, baseline, interval,
             percentile, sites, batch.candidates, batch.rows[span],
         )  # fmt: skip
 
@@ -158,6 +162,7 @@ class _Batch:
     n_candidates: NDArray[np.int64]
     status: NDArray[np.str_]
     utr_length: NDArray[np.int64]
+    n_dropped: NDArray[np.int64]
     message: list[str | None]
 
     @property
@@ -191,7 +196,8 @@ def predict(
             equally long; a single string is broadcast.
         model: "default", "paper" (the paper's form and labels) or a directory written by ``PairFormer.save``.
         k_max: candidates the expensive encoder may read per pair, at least 1; None for the model's own.
-        engine: "native" (C++ on the CPU), "torch", or "auto": native unless ``device`` names another than the CPU.
+        engine: "native" (C++ on the CPU), "torch", "triton", or "auto": native unless ``device`` names another than the
+            CPU.
             One asked for by name never falls back to another.
         device: "auto", "cpu"; for torch also "cuda", ..., and "auto" is then a CUDA device if there is one.
         threads: 0 for all this process may use.
@@ -277,6 +283,7 @@ class Scorer:
         return Predictions(
             probability.astype(np.float32), logit, n_candidates,
             np.concatenate([batch.utr_length for batch in batches]),
+            np.concatenate([batch.n_dropped for batch in batches]),
             np.concatenate([batch.status for batch in batches]), message, self.engine.name,
             change, None if change is None else _interval(change, self.engine.config),
             None if change is None else percentiles(mirnas, change, n_candidates), batches,
@@ -296,7 +303,7 @@ class Scorer:
         return _Batch(
             logit, candidates.take(selection.rows, selection.offsets), selection.offsets,
             scored.cheap_logit[selection.rows], scored.logit, selection.reason, scored.weight, change, contribution,
-            candidates.n_candidates, candidates.status, candidates.utr_length,
+            candidates.n_candidates, candidates.status, candidates.utr_length, candidates.n_dropped,
             [candidates.messages.get(bag) for bag in range(len(candidates))],
         )  # fmt: skip
 
@@ -327,19 +334,28 @@ def percentiles(mirnas: Strings, change: NDArray[np.float32], n_candidates: NDAr
 
 
 def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object], most: int = BATCH_WINDOWS) -> Iterator[list[Pair]]:
-    """Group consecutive pairs before their letters (``most``) or number grow too large to work on together."""
+    """Group consecutive pairs before their letters (``most``) or number grow too large to work on together.
+
+    What was read before a DataError comes before it.
+    """
     group: list[Pair] = []
     windows = 0
-    for pair in pairs:
-        text = utr(pair)
-        length = len(text) if isinstance(text, str) else 0
-        if group and (windows + length > most or len(group) >= BATCH_PAIRS):
-            yield group
-            group, windows = [], 0
-        group.append(pair)
-        windows += length
+    damage = None
+    try:
+        for pair in pairs:
+            text = utr(pair)
+            length = len(text) if isinstance(text, str) else 0
+            if group and (windows + length > most or len(group) >= BATCH_PAIRS):
+                yield group
+                group, windows = [], 0
+            group.append(pair)
+            windows += length
+    except DataError as error:
+        damage = error
     if group:
         yield group
+    if damage is not None:
+        raise damage
 
 
 def usable_threads(threads: int) -> int:

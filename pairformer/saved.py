@@ -59,7 +59,9 @@ def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, di
         config = kind.from_dict(metadata.pop("config"))
         stored = load(model_bytes)
     except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"model must be as {SAVED[kind]}.save wrote it, got {directory}; {error}") from error
+        raise ValueError(
+            f"model must be as {SAVED[kind]}.save wrote it, got {directory}; {type(error).__name__}: {error}"
+        ) from error
     for name, array in stored.items():
         if array.dtype.kind != "f":
             raise ValueError(f"{name} must hold floating-point numbers, got {array.dtype}; in {directory}")

@@ -14,6 +14,7 @@ ESA_MIN = 6
 MIRNA_MAX = 35
 Strings = Sequence[str] | NDArray[np.object_]
 _MIRNA_LETTERS = frozenset("ACGUTacgut")
+_BLANKS = "\n \r\t"
 
 
 def scan(
@@ -99,7 +100,7 @@ def check_strings(name: str, value: object) -> None:
 
 
 def pair_fault(mirna: object, utr: object) -> str | None:
-    """Why a pair cannot be scanned, or None. Any string is a legal UTR."""
+    """Why a pair cannot be scanned, or None. Any string without blanks is a legal UTR."""
     if not isinstance(mirna, str):
         return f"mirna must be a string, got {type(mirna).__name__}"
     if not isinstance(utr, str):
@@ -109,4 +110,7 @@ def pair_fault(mirna: object, utr: object) -> str | None:
     wrong = [(i, letter) for i, letter in enumerate(mirna) if letter not in _MIRNA_LETTERS]
     if wrong:
         return f"mirna must have letters ACGU (or T) only, got {wrong[0][1]!r} at position {wrong[0][0] + 1}"
+    blank = next((letter for letter in _BLANKS if letter in utr), None)
+    if blank is not None:
+        return f"utr must hold no blanks, got {blank!r} at position {utr.index(blank) + 1}; pass ''.join(utr.split())"
     return None

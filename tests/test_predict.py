@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import pairformer
 from pairformer import testing
@@ -230,6 +232,41 @@ def test_rewritten_model_is_read_again(tmp_path, model, rng, monkeypatch):
     assert pairformer.predict(LET7, utr, model=model.name).logit == pytest.approx(first + 1, abs=0.01)
 
 
+@pytest.mark.parametrize("settings", [("ieee", None), (None, "medium"), ("tf32", None)], ids=str)
+def test_float32_is_float32(model, rng, settings):
+    """PyTorch's settings changed the logits, or a mixture of old and new ones was an error; they stay as they are."""
+    backends, (general, matmul) = torch.backends, settings
+    given = [LET7] * 3, [testing.random_rna(rng, 200) for _ in range(3)]
+    expected = pairformer.predict(*given, model=model, engine="torch")
+    before = torch.get_float32_matmul_precision()
+    try:
+        if general:
+            backends.fp32_precision = general
+        if matmul:
+            torch.set_float32_matmul_precision(matmul)
+        asked = [backends.fp32_precision, backends.mkldnn.matmul.fp32_precision, backends.cudnn.conv.fp32_precision]
+        found = pairformer.predict(*given, model=model, engine="torch")
+        assert [backends.fp32_precision, backends.mkldnn.matmul.fp32_precision,
+                backends.cudnn.conv.fp32_precision] == asked  # fmt: skip
+    finally:
+        backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(found.logit, expected.logit)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.sites, other.sites)
+
+
+def test_predictions_cross_processes(model, rng):
+    """What a pool of processes returns must be picklable."""
+    found = pairformer.predict([LET7, "N", LET7.lower()], [testing.random_rna(rng, 90) + "n"] * 3, model=model)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.message == found.message
+    np.testing.assert_array_equal(again.logit, found.logit)
+    for one, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one.sites, other.sites)
+        assert [one.draw(i) for i in range(len(one.sites))] == [other.draw(i) for i in range(len(other.sites))]
+
+
 @pytest.mark.parametrize("k_max", [1, 2, 7, 1000])
 def test_weight_is_the_change_when_a_site_is_left_out(model, rng, k_max):
     utr = testing.random_rna(rng, 120)
@@ -390,7 +427,7 @@ def test_scan_command(command, files, monkeypatch):
     assert starts == list(wanted)
     monkeypatch.setattr("pairformer.cli.ROWS", 7)
     assert command("scan", LET7, "utrs.fa.gz", "--esa-min", 8)[1] == out
-    assert "mirnas.fa:3: bad: mirna must have letters" in command("scan", "mirnas.fa", "ACGU")[2]
+    assert command("scan", "mirnas.fa", "utrs.fa.gz")[2].count("mirnas.fa:3: bad: mirna must have letters") == 1
 
 
 def _text(path):
@@ -423,16 +460,48 @@ def test_nothing_asked(command, files):
     assert err.startswith("0 pairs, 0 invalid, ")
 
 
-def test_a_protein_is_named(command, files):
-    """A UTR without 40 known letters in a row is scored as empty, and the first of them is named."""
-    protein = "MKVLATEF" * 10
-    (files / "p.fa").write_text(f">short\nMKV\n>p1\n{protein}\n>p2\n{protein}\n>u\n{'C' * 50}\n")
+def test_letters_passed_over_are_told(command, files, rng, model):
+    """Gaps of an alignment, or a protein, took windows away and nothing said so."""
+    utr = testing.random_rna(rng, 100)
+    (files / "p.fa").write_text(f">short\nMKV\n>gap\n{utr[:50]}-{utr[50:]}\n>p2\n{'MKVLATEF' * 10}\n>u\n{'C' * 50}\n")
     code, out, err = command("predict", LET7, "p.fa")
     assert code == 0
     status = [row[PAIR_HEADER.index("status")] for row in cells(out)[1:]]
-    assert status == ["no_window", "no_candidate", "no_candidate", "no_candidate"]
-    assert err.splitlines()[0] == "UTR p1 has no 40 letters ACGUT in a row, so no candidate"
-    assert len(err.splitlines()) == 2
+    assert status == ["no_window", "ok", "no_candidate", "no_candidate"]
+    told, summary = err.splitlines()
+    assert told == ("p.fa:3: UTR gap: 40 windows hold letters outside ACGU and were passed over; pairs like this: 2")
+    assert summary.startswith("4 pairs, 0 invalid")
+    found = pairformer.predict([LET7] * 3, [f"{utr[:50]}-{utr[50:]}", utr, f"{utr[:50]} {utr[50:]}"], model=model)
+    assert found.n_dropped.tolist() == [40, 0, 0]
+    assert found[0].n_dropped == 40
+    assert found.message[2] == "utr must hold no blanks, got ' ' at position 51; pass ''.join(utr.split())"
+    (files / "blanks.tsv").write_text(f"mirna_id\tmirna_seq\tutr_id\tutr_seq\nm\t{LET7} \tu\t {utr[:50]} {utr[50:]}\n")
+    assert float(cells(command("predict", "--pairs", "blanks.tsv")[1])[1][5]) == pytest.approx(found.logit[1], rel=1e-5)
+
+
+def test_an_output_takes_its_place_when_it_is_whole(command, files):
+    """A run that failed emptied the results of one before."""
+    for suffix in ("", ".gz"):
+        table, done = files / f"out.tsv{suffix}", ("predict", LET7, "utrs.fa.gz", "-o", f"out.tsv{suffix}")
+        assert command(*done)[0] == 0
+        old = table.read_bytes()
+        assert len(cells((gzip.decompress(old) if suffix else old).decode())) == 4
+        assert not (files / f"out.tsv{suffix}.part").exists()
+        (files / "bad.fa").write_text(f">a\n{'ACGU' * 20}\nACGU>b\n")
+        code, _, err = command("predict", LET7, "bad.fa", "-o", f"out.tsv{suffix}")
+        assert code == 65
+        assert "bad.fa:3: FASTA must have '>' only where a line begins, got 'ACGU>b'" in err
+        assert f"what was written is in {table}.part" in err
+        assert table.read_bytes() == old
+        left = (files / f"out.tsv{suffix}.part").read_bytes()
+        assert len(cells((gzip.decompress(left) if suffix else left).decode())) == 1
+        assert command(*done, "--sites", "none/sites.tsv")[0] == 74
+        assert table.read_bytes() == old
+    (files / "cut.gz").write_bytes(gzip.compress(b">a\nACGU\n>b\nACGU\n", mtime=0)[:-4])
+    assert command("predict", LET7, "cut.gz", "-o", "out.tsv")[0] == 65
+    assert [row[1] for row in cells((files / "out.tsv.part").read_text())[1:]] == ["a"]  # what came before the damage
+    assert command("predict", "mirnas.fa", "utrs.fa.gz", "--strict", "-o", "out.tsv")[0] == 65
+    assert len(cells((files / "out.tsv.part").read_text())) == 7
 
 
 def test_foreign_bytes_in_names(command, files):
@@ -468,16 +537,19 @@ def test_foreign_bytes_in_names(command, files):
         ([LET7, "ACGU", "--threads", "-1"], 2, "--threads"),
         ([LET7, "ACGU", "--engine", "fast"], 2, "'fast' is not one of 'auto', 'native', 'torch'"),
         ([LET7, "ACGU", "--device", "abacus"], 2, "device must be auto, cpu or one PyTorch finds here, got abacus"),
-        ([LET7, "ACGU", "-o", "none/out.tsv"], 2, "output must be a writable file, got none/out.tsv; No such file"),
+        ([LET7, "ACGU", "-o", "none/out.tsv"], 74, "output must be a writable file, got none/out.tsv; No such file"),
         ([LET7, "ACGU", "--sites", "-"], 2, "each output must have a place of its own, got '-' twice"),
         ([LET7, "ACGU", "-o", "a", "--rejects", "./a"], 2, "each output must have a place of its own, got './a' twice"),
+        ([LET7, "ACGU", "-o", "."], 74, "output must be a writable file, got .; Is a directory"),
         ([LET7, "utrs.fa.gz", "-o", "utrs.fa.gz"], 2, "got 'utrs.fa.gz' twice or as an input"),
+        ([LET7, "utrs.fa.gz", "-o", "hard.gz"], 2, "got 'hard.gz' twice or as an input"),
         ([LET7, "ACGU", "-o", "/dev/null", "--sites", "/dev/null"], 0, "1 pairs, 0 invalid"),
     ],
 )
 def test_exit_codes(command, files, arguments, code, message):
     """Among them: a cut gzip file was "interrupted" (130), an output over an input emptied it."""
     (files / "cut.gz").write_bytes(gzip.compress(b">a\nACGU\n")[:-4])
+    (files / "hard.gz").hardlink_to(files / "utrs.fa.gz")
     before = (files / "utrs.fa.gz").read_bytes()
     found, _, err = command("predict", *arguments)
     assert found == code, err
@@ -505,6 +577,14 @@ def typed(*arguments, stdout=subprocess.PIPE, stdin=b""):
         command, input=stdin, stdout=stdout, stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=60, check=False
     )
     return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_standard_input_is_not_overwritten(tmp_path):
+    (tmp_path / "u.fa").write_text(">u\nACGU\n")
+    with (tmp_path / "u.fa").open() as stdin:
+        command = [sys.executable, "-m", "pairformer", "scan", LET7, "-", "-o", str(tmp_path / "u.fa")]
+        assert subprocess.run(command, stdin=stdin, env=ENVIRONMENT, timeout=60, check=False).returncode == 2
+    assert (tmp_path / "u.fa").read_text() == ">u\nACGU\n"
 
 
 def test_typed(model):
