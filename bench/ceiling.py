@@ -60,7 +60,8 @@ def main(folder: Path) -> None:
     for a, b in related:
         _, i, j = np.intersect1d(a.utr_id, b.utr_id, return_indices=True)
         siteless, both, indirect = shares(a.take(i), b.take(j), esa_min)
-        heads = ", ".join(f"{np.mean(r2[p.mirna[0]]):.3f}" for p in (a, b) if p.mirna[0] in r2)
+        asked = [pairs for pairs in (a, b) if pairs.series[0] == "GSE124530"]  # the experiments of fold-change
+        heads = ", ".join(f"{np.mean(r2[pairs.mirna[0]]):.3f}" for pairs in asked)
         print(f"| {a.experiment[0]}, {b.experiment[0]} | {len(i):,}, {siteless:,} | {both:.3f} | {indirect:.3f} | "
               f"{both - indirect:.3f} | {heads} |")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How many seed sites each selector keeps, on all miRAW pairs: python bench/recall.py DATA.
+"""How many seed sites each selector keeps, on all miRAW pairs: python bench/recall.py DATA MODEL.
 
 A site is a place in a UTR whose letters pair with miRNA 2-8 without a wobble (7mer-m8 or 8mer); it is kept where one
 of the selected windows sees the match. "All" is the share of pairs, of those with 1 to K sites, that lose none.
@@ -18,10 +18,10 @@ from pairformer.sites import SEED_TYPES, seed_matches, seed_windows
 PERFECT = "7mer-m8"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, model: str) -> None:
     pairs = load_pairs(folder / PAIRS, folder)
     candidates = pairformer.scan(pairs.mirna, pairs.utr)
-    cheap_logit, keys, _ = NativeEngine.load().model.cheap_scan(candidates)
+    cheap_logit, keys, _ = NativeEngine.load(model).model.cheap_scan(candidates)
     keep = seed_windows(candidates, cheap_logit, recipe("default")[0].keep_seed)
     kind, _, _, anchor = seed_matches(candidates, np.arange(len(cheap_logit)))
     bag = candidates.bag_of()
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
 
     total = sites_per_bag(np.arange(len(bag)))
     print(f"{len(candidates)} pairs, {len(bag)} candidates, {total.sum()} sites in {np.count_nonzero(total)} pairs\n")
-    print("| K | " + " | ".join(f"{v}: sites, all" for v in ("S0", "S1", "S2", "default")) + " |")
+    print("| K | " + " | ".join(f"{v}: sites, all" for v in ("S0", "S1", "S2", "all sites first")) + " |")
     print("|---" * 5 + "|")
     for k_max in (8, 16, 32, 64):
         cells = []
@@ -46,4 +46,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

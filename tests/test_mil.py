@@ -360,6 +360,9 @@ def test_bag_classifier(labelled, k_max):
     from sklearn.model_selection import cross_val_score
 
     bags, labels = labelled
+    for share in (-0.2, 1.0):
+        with pytest.raises(ValueError, match=f"validation must be in .* got {share}"):
+            mil.BagClassifier(validation=share).fit([np.ones((1, 2))] * 2, [0, 1])
     model = mil.BagClassifier(k_max=k_max, epochs=12, learning_rate=3e-3, validation=0.2)
     assert cross_val_score(model, bags, labels, cv=2).mean() > 0.8
     model = clone(model).set_params(epochs=2)

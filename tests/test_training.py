@@ -282,6 +282,38 @@ def test_every_option_acts(trained, part, name):
     assert not torch.equal(trained.usual, trained(replace(TINY, **{part: changed}) if part else changed))
 
 
+@pytest.fixture(scope="module")
+def headed(folder, tmp_path_factory):
+    """Trains the additive heads on a few rows -> weights, by config."""
+    pairs, effects = load_pairs(folder / PAIRS, folder).take(np.arange(60)), load_fold_changes(folder)
+    few = effects.take(np.isin(effects.utr_id, np.unique(effects.utr_id)[:30]))
+
+    def run(config):
+        torch.manual_seed(0)
+        model = PairFormer(ModelConfig(aggregator=AggregatorConfig(kind="none", additive=4)))
+        stage3_aggregate.train_aggregator(
+            model, training.Bags(model, pairs), None, config, tmp_path_factory.mktemp("run"), MoreSources(effects=few)
+        )
+        return torch.cat([value.flatten() for value in model.additives.state_dict().values()])
+
+    return run
+
+
+@pytest.mark.parametrize(("part", "name"), [
+    *(("additive", f.name) for f in fields(StageConfig)),
+    *(("sources", name) for name in ("decoys", "effects", "components")),
+])  # fmt: skip
+def test_every_option_of_the_heads_acts(headed, part, name):
+    usual = TrainConfig(additive=StageConfig(2, 8, 1e-2, 0.1, 0.05, 0.3),
+                        sources=SourceConfig(decoys=1.0, effects=1.0, components=1))  # fmt: skip
+    if not hasattr(headed, "usual"):
+        headed.usual = headed(usual)
+        assert torch.equal(headed.usual, headed(usual))
+    inner = getattr(usual, part)
+    changed = replace(usual, **{part: replace(inner, **{name: other(getattr(inner, name))})})
+    assert not torch.equal(headed.usual, headed(changed))
+
+
 def test_nested_budgets(folder):
     """Tokens at each budget are those a model of that budget selects, cached or not."""
     pairs = load_pairs(folder / PAIRS, folder).take(np.arange(30))

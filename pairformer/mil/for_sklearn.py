@@ -47,12 +47,15 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         """Train on bags ``X`` with labels ``y`` (B,) of two classes.
 
         Raises:
-            ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, or classes are not two.
+            ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, classes are not two, or
+                ``validation`` leaves no bag to train on.
         """
         y = np.asarray(y)
         self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) != 2 or len(y) != len(X):
             raise ValueError(f"y must hold two classes for {len(X)} bags, got {len(self.classes_)} in {len(y)}")
+        if not 0 <= self.validation < 1 or round(self.validation * len(X)) == len(X):
+            raise ValueError(f"validation must be in [0, 1) and leave bags to train on, got {self.validation}")
         filled = [bag for bag in X if len(bag)]
         if not filled:
             raise ValueError("X must hold an instance, got empty bags only")
