@@ -53,7 +53,8 @@ ModelShape shape_of(const py::object& config) {
 std::vector<TokenPart> token_of(const py::object& config) {
   static const std::map<std::string, TokenPart> known = {
       {"embedding", TokenPart::embedding}, {"logit", TokenPart::logit}, {"esa", TokenPart::esa},
-      {"position", TokenPart::position},   {"site", TokenPart::site},   {"context", TokenPart::context}};
+      {"position", TokenPart::position},   {"site", TokenPart::site},   {"context", TokenPart::context},
+      {"duplex", TokenPart::duplex}};
   std::vector<TokenPart> parts;
   for (const auto& name : config.attr("token").cast<std::vector<std::string>>())
     parts.push_back(known.at(name));

@@ -2,6 +2,7 @@
 #include <optional>
 
 #include "arguments.hpp"
+#include "duplex.hpp"
 #include "encode.hpp"
 #include "selector.hpp"
 #include "simhash.hpp"
@@ -132,6 +133,18 @@ py::array_t<float> features(const HeldBatch& held, const py::array& bag, const p
   for (int64_t i = 0; i < windows.count; ++i)
     site_features(SitePair(held.view, windows.bag[i]), windows.start[i], data + i * kSiteFeatures);
   return feature;
+}
+
+py::array_t<float> energies(const HeldBatch& held, const py::array& bag, const py::array& start) {
+  const Windows windows(held.view, bag, start);
+  py::array_t<float> energy(windows.count);
+  float* data = energy.mutable_data();
+  std::optional<Duplexes> duplexes;
+  for (int64_t i = 0; i < windows.count; ++i) {
+    if (i == 0 || windows.bag[i] != windows.bag[i - 1]) duplexes.emplace(SitePair(held.view, windows.bag[i]));
+    data[i] = static_cast<float>(duplexes->energy(windows.start[i])) / 10;
+  }
+  return energy;
 }
 
 py::array_t<float> context(const HeldBatch& held, const py::array& offsets, const py::array& start) {
@@ -317,6 +330,8 @@ PYBIND11_MODULE(_core, m) {
         "batch"_a, "bag"_a, "start"_a);
   m.def("site_features", &features, "Features of windows as sites, (M, 10) float32.", "batch"_a, "bag"_a,
         "start"_a);
+  m.def("duplex_energy", &energies, "Energy of the best duplex of windows, (M,) float32 kcal/mol.", "batch"_a,
+        "bag"_a, "start"_a);
   m.def("site_context", &context, "Features of windows among those of their bag, (M, 3) float32.", "batch"_a,
         "offsets"_a, "start"_a);
   m.def("bag_features", &pair_features, "Features of pairs, (B, 12) float32.", "batch"_a, "n_candidates"_a);

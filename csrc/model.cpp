@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "duplex.hpp"
 #include "parallel.hpp"
 #include "sites.hpp"
 #include "variants.hpp"
@@ -9,10 +10,11 @@
 namespace pairformer {
 namespace {
 
-constexpr int64_t kCheapRows = 128;    // candidates a thread scores at once
-constexpr int64_t kExpensiveRows = 8;  // windows a thread encodes at once
-constexpr int64_t kGroup = 256;        // bags whose tokens exist at once
-constexpr int64_t kSite = padded(kSiteFeatures + kContextFeatures);
+constexpr int64_t kCheapRows = 128;                            // candidates a thread scores at once
+constexpr int64_t kExpensiveRows = 8;                          // windows a thread encodes at once
+constexpr int64_t kGroup = 256;                                // bags whose tokens exist at once
+constexpr int64_t kEnergy = kSiteFeatures + kContextFeatures;  // place of a duplex energy beside the features
+constexpr int64_t kSite = padded(kEnergy + 1);
 
 // Rows first .. first + count - 1 of a bag.
 struct Part {
@@ -126,6 +128,9 @@ void Model::write_token(const Candidates& candidates, int64_t row, const float* 
       case TokenPart::context:
         token = std::copy_n(site + kSiteFeatures, kContextFeatures, token);
         break;
+      case TokenPart::duplex:
+        *token++ = site[kEnergy];
+        break;
     }
   }
 }
@@ -167,7 +172,8 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
   const auto reads = [&](TokenPart part) {
     return std::find(token_.begin(), token_.end(), part) != token_.end();
   };
-  const bool reads_site = additive() || reads(TokenPart::site) || reads(TokenPart::context);
+  const bool reads_energy = reads(TokenPart::duplex);
+  const bool reads_site = additive() || reads(TokenPart::site) || reads(TokenPart::context) || reads_energy;
   const auto members = static_cast<float>(members_);
   const int64_t ld = padded(token_width_), wide = aggregators_.empty() ? 0 : aggregators_[0]->ld();
   for (int64_t begin = 0; begin < candidates.batch.bags; begin += kGroup) {
@@ -190,6 +196,10 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
           site_features(pair, start[i], mine + i * kSite);
         }
         site_context(pair, start.data(), size(order[task]), mine + kSiteFeatures, kSite);
+        if (!reads_energy) return;
+        const Duplexes duplexes(pair);
+        for (int64_t i = 0; i < size(order[task]); ++i)
+          mine[i * kSite + kEnergy] = static_cast<float>(duplexes.energy(start[i])) / 100;
       });
     const Floats token(count * ld);
     const auto parts = parts_of(chosen.offsets, begin, end, kExpensiveRows);

@@ -27,7 +27,7 @@ struct ChosenRows {
   const int64_t* offsets;
 };
 
-enum class TokenPart { embedding, logit, esa, position, site, context };
+enum class TokenPart { embedding, logit, esa, position, site, context, duplex };
 
 // Where aggregate() writes: M chosen rows, B bags.
 struct Aggregated {

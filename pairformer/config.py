@@ -222,8 +222,8 @@ class ModelConfig:
     """Tokens to pair logit."""
     token: tuple[str, ...] = ("embedding", "logit", "esa", "position")
     """Parts of a token, in this order, among "embedding", "logit", "esa", "position", "site" (seed match, local A and
-    U, 3' pairing, distance to both ends, UTR length: ``Candidates.site_features``) and "context" (the nearest other
-    sites selected: ``Candidates.site_context``)."""
+    U, 3' pairing, distance to both ends, UTR length: ``Candidates.site_features``), "context" (the nearest other sites
+    selected: ``Candidates.site_context``) and "duplex" (``Candidates.duplex_energy`` over 10)."""
     esa_min: int = 6
     """Least ESA score of a candidate."""
     keep_seed: str = "none"
@@ -248,7 +248,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token", tuple(self.token))
-        known = ("embedding", "logit", "esa", "position", "site", "context")
+        known = ("embedding", "logit", "esa", "position", "site", "context", "duplex")
         check(
             bool(self.token) and len(set(self.token)) == len(self.token) and set(self.token) <= set(known),
             "token", f"name distinct parts of {known}", self.token,
@@ -451,7 +451,7 @@ def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
     return (
         ModelConfig(
             aggregator=AggregatorConfig(layers=0, additive=32, length_gate=True, members=5),
-            token=("embedding", "logit", "esa", "position", "site", "context"),
+            token=("embedding", "logit", "esa", "position", "site", "context", "duplex"),
             keep_seed="offset 6mer",
         ),
         TrainConfig(

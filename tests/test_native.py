@@ -46,7 +46,7 @@ CONFIGS = {
     ),
     "ensemble": ModelConfig(
         SMALL,
-        token=("context", "logit", "site"),
+        token=("context", "logit", "duplex", "site"),
         keep_seed="6mer",
         empty_logit=-0.25,
         aggregator=AggregatorConfig(width=20, layers=1, hidden=17, additive=33, members=3, length_gate=True),

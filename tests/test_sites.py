@@ -1,5 +1,7 @@
 """Site tables: seed types against hand-worked windows and a slow twin, numbering, drawings."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -211,6 +213,59 @@ def test_site_features_are_the_twin_s(rng, mirna):
     assert (found[:, 4].sum() > 0) == (len(mirna) >= 8)
     rows = np.array([5, 0, 5])
     np.testing.assert_array_equal(candidates.site_features(rows), found[rows])
+
+
+STACKS = {  # kcal/mol: miRNA 5'->3' over window 3'->5'
+    "AA/UU": -0.9, "AU/UA": -1.1, "UA/AU": -1.3, "CU/GA": -2.1, "CA/GU": -2.1, "GU/CA": -2.2, "GA/CU": -2.4,
+    "CG/GC": -2.4, "GG/CC": -3.3, "GC/CG": -3.4, "AG/UU": -0.6, "AU/UG": -1.4, "CG/GU": -1.4, "CU/GG": -2.1,
+    "GG/CU": -1.5, "GU/CG": -2.5, "GA/UU": -1.3, "GG/UU": -0.5, "GU/UG": 1.3, "UA/GU": -1.0, "UG/GU": 0.3,
+}  # fmt: skip
+
+
+def stack(a, b, c, d):
+    """Energy of the pairs a-c and b-d, a before b in the miRNA and c after d in the window; either way round."""
+    return STACKS.get(f"{a}{b}/{c}{d}", STACKS.get(f"{d}{c}/{b}{a}"))
+
+
+def duplex_twin(mirna, window):
+    """Slow twin of Candidates.duplex_energy: every pair after every other."""
+    opposite, best = window[::-1], {}
+    pairs = {"AU", "UA", "CG", "GC", "GU", "UG"}
+    end = lambda i, j: 0.0 if {mirna[i], opposite[j]} == {"C", "G"} else 0.5  # noqa: E731
+    for i, j in itertools.product(range(len(mirna)), range(len(opposite))):
+        if mirna[i] + opposite[j] not in pairs:
+            continue
+        found = [end(i, j)]
+        for p, q in itertools.product(range(i), range(j)):
+            letters = i - p - 1 + j - q - 1
+            if (p, q) in best:
+                found.append(best[p, q] + (
+                    2 + 0.3 * letters + end(p, q) + end(i, j) if letters
+                    else stack(mirna[p], mirna[i], opposite[q], opposite[j])
+                ))  # fmt: skip
+        best[i, j] = min(found)
+    return min([0.0, *(energy + end(*pair) for pair, energy in best.items())])
+
+
+@pytest.mark.parametrize("mirna", [LET7, "ACGUACGUA", "UGAG", "GUGUUGGU", LET7 + "ACGUACGUACGUA", "AAAAAAA"])
+def test_duplex_energies_are_the_twin_s(rng, mirna):
+    utr = testing.random_rna(rng, 40) + complement(mirna) + testing.random_rna(rng, 8) + "G" * 20
+    candidates = pairformer.scan(mirna, utr, esa_min=0)
+    rows = np.arange(0, len(candidates.start), 7)[::-1].copy()
+    found = candidates.duplex_energy(rows)
+    expected = [duplex_twin(mirna, utr[start : start + 40]) for start in candidates.start[rows]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.dtype == np.float32
+    assert found.min() < -5 or len(mirna) < 9
+    np.testing.assert_array_equal(candidates.duplex_energy()[rows], found)
+
+
+def test_energy_of_a_duplex_by_hand():
+    """Seven pairs, a letter on either side, three pairs; and nothing that pairs."""
+    utrs = ["A" * 25 + "GGC" + "A" + "GCCGUCC" + "A" * 4, "A" * 40]
+    candidates = pairformer.scan(["GGACGGC" + "A" + "GCC"] * 2, utrs, esa_min=0)
+    by_hand = -3.3 - 2.4 - 2.2 - 2.4 - 3.3 - 3.4 + (2 + 2 * 0.3) - 3.4 - 3.3  # GG GA AC CG GG GC, loop, GC CC
+    np.testing.assert_allclose(candidates.duplex_energy(), [by_hand, 0], atol=1e-5)
 
 
 def test_bag_features_are_the_twin_s():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -163,7 +164,7 @@ class PairFormer(SavedModule):
         logit: Tensor,
     ) -> Tokens:
         """Tokens of the given rows (M,), bag by bag at ``offsets`` (B + 1,)."""
-        facts = torch.from_numpy(site_facts(candidates, rows, offsets)).to(embedding)
+        facts = torch.from_numpy(site_facts(candidates, rows, offsets, self.config.token)).to(embedding)
         bag = torch.from_numpy(candidates.bag_features()).to(embedding)
         return self.pack(facts, bag, offsets, embedding, logit)
 
@@ -172,12 +173,12 @@ class PairFormer(SavedModule):
         return torch.from_numpy(candidates.encode(rows)).to(self.device)
 
     def pack(self, facts: Tensor, bag: Tensor, offsets: NDArray[np.int64], embedding: Tensor, logit: Tensor) -> Tokens:
-        """Tokens from :func:`site_facts` (M, 15), bag features (B, 12) and what the encoder says."""
-        esa, position, site, context = facts.split((1, 1, SITE_FEATURES, CONTEXT_FEATURES), 1)
+        """Tokens from :func:`site_facts` (M, 16), bag features (B, 12) and what the encoder says."""
+        esa, position, duplex, site, context = facts.split((1, 1, 1, SITE_FEATURES, CONTEXT_FEATURES), 1)
         columns = {"embedding": embedding, "logit": logit[:, None], "esa": esa, "position": position, "site": site,
-                   "context": context}  # fmt: skip
+                   "context": context, "duplex": duplex}  # fmt: skip
         padded, mask = pack_tokens(torch.cat([columns[part] for part in self.config.token], 1), offsets)
-        return Tokens(padded, mask, facts[:, 2:], bag)
+        return Tokens(padded, mask, facts[:, 3:], bag)
 
     def aggregate(self, tokens: Tokens) -> Pooled:
         """Logit, and with an additive head repression and contributions, averaged over the members."""
@@ -241,9 +242,13 @@ class PairFormer(SavedModule):
         return weight
 
 
-def site_facts(candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(M, 15) what no encoder is needed for: ESA score, position, site features, context; see Candidates."""
-    columns = (candidates.esa_score[rows, None], candidates.position[rows, None])
+def site_facts(
+    candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64], token: Collection[str] = ()
+) -> NDArray[np.float32]:
+    """(M, 16) what no encoder is needed for: ESA score, position, duplex energy over 10, or 0 where it is not in
+    ``token``, site features, context; see Candidates."""
+    energy = candidates.duplex_energy(rows) / 10 if "duplex" in token else np.zeros(len(rows), np.float32)
+    columns = (candidates.esa_score[rows, None], candidates.position[rows, None], energy[:, None])
     return np.hstack(
         [*columns, candidates.site_features(rows), candidates.site_context(rows, offsets)], dtype=np.float32
     )

@@ -26,7 +26,7 @@ SCORED = 64  # bags scored at once
 READ = 1024  # pairs of an experiment scanned at once
 LEAST_SEED = "offset 6mer"  # of the sites an additive head is trained on
 NOTHING_MORE = MoreSources()
-UNCENTRED = 0.5  # weight of an experiment without others to centre its genes by
+ALONE = 0.5  # weight of an experiment that is the only one of its laboratory here
 
 
 def train_aggregator(
@@ -189,7 +189,8 @@ class Bags:
         self._native = NativeEngine.of(model).model
         cheap_logit, keys, _ = self._native.cheap_scan(self.candidates, threads=torch.get_num_threads())
         self._selected = {k: model.select(self.candidates, cheap_logit, keys, k) for k in (None, *budgets)}
-        self._facts = {k: torch.from_numpy(site_facts(self.candidates, chosen.rows, chosen.offsets))
+        token = model.config.token
+        self._facts = {k: torch.from_numpy(site_facts(self.candidates, chosen.rows, chosen.offsets, token))
                        for k, chosen in self._selected.items()}  # fmt: skip
         self._bag = torch.from_numpy(self.candidates.bag_features())
         self._read = np.unique(np.concatenate([selection.rows for selection in self._selected.values()]))
@@ -287,7 +288,7 @@ def read_seed_sites(pairs: Pairs, esa_min: int) -> SeedSites:
         none = np.zeros(len(candidates.start), np.float32)
         rows = np.flatnonzero(seed_windows(candidates, none, LEAST_SEED))  # type: ignore[arg-type]
         offsets = np.searchsorted(rows, candidates.offsets)
-        sites.append(site_facts(candidates, rows, offsets)[:, 2:])
+        sites.append(site_facts(candidates, rows, offsets)[:, 3:])
         bags.append(candidates.bag_features())
         counts.append(np.diff(offsets))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
@@ -313,5 +314,5 @@ def read_experiments(effects: FoldChanges | None, esa_min: int, components: int 
     shared = {series for series in set(effects.series) if len(set(effects.experiment[effects.series == series])) > 1}
     for name in np.unique(centred.experiment):
         genes = centred.take(centred.experiment == name)
-        weight = 1.0 if genes.series[0] in shared else UNCENTRED
+        weight = 1.0 if genes.series[0] in shared else ALONE
         yield Experiment(read_seed_sites(genes, esa_min), torch.from_numpy(genes.label), weight)
