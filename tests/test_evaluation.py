@@ -220,6 +220,13 @@ def test_seed_sites_by_hand():
     assert scores["seed_score"] == pytest.approx([0.31])
     assert scores["seed_score_au"] == pytest.approx([0.31 * 0.5 / 0.55])
     assert scores["utr_length"].tolist() == [68]
+    candidates = scan(one.mirna, one.utr, esa_min=0)
+    energies = candidates.duplex_energy()[np.isin(candidates.start, [0, 20, 28])]
+    assert len(energies) == 3
+    assert scores["duplex"] == pytest.approx([-energies.min()])
+    assert baselines.untrained_scores(one.take(np.arange(0)))["duplex"].shape == (0,)
+    foreign = replace(one, utr=np.array(["N" * 50 + one.utr[0][:39]], object))
+    assert baselines.untrained_scores(foreign)["duplex"].tolist() == [0]
     assert scores["mirna_au"] == pytest.approx([14 / 22])
 
 
@@ -321,7 +328,7 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     pooled = {f"encoder_{name}" for name in ("max", "mean", "top_mean", "softmax", "log_sum_exp", "noisy_or")}
     assert set(scores) == pooled | {
         "look_up", "mirna_prior", "gene_prior", "mirna_and_gene_prior", "with_site_prior", "length_and_n", "seed_score",
-        "seed_score_au", "mirna_au", "utr_length", "deep_sets", "gated_attention", "pair-former"}  # fmt: skip
+        "seed_score_au", "duplex", "mirna_au", "utr_length", "deep_sets", "gated_attention", "pair-former"}  # fmt: skip
     assert scores["look_up"]["metrics"]["roc_auc"]["mean"] == 1
     assert scores["look_up"]["metrics"]["f1_validation"]["mean"] == 1
     assert report["logit_scale"] > 0

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pairformer.bags import Candidates
+from pairformer import _core
+from pairformer.bags import WINDOW, Candidates
 from pairformer.data import Pairs, Sites
 from pairformer.models.pair_former import EXPENSIVE_CHUNK, chunks
 from pairformer.scan import Strings, scan
@@ -20,6 +21,8 @@ Scores = dict[str, NDArray[np.floating]]
 SEED_WEIGHTS = {"8mer": 0.31, "7mer-m8": 0.161, "7mer-A1": 0.099, "6mer": 0.03, "offset 6mer": 0.015}
 MEAN_AU = 0.55
 FLANK = 30  # nt on either side of a site whose A and U are counted
+DUPLEX_STEP = 20  # nt from one window to the next
+DUPLEX_PAIRS = 1024  # pairs worked on at once
 TOP = 8
 _COMPLEMENT = str.maketrans("ACGUacguTt", "UGCAUGCAAA")
 
@@ -56,9 +59,13 @@ def untrained_scores(pairs: Pairs) -> Scores:
 
     Returns:
         seed_score: sum of ``SEED_WEIGHTS`` over all seed matches; seed_score_au: each weighted by the share of A and
-        U in the ``FLANK`` nt on either side over ``MEAN_AU``; mirna_au: share of A and U in the miRNA; utr_length: nt.
+        U in the ``FLANK`` nt on either side over ``MEAN_AU``; duplex: kcal/mol below 0 of the best duplex
+        (``Candidates.duplex_energy``) with a window, of those that begin every ``DUPLEX_STEP`` nt and the last;
+        mirna_au: share of A and U in the miRNA; utr_length: nt.
     """
     plain, weighted = np.zeros(len(pairs)), np.zeros(len(pairs))
+    parts = np.split(np.arange(len(pairs)), range(DUPLEX_PAIRS, len(pairs), DUPLEX_PAIRS))
+    energies = [_duplex(pairs.take(rows)) for rows in parts]
     for row, (mirna, utr) in enumerate(zip(pairs.mirna, pairs.utr, strict=True)):
         for start, end, kind in seed_sites(mirna, utr):
             flank = utr[max(0, start - FLANK) : start] + utr[end : end + FLANK]
@@ -67,9 +74,23 @@ def untrained_scores(pairs: Pairs) -> Scores:
     return {
         "seed_score": plain,
         "seed_score_au": weighted,
+        "duplex": np.concatenate(energies),
         "mirna_au": np.array([_share_of_au(mirna) for mirna in pairs.mirna]),
         "utr_length": np.array([len(utr) for utr in pairs.utr], float),
     }
+
+
+def _duplex(pairs: Pairs) -> NDArray[np.float64]:
+    number, best = np.arange(len(pairs), dtype=np.int32), np.zeros(len(pairs))
+    batch = _core.PairBatch(list(pairs.mirna), list(pairs.utr), number, number, 1)
+    found = []
+    for bag, utr in enumerate(pairs.utr):
+        last = len(utr) - WINDOW
+        starts = [*range(0, last, DUPLEX_STEP), last] if last >= 0 else []
+        found += [(bag, start) for start in starts if not set(utr[start : start + WINDOW]) - set("ACGU")]
+    rows, start = np.array(found, np.int64).reshape(-1, 2).T.copy()
+    np.maximum.at(best, rows, -_core.duplex_energy(batch, rows, start.astype(np.int32)))
+    return best
 
 
 def seed_sites(mirna: str, utr: str) -> Iterator[tuple[int, int, str]]:
