@@ -135,15 +135,23 @@ py::array_t<float> features(const HeldBatch& held, const py::array& bag, const p
   return feature;
 }
 
-py::array_t<float> energies(const HeldBatch& held, const py::array& bag, const py::array& start) {
+py::array_t<float> energies(const HeldBatch& held, const py::array& bag, const py::array& start,
+                            int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
   const Windows windows(held.view, bag, start);
   py::array_t<float> energy(windows.count);
-  float* data = energy.mutable_data();
-  std::optional<Duplexes> duplexes;
-  for (int64_t i = 0; i < windows.count; ++i) {
-    if (i == 0 || windows.bag[i] != windows.bag[i - 1]) duplexes.emplace(SitePair(held.view, windows.bag[i]));
-    data[i] = static_cast<float>(duplexes->energy(windows.start[i])) / 10;
-  }
+  float* const data = energy.mutable_data();
+  constexpr int64_t kWindowsPerTask = 256;
+  const py::gil_scoped_release unlocked;
+  parallel_for((windows.count + kWindowsPerTask - 1) / kWindowsPerTask, threads, [&](int64_t task) {
+    const int64_t first = task * kWindowsPerTask, end = std::min(windows.count, first + kWindowsPerTask);
+    std::optional<Duplexes> duplexes;
+    for (int64_t i = first; i < end; ++i) {
+      if (i == first || windows.bag[i] != windows.bag[i - 1])
+        duplexes.emplace(SitePair(held.view, windows.bag[i]));
+      data[i] = static_cast<float>(duplexes->energy(windows.start[i])) / 10;
+    }
+  });
   return energy;
 }
 
@@ -331,7 +339,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("site_features", &features, "Features of windows as sites, (M, 10) float32.", "batch"_a, "bag"_a,
         "start"_a);
   m.def("duplex_energy", &energies, "Energy of the best duplex of windows, (M,) float32 kcal/mol.", "batch"_a,
-        "bag"_a, "start"_a);
+        "bag"_a, "start"_a, "threads"_a);
   m.def("site_context", &context, "Features of windows among those of their bag, (M, 3) float32.", "batch"_a,
         "offsets"_a, "start"_a);
   m.def("bag_features", &pair_features, "Features of pairs, (B, 12) float32.", "batch"_a, "n_candidates"_a);

@@ -97,11 +97,12 @@ class Candidates:
         bag, start, _ = self._rows(rows)
         return _core.site_features(self.batch, bag, start)
 
-    def duplex_energy(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def duplex_energy(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.float32]:
         """How strongly the whole miRNA can pair with the windows, whatever the register.
 
         Args:
             rows: (M,) int64 row numbers, any order; None for all.
+            threads: 0 for all this process may use.
 
         Returns:
             (M,) kcal/mol of the best duplex, 0 for none: stacks as Turner 2004, GU among them; between two helices a
@@ -110,7 +111,7 @@ class Candidates:
         Source: Rehmsmeier et al., RNA 2004 (RNAhybrid); Mathews et al., PNAS 2004 (stacks). Loops are simplified.
         """
         bag, start, _ = self._rows(rows)
-        return _core.duplex_energy(self.batch, bag, start)
+        return _core.duplex_energy(self.batch, bag, start, threads)
 
     def site_context(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the windows are beside the others that were selected with them.

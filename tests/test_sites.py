@@ -257,7 +257,7 @@ def test_duplex_energies_are_the_twin_s(rng, mirna):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found.dtype == np.float32
     assert found.min() < -5 or len(mirna) < 9
-    np.testing.assert_array_equal(candidates.duplex_energy()[rows], found)
+    np.testing.assert_array_equal(candidates.duplex_energy(threads=2)[rows], found)
 
 
 def test_energy_of_a_duplex_by_hand():

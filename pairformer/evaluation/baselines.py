@@ -89,7 +89,7 @@ def _duplex(pairs: Pairs) -> NDArray[np.float64]:
         starts = [*range(0, last, DUPLEX_STEP), last] if last >= 0 else []
         found += [(bag, start) for start in starts if not set(utr[start : start + WINDOW]) - set("ACGU")]
     rows, start = np.array(found, np.int64).reshape(-1, 2).T.copy()
-    np.maximum.at(best, rows, -_core.duplex_energy(batch, rows, start.astype(np.int32)))
+    np.maximum.at(best, rows, -_core.duplex_energy(batch, rows, start.astype(np.int32), 1))
     return best
 
 
