@@ -307,6 +307,7 @@ def test_shipped_weights():
         assert f"**{paper.metadata['held_out']['means']['pair-former'][metric]:.3f}**" in card
     trained_on = paper.metadata["trained_on"] | {"clash": 8193, "clash_original": 42460, "effects": 172153}
     assert default.metadata["trained_on"] == trained_on
+    assert default.metadata["train"] == json.loads(json.dumps(dataclasses.asdict(recipe("default")[1])))
     held_out = default.metadata["held_out"]
     assert default.config.logit_scale == held_out["rewired"]["logit_scale"]
     for name in ("effect_scale", "effect_interval", "effect_widening"):
