@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -72,7 +71,6 @@ STRUCTURE_PROTOCOLS = ("ts0", "ts0-rfam", "synthetic", "bprna-new")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 EXTRAS = {"torch": "torch", "sklearn": "torch", "pyarrow": "fold", "RNA": "fold"}  # what brings which module
-FIGURES = ("pr_auc", "roc_auc", "within_mirna", "spearman", "r2", "auroc_top")  # kept with a calibrated model
 CALIBRATED = ("logit_scale", "effect_scale", "effect_interval", "effect_widening")  # what held-out folds give a model
 
 
@@ -289,6 +287,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     """Train a model on labelled windows and pairs: one stage, or all three."""
     from pairformer import training
     from pairformer.evaluation.protocols import set_aside
+    from pairformer.evaluation.report import read_calibration
 
     if encoders and (sites or stage in ("stage1", "stage2")):
         raise click.UsageError("--encoders takes the place of stages 1 and 2 and of --sites")
@@ -313,7 +312,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         metadata["weights_licence"] = "MIT; the miRAW training data state no licence of their own"
     calibration: dict = {}
     for path in calibrate:
-        protocol, found, means = _read_report(path)
+        protocol, found, means = read_calibration(path, CALIBRATED)
         calibration |= found
         metadata.setdefault("held_out", {})[protocol] = found | {"means": means}
     training.train(
@@ -536,27 +535,6 @@ def select_command(features, out, k_max, scores, coords):
         raise DataError(f"{features}: bags must be readable, got {failed} of {done} that are not; the others are done")
 
 
-def _read_report(path: Path) -> tuple[str, dict, dict]:
-    """Protocol, calibration and mean figures by score of a report.json."""
-    try:
-        report = json.loads(path.read_text())
-        protocol, found = report["protocol"], {name: report[name] for name in CALIBRATED if name in report}
-        scores = {name: score.get("metrics", score) for name, score in report["summary"]["scores"].items()}
-        means = {name: {figure: _rounded(metrics[figure]["mean"]) for figure in FIGURES if figure in metrics}
-                 for name, metrics in scores.items()}  # fmt: skip
-        held_out = report["held_out"]
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{path}:1: report must be as evaluate wrote it, got {type(error).__name__}: {error}"
-        ) from error
-    if not (held_out and found):
-        raise DataError(
-            f"{path}:1: report must be of a model trained on folds whose genes and families were held out, got "
-            f"{protocol}"
-        )
-    return protocol, found, means
-
-
 def _prepared(device: str, threads: int) -> str:
     """The device to train on, with PyTorch's threads set."""
     import torch
@@ -613,7 +591,3 @@ def _records(argument: str, name: str, letters: Collection[str] = "ACGUTNacgutn"
     if argument and set(argument) <= set(letters):
         return iter([Record(name, argument, f"argument {name.upper()}")])
     raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument[:80]!r}; no such file")
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import metrics
+from pairformer.data import DataError
 
 GROUPS = ("identity", "untrained", "pooled", "MIL", "model")
 """Kinds of score, in the order of the table."""
@@ -23,6 +24,9 @@ RANKING = ("pr_auc", "roc_auc")
 
 DECISIONS = ("accuracy", "precision", "recall", "specificity", "npv", "mcc", "brier", "calibration_error")
 """Columns of the second table, figures of probabilities."""
+
+KEPT = ("pr_auc", "roc_auc", "within_mirna", "spearman", "r2", "auroc_top")
+"""Figures kept with a model that a report calibrates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -420,3 +424,32 @@ def _mean(score: dict, metric: str) -> str:
 def _span(figure: dict | None) -> str:
     """mean [low, high]"""
     return "–" if figure is None else f"{number(figure['mean'])} [{number(figure['low'])}, {number(figure['high'])}]"
+
+
+def read_calibration(path: Path, names: Sequence[str]) -> tuple[str, dict, dict]:
+    """Of a report.json the protocol, those of some calibrations that are there, and mean figures by score.
+
+    Raises:
+        DataError: it is no report, or of folds whose genes and families were not held out.
+    """
+    try:
+        report = json.loads(path.read_text())
+        protocol, found = report["protocol"], {name: report[name] for name in names if name in report}
+        scores = {name: score.get("metrics", score) for name, score in report["summary"]["scores"].items()}
+        means = {name: {figure: _rounded(figures[figure]["mean"]) for figure in KEPT if figure in figures}
+                 for name, figures in scores.items()}  # fmt: skip
+        held_out = report["held_out"]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{path}:1: report must be as evaluate wrote it, got {type(error).__name__}: {error}"
+        ) from error
+    if not (held_out and found):
+        raise DataError(
+            f"{path}:1: report must be of a model trained on folds whose genes and families were held out, got "
+            f"{protocol}"
+        )
+    return protocol, found, means
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

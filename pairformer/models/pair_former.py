@@ -247,7 +247,7 @@ def site_facts(
 ) -> NDArray[np.float32]:
     """(M, 16) what no encoder is needed for: ESA score, position, duplex energy over 10, or 0 where it is not in
     ``token``, site features, context; see Candidates."""
-    energy = np.zeros(len(rows), np.float32)
+    energy: NDArray[np.floating] = np.zeros(len(rows), np.float32)
     if "duplex" in token:
         energy = candidates.duplex_energy(rows, torch.get_num_threads()) / 10
     columns = (candidates.esa_score[rows, None], candidates.position[rows, None], energy[:, None])
