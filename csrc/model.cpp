@@ -10,10 +10,11 @@
 namespace pairformer {
 namespace {
 
-constexpr int64_t kCheapRows = 128;                            // candidates a thread scores at once
-constexpr int64_t kExpensiveRows = 8;                          // windows a thread encodes at once
-constexpr int64_t kGroup = 256;                                // bags whose tokens exist at once
-constexpr int64_t kEnergy = kSiteFeatures + kContextFeatures;  // place of a duplex energy beside the features
+constexpr int64_t kCheapRows = 128;    // candidates a thread scores at once
+constexpr int64_t kExpensiveRows = 8;  // windows a thread encodes at once
+constexpr int64_t kGroup = 256;        // bags whose tokens exist at once
+// Of a site's row: features, context, duplex energy.
+constexpr int64_t kEnergy = kSiteFeatures + kContextFeatures;
 constexpr int64_t kSite = padded(kEnergy + 1);
 
 // Rows first .. first + count - 1 of a bag.

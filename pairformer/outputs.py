@@ -151,7 +151,7 @@ def _taking_its_place(path: str) -> Iterator[TextIO]:
     try:
         with (
             raw,
-            _packed(raw, path, "wb") as packed,
+            _packed(raw, place, "wb") as packed,
             io.TextIOWrapper(packed, encoding="utf-8", errors="surrogateescape") as out,
         ):
             yield out
@@ -166,9 +166,9 @@ def _taking_its_place(path: str) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def _packed(raw: IO[bytes], path: str | Path, mode: str) -> Iterator[IO[bytes]]:
+def _packed(raw: IO[bytes], path: Path, mode: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, compressed in one whose name ends in .gz, where equal bytes give equal files."""
-    if str(path).endswith(".gz"):
+    if path.suffix == ".gz":
         with gzip.GzipFile("", mode, fileobj=raw, mtime=0) as packed:
             yield packed  # type: ignore[misc]
     else:

@@ -497,6 +497,10 @@ def test_an_output_takes_its_place_when_it_is_whole(command, files):
         assert len(cells((gzip.decompress(left) if suffix else left).decode())) == 1
         assert command(*done, "--sites", "none/sites.tsv")[0] == 74
         assert table.read_bytes() == old
+    (files / "link.tsv").symlink_to("out.tsv.gz")  # what a link leads to says how it is written
+    assert command("predict", LET7, "utrs.fa.gz", "-o", "link.tsv")[0] == 0
+    assert (files / "out.tsv.gz").read_bytes() == old
+    assert (files / "link.tsv").is_symlink()
     (files / "cut.gz").write_bytes(gzip.compress(b">a\nACGU\n>b\nACGU\n", mtime=0)[:-4])
     assert command("predict", LET7, "cut.gz", "-o", "out.tsv")[0] == 65
     assert [row[1] for row in cells((files / "out.tsv.part").read_text())[1:]] == ["a"]  # what came before the damage
