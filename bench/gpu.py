@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pairformer.kernels import reference, use_kernels
 from pairformer.kernels.axial_attention import axial_attention
 from pairformer.kernels.cheap_scan import CheapScan
+from pairformer.kernels.duplex import duplex_energy
 from pairformer.kernels.esa_scan import DevicePairs, Rows, esa_scan
 from pairformer.kernels.set_attention import ragged_set_attention, set_attention
 
@@ -152,6 +153,19 @@ def cheap(ceiling: dict) -> list[dict]:
             found.append({"form": name, "candidates": n, "ms": ms, "spread": spread, "candidates/s": 1e3 * n / ms,
                           "TFLOP/s": flops / ms / 1e9})  # fmt: skip
     return found
+
+
+def energies(ceiling: dict) -> list[dict]:
+    """Windows a second of the duplex energies of every candidate, device and CPU; equal values."""
+    candidates = pairformer.scan(*testing.heavy_tailed_pairs(random.Random(0), 64, mean=1900))
+    n = len(candidates.start)
+    pairs, rows = DevicePairs.of(candidates.batch, "cuda"), Rows.of(candidates, "cuda")
+    every = torch.arange(n, device="cuda")
+    np.testing.assert_array_equal(duplex_energy(pairs, rows, every).cpu(), candidates.duplex_energy(threads=0))
+    device = device_ms(lambda: duplex_energy(pairs, rows, every))
+    host = wall_ms(lambda: candidates.duplex_energy(threads=0))
+    return [{"form": name, "windows": n, "ms": ms, "spread": spread, "windows/s": 1e3 * n / ms}
+            for name, (ms, spread) in (("duplex_energy", device), ("C++, all cores", host))]  # fmt: skip
 
 
 def scan(ceiling: dict) -> list[dict]:
@@ -299,8 +313,8 @@ def axial(ceiling: dict) -> list[dict]:
 
 
 SECTIONS = {"set attention, forward and backward, bf16": attention, "cheap scan": cheap, "ESA scan": scan,
-            "whole path": pipeline, "stages of 64 pairs": stages, "training step": training,
-            "axial attention, forward and backward, bf16, head width 16": axial}  # fmt: skip
+            "duplex energies": energies, "whole path": pipeline, "stages of 64 pairs": stages,
+            "training step": training, "axial attention, forward and backward, bf16, head width 16": axial}  # fmt: skip
 
 
 def main(out: Path) -> int:

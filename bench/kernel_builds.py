@@ -109,6 +109,7 @@ def call_axial(dtype: torch.dtype, side: int, heads: int, width: int) -> None:
 
 def call_scans() -> None:
     from pairformer.kernels.cheap_scan import CheapScan, windows
+    from pairformer.kernels.duplex import duplex_energy
     from pairformer.kernels.esa_scan import DevicePairs, Rows, esa_scan
 
     from pairformer.models import CheapEncoder
@@ -119,6 +120,7 @@ def call_scans() -> None:
     for embedding in (False, True):
         CheapScan(CheapEncoder(), 2020, "cpu")(pairs, rows, embedding)
     windows(pairs, rows, torch.arange(3), torch.bfloat16)
+    duplex_energy(pairs, rows, torch.arange(3))
 
 
 def main() -> None:

@@ -155,6 +155,19 @@ py::array_t<float> energies(const HeldBatch& held, const py::array& bag, const p
   return energy;
 }
 
+py::tuple duplex_costs() {
+  py::array_t<int16_t> stack({4, 4, 4, 4}), end({4, 4});
+  for (int a = 0; a < 4; ++a)
+    for (int b = 0; b < 4; ++b) {
+      end.mutable_at(a, b) = static_cast<int16_t>(Duplexes::end(a, b));
+      for (int c = 0; c < 4; ++c)
+        for (int d = 0; d < 4; ++d)
+          stack.mutable_at(a, b, c, d) = static_cast<int16_t>(Duplexes::stack(a, b, c, d));
+    }
+  return py::make_tuple(stack, end, int{Duplexes::kFar}, int{Duplexes::kOpenLoop},
+                        int{Duplexes::kLoopLetter});
+}
+
 py::array_t<float> context(const HeldBatch& held, const py::array& offsets, const py::array& start) {
   const PairBatch& batch = held.view;
   const int32_t* starts = checked<int32_t>(start, "start", 1, "(M,)");
@@ -340,6 +353,10 @@ PYBIND11_MODULE(_core, m) {
         "start"_a);
   m.def("duplex_energy", &energies, "Energy of the best duplex of windows, (M,) float32 kcal/mol.", "batch"_a,
         "bag"_a, "start"_a, "threads"_a);
+  m.def("duplex_costs", &duplex_costs,
+        "Tenths of a kcal/mol: stacks by miRNA letter before, miRNA letter, window letter before, window "
+        "letter; ends of helices by miRNA and window letter; of letters that do not pair; to open a loop; of "
+        "a letter in it.");
   m.def("site_context", &context, "Features of windows among those of their bag, (M, 3) float32.", "batch"_a,
         "offsets"_a, "start"_a);
   m.def("bag_features", &pair_features, "Features of pairs, (B, 12) float32.", "batch"_a, "n_candidates"_a);

@@ -8,8 +8,7 @@
 namespace pairformer {
 namespace {
 
-constexpr int kFar = 8000;  // more than any energy, and four of them fit
-constexpr int kOpenLoop = 20, kLoopLetter = 3, kWeakEnd = 5;
+constexpr int kWeakEnd = 5;
 constexpr int kBefore = 32;  // lanes left of the first, always far
 constexpr int kChunk = 8;    // lanes worked on together
 
@@ -24,7 +23,7 @@ constexpr int kStack[6][6] = {{-24, -33, -21, -14, -21, -21}, {-33, -34, -25, -1
                               {-21, -22, -14, -6, -11, -9},   {-21, -24, -13, -10, -9, -13}};
 
 int end_of(int pair) {
-  return pair == kNoPair ? kFar : pair >= kGU ? kWeakEnd : 0;
+  return pair == kNoPair ? Duplexes::kFar : pair >= kGU ? kWeakEnd : 0;
 }
 
 // Numbers of a few neighbouring miRNA letters: a register of any processor.
@@ -66,11 +65,20 @@ Lanes least(Lanes a, Lanes b) {
 // A number for each miRNA letter, and far ones before them.
 struct Column {
   int16_t value[kBefore + Duplexes::kMostLanes];
-  Column() { std::fill(std::begin(value), std::end(value), static_cast<int16_t>(kFar)); }
+  Column() { std::fill(std::begin(value), std::end(value), static_cast<int16_t>(Duplexes::kFar)); }
   int16_t* begin() { return value + kBefore; }
 };
 
 }  // namespace
+
+int Duplexes::stack(int mirna_before, int mirna, int window_before, int window) {
+  const int first = kPair[mirna_before][window_before], next = kPair[window][mirna];
+  return first == kNoPair || next == kNoPair ? kFar : kStack[first][next] - end_of(first);
+}
+
+int Duplexes::end(int mirna, int window) {
+  return end_of(kPair[mirna][window]);
+}
 
 Duplexes::Duplexes(const SitePair& pair) : pair_(pair) {
   const auto n = static_cast<int>(pair.mirna_length);
@@ -78,15 +86,11 @@ Duplexes::Duplexes(const SitePair& pair) : pair_(pair) {
   for (int i = 0; i < lanes_; ++i) place_[i] = static_cast<int16_t>(kLoopLetter * i);
   for (int letter = 0; letter < 4; ++letter) {
     for (int i = 0; i < lanes_; ++i)
-      end_[letter][i] = static_cast<int16_t>(i < n ? end_of(kPair[pair.mirna[i]][letter]) : kFar);
+      end_[letter][i] = static_cast<int16_t>(i < n ? end(pair.mirna[i], letter) : kFar);
     for (int before = 0; before < 4; ++before)
-      for (int i = 0; i < lanes_; ++i) {
-        const int first = i > 0 && i < n ? kPair[pair.mirna[i - 1]][before] : kNoPair;
-        const int next = i < n ? kPair[letter][pair.mirna[i]] : kNoPair;
-        const bool both = first != kNoPair && next != kNoPair;
-        stack_[4 * before + letter][i] =
-            static_cast<int16_t>(both ? kStack[first][next] - end_of(first) : kFar);
-      }
+      for (int i = 0; i < lanes_; ++i)
+        stack_[4 * before + letter][i] = static_cast<int16_t>(
+            i > 0 && i < n ? stack(pair.mirna[i - 1], pair.mirna[i], before, letter) : kFar);
   }
 }
 

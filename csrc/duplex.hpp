@@ -15,6 +15,14 @@ class Duplexes {
   // In tenths of a kcal/mol, 0 for no pair.
   int energy(int32_t window) const;
 
+  // What a pair costs after the pair of the letters before it, less the end that those no longer are.
+  static int stack(int mirna_before, int mirna, int window_before, int window);
+  // What a pair costs as an end of a helix.
+  static int end(int mirna, int window);
+  static constexpr int kOpenLoop = 20, kLoopLetter = 3;
+  // Of letters that do not pair: more than any energy, and four of them fit.
+  static constexpr int kFar = 8000;
+
   static constexpr int kMostLanes = 40;  // miRNA letters, at most 35, in whole registers
 
  private:

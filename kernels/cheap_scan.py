@@ -39,9 +39,9 @@ POOLED = tl.constexpr(13)  # columns of the second convolution
 CHUNK = tl.constexpr(16)  # channels of the first convolution made at once
 TILE = tl.constexpr(32)  # outputs of the heads made at once; bits of a key
 
-_PAIRS = {"mirna": torch.uint8, "mirna_offsets": torch.int64, "utr": torch.uint8, "utr_offsets": torch.int64,
+PAIR_DTYPES = {"mirna": torch.uint8, "mirna_offsets": torch.int64, "utr": torch.uint8, "utr_offsets": torch.int64,
           "bag_mirna": torch.int32, "bag_utr": torch.int32}  # fmt: skip
-_ROWS = {"offsets": torch.int64, "start": torch.int32, "esa_score": torch.uint8, "position": torch.float32,
+ROW_DTYPES = {"offsets": torch.int64, "start": torch.int32, "esa_score": torch.uint8, "position": torch.float32,
          "alignment": torch.int32}  # fmt: skip
 _AS_LONG_AS = {"esa_score": "start", "position": "start", "alignment": "start", "bag_utr": "bag_mirna"}
 
@@ -269,8 +269,8 @@ class CheapScan:
             ValueError: an input is on another device, not contiguous, or not as long as ``start``.
         """
         device = self._tables[0].device
-        sequences = _tensors(pairs, _PAIRS, device)
-        offsets, start, esa_score, position, alignment = _tensors(rows, _ROWS, device)
+        sequences = tensors(pairs, PAIR_DTYPES, device)
+        offsets, start, esa_score, position, alignment = tensors(rows, ROW_DTYPES, device)
         n = len(start)
         logit, keys = torch.empty_like(position), torch.empty_like(start)
         vectors = logit.new_empty(n, self.width) if embedding else None
@@ -305,9 +305,9 @@ def windows(pairs: DevicePairs, rows: Rows, selected: Tensor, dtype: torch.dtype
     Source: TargetNet's layout with the extended seed alignment at columns 5 onwards.
     """
     device = rows.start.device
-    sequences = _tensors(pairs, _PAIRS, device)
-    offsets, start, _, _, alignment = _tensors(rows, _ROWS, device)
-    _check("selected", selected, torch.int64, device)
+    sequences = tensors(pairs, PAIR_DTYPES, device)
+    offsets, start, _, _, alignment = tensors(rows, ROW_DTYPES, device)
+    check("selected", selected, torch.int64, device)
     m, block = len(selected), 16
     out = torch.empty(m, 2 * (GAP.value + 1), COLUMNS.value, dtype=dtype, device=device)
     if m:
@@ -318,17 +318,17 @@ def windows(pairs: DevicePairs, rows: Rows, selected: Tensor, dtype: torch.dtype
     return out
 
 
-def _tensors(source: DevicePairs | Rows, dtypes: dict[str, torch.dtype], device: torch.device) -> list[Tensor]:
+def tensors(source: DevicePairs | Rows, dtypes: dict[str, torch.dtype], device: torch.device) -> list[Tensor]:
     found = {name: getattr(source, name) for name in dtypes}
     for name, values in found.items():
-        _check(name, values, dtypes[name], device)
+        check(name, values, dtypes[name], device)
     for name, other in _AS_LONG_AS.items():
         if name in found and len(found[name]) != len(found[other]):
             raise ValueError(f"{name} must have {len(found[other])} entries as {other}, got {len(found[name])}")
     return list(found.values())
 
 
-def _check(name: str, values: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+def check(name: str, values: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     if values.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {values.dtype}")
     if values.device != device:

@@ -1,7 +1,7 @@
-"""The model of engine "triton": scan and selection in C++, all between and after them on the device.
+"""The model of engine "triton": scan, selection and features of sites in C++, all else on the device.
 
-What crosses the bus is 13 bytes a candidate in, 8 out (logit and key, which the selector reads), and the selected rows.
-One-hot windows are only ever made of those, on the device.
+What crosses the bus is 13 bytes a candidate in, 8 out (logit and key, which the selector reads), and the selected rows
+with what they are as sites. One-hot windows are only ever made of those, on the device.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from pairformer.kernels import use_kernels
 from pairformer.kernels.cheap_scan import CheapScan, windows
+from pairformer.kernels.duplex import duplex_energy
 from pairformer.kernels.esa_scan import DevicePairs, Rows
 from torch import Tensor
 
 from pairformer.bags import Candidates
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import EXPENSIVE_CHUNK, chunks
+from pairformer.models.pair_former import EXPENSIVE_CHUNK, chunks, site_facts
 
 
 class FusedPairFormer(PairFormer):
@@ -52,6 +53,12 @@ class FusedPairFormer(PairFormer):
         for chunk in chunks(len(rows), EXPENSIVE_CHUNK):
             embedding[chunk], logit[chunk] = self.expensive(windows(pairs, moved, selected[chunk], self._dtype))
         return embedding, logit
+
+    def site_facts(self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
+        facts = torch.from_numpy(site_facts(candidates, rows, offsets)).to(self.device)
+        if "duplex" in self.config.token:
+            facts[:, 2] = duplex_energy(*self._moved(candidates), torch.from_numpy(rows).to(self.device)) / 10
+        return facts
 
     def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):

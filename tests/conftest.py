@@ -30,10 +30,11 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def additive_model(tmp_path_factory):
-    """Directory of a small model that predicts fold changes, with random weights."""
+    """Directory of a small model of the default's form, which predicts fold changes, with random weights."""
     place = tmp_path_factory.mktemp("additive_model")
     calibration = {"effect_scale": 2.0, "effect_interval": (-0.5, 0.25), "effect_widening": (1.0, 0.5)}
-    return _saved(place, {"additive": 8, "members": 2}, keep_seed="offset 6mer", **calibration)
+    token = ("embedding", "logit", "esa", "position", "site", "context", "duplex")
+    return _saved(place, {"additive": 8, "members": 2}, token=token, keep_seed="offset 6mer", **calibration)
 
 
 def _saved(directory, aggregator=None, **config):

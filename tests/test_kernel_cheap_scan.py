@@ -17,6 +17,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 cheap_scan = pytest.importorskip("pairformer.kernels.cheap_scan")
+duplex = pytest.importorskip("pairformer.kernels.duplex")
 reference = pytest.importorskip("pairformer.kernels.reference")
 
 RNG_SEED = 2020
@@ -139,6 +140,16 @@ def test_windows_are_those_of_encode(candidates, dtype):
     np.testing.assert_array_equal(found.float().cpu(), candidates.encode(selected))
 
 
+def test_duplex_energies_are_the_candidates(candidates):
+    """Bit for bit, of miRNAs of 1 to 35 letters in one block."""
+    inputs = moved(candidates)
+    selected = np.r_[130, 0, np.arange(1, 131, 2), 0]
+    found = duplex.duplex_energy(*inputs, torch.tensor(selected, device=DEVICE))
+    np.testing.assert_array_equal(found.cpu(), candidates.duplex_energy(selected))
+    assert found.dtype == torch.float32
+    assert len(found.unique()) > 10
+
+
 def test_no_rows(candidates):
     encoder = model_of(CONFIGS["default"]).cheap
     scan = cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)
@@ -148,6 +159,7 @@ def test_no_rows(candidates):
         assert (logit.shape, keys.shape, embedding.shape) == ((0,), (0,), (0, 64))
         selected = torch.empty(0, dtype=torch.int64, device=DEVICE)
         assert cheap_scan.windows(*moved(none), selected).shape == (0, 10, 50)
+        assert duplex.duplex_energy(*moved(none), selected).shape == (0,)
 
 
 def test_wrong_inputs(candidates):
@@ -166,8 +178,9 @@ def test_wrong_inputs(candidates):
     ]:
         with pytest.raises(kind, match=message):
             scan(*bad)
-    with pytest.raises(TypeError, match=r"selected must be torch.int64, got torch.bool"):
-        cheap_scan.windows(pairs, rows, rows.start > 5)
+    for kernel in (cheap_scan.windows, duplex.duplex_energy):
+        with pytest.raises(TypeError, match=r"selected must be torch.int64, got torch.bool"):
+            kernel(pairs, rows, rows.start > 5)
 
 
 @pytest.mark.gpu
@@ -184,3 +197,5 @@ def test_real_size(rng, name):
     selected = np.arange(0, 100_000, 7)
     windows = cheap_scan.windows(*inputs, torch.tensor(selected, device=DEVICE), torch.float16)
     np.testing.assert_array_equal(windows.float().cpu(), some.encode(selected))
+    energy = duplex.duplex_energy(*inputs, torch.tensor(selected, device=DEVICE))
+    np.testing.assert_array_equal(energy.cpu(), some.duplex_energy(selected))

@@ -164,9 +164,13 @@ class PairFormer(SavedModule):
         logit: Tensor,
     ) -> Tokens:
         """Tokens of the given rows (M,), bag by bag at ``offsets`` (B + 1,)."""
-        facts = torch.from_numpy(site_facts(candidates, rows, offsets, self.config.token)).to(embedding)
+        facts = self.site_facts(candidates, rows, offsets)
         bag = torch.from_numpy(candidates.bag_features()).to(embedding)
         return self.pack(facts, bag, offsets, embedding, logit)
+
+    def site_facts(self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
+        """What :func:`site_facts` says of the parts that this model's tokens have."""
+        return torch.from_numpy(site_facts(candidates, rows, offsets, self.config.token)).to(self.device)
 
     def _windows(self, candidates: Candidates, rows) -> Tensor:
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
