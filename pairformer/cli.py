@@ -160,7 +160,7 @@ def cli() -> None:
 @click.option("--explain", is_flag=True, help="Add to each site the logit's change when it is left out.")
 @click.option("--percentile", is_flag=True, help="Rank each pair among those of its miRNA, in the file of --output.")
 @click.option("--prior", type=float, default=0.5, show_default=True, help="Share of repressed pairs you expect.")
-@click.option("--strict", is_flag=True, help="Stop with exit code 65 at the first pair that cannot be scored.")
+@click.option("--strict", is_flag=True, help="Exit code 65 at the first pair that cannot be scored, after its batch.")
 def predict(
     mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, percentile, prior, strict
 ):  # fmt: skip
@@ -184,8 +184,9 @@ def predict(
     site_header = (*SITE_HEADER, *(("contribution",) if additive else ()), *(("weight",) if explain else ()))
     with Progress() as progress, contextlib.ExitStack() as files:
         pair_out = open_table(files, output, about, [*pair_header, *_renamed(extra_columns)])
-        site_out = sites and open_table(files, sites, about, site_header, COORDINATES)
-        reject_out = rejects and open_table(files, rejects, about, ("where", "mirna_id", "utr_id", "message"))
+        site_out = open_table(files, sites, about, site_header, COORDINATES) if sites is not None else None
+        rejected = ("where", "mirna_id", "utr_id", "message")
+        reject_out = open_table(files, rejects, about, rejected) if rejects is not None else None
         told, dropped, holed = False, 0, None
         for group in in_batches(records, lambda record: record.utr):
             predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
@@ -390,7 +391,7 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
         raise click.UsageError(f"--output must end in .jsonl for pairs and probabilities, a line each, got {output}")
     with Progress("sequences") as progress, contextlib.ExitStack() as files:
         out = open_output(files, output)
-        picture, told = svg and open_output(files, svg), False
+        picture, told = open_output(files, svg) if svg is not None else None, False
         write = write_fold_json if written_as.endswith(".jsonl") else write_dot_bracket
         for group in in_batches(records, lambda record: record.sequence, GROUP):
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -475,19 +476,24 @@ def check(holds: bool, name: str, rule: str, value: object) -> None:
         raise ValueError(f"{name} must {rule}, got {value}")
 
 
-def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
+def as_int(name: str, value: Any) -> int:
+    """TypeError for what is none."""
     try:
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
-    check(low <= number <= high, name, f"be in [{low}, {high}]", repr(value))
+
+
+def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
+    check(low <= as_int(name, value) <= high, name, f"be in [{low}, {high}]", repr(value))
 
 
 def check_number(name: str, value: Any) -> None:
-    check(isinstance(value, (int, float)) and math.isfinite(value), name, "be a finite number", repr(value))
+    check(isinstance(value, numbers.Real) and math.isfinite(value), name, "be a finite number", repr(value))
 
 
 def _check_positive(name: str, value: Any, high: float = math.inf) -> None:
+    check_number(name, value)
     rule = "above 0 and finite" if math.isinf(high) else f"in (0, {high:g}]"
     check(0 < value <= high and not math.isinf(value), name, f"be {rule}", repr(value))
 
@@ -497,4 +503,5 @@ def at_least(config: object, name: str, least: int) -> None:
 
 
 def _share(config: object, name: str) -> None:
+    check_number(name, getattr(config, name))
     check(0 <= getattr(config, name) < 1, name, "be in [0, 1)", getattr(config, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -162,7 +163,10 @@ def at_prior(logit: ArrayLike, prior: float) -> NDArray[np.float64]:
 
     Raises:
         ValueError: ``prior`` is not in (0, 1).
+        TypeError: it is no number.
     """
+    if not isinstance(prior, numbers.Real):
+        raise TypeError(f"prior must be a number, got {prior!r}")
     if not 0 < prior < 1:
         raise ValueError(f"prior must be in (0, 1), got {prior}")
     return np.asarray(logit, float) + math.log(prior / (1 - prior))

@@ -42,15 +42,30 @@ class OutputError(click.ClickException):
 
 
 def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
-    """Refuse outputs that would overwrite each other or an input."""
+    """Refuse outputs that would overwrite each other or an input, when they are whole or before."""
     taken = {_identity(0 if path == "-" else path) for path in inputs if path == "-" or (path and os.path.isfile(path))}
     for path in outputs:
-        if path is None or (os.path.exists(path) and not os.path.isfile(path)):  # such as /dev/null
+        if path is None or _is_stream(path):
             continue
-        place = path if path == "-" else _identity(path)
-        if place in taken:
-            raise click.UsageError(f"each output must have a place of its own, got {path!r} twice or as an input")
-        taken.add(place)
+        places = {path} if path == "-" else {_identity(path), _identity(str(_part_of(path)))}
+        if places & taken:
+            raise click.UsageError(
+                "each output must have a place of its own, and PATH.part until it is whole, "
+                f"got {path!r} twice or as an input"
+            )
+        taken |= places
+
+
+def _is_stream(path: str) -> bool:
+    """Whether it is written at once: a device, such as /dev/null, or a pipe; or is no file at all."""
+    path = path or os.curdir
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _part_of(path: str) -> Path:
+    """Where an output is until it is whole."""
+    place = Path(path).resolve()
+    return place.with_name(f"{place.name}.part")
 
 
 def _identity(file: str | int) -> object:
@@ -141,9 +156,10 @@ def open_output(files: contextlib.ExitStack, path: str) -> TextIO:
 
 @contextlib.contextmanager
 def _taking_its_place(path: str) -> Iterator[TextIO]:
-    place = Path(path).resolve()
-    at_once = place.exists() and not place.is_file()  # such as /dev/null
-    part = place if at_once else place.with_name(f"{place.name}.part")
+    at_once = _is_stream(path)
+    # Not resolved: what a pipe's link in /dev/fd leads to has no name.
+    place = Path(path) if at_once else Path(path).resolve()
+    part = place if at_once else _part_of(path)
     try:
         raw = part.open("wb")
     except OSError as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
-from pairformer.config import ModelConfig
+from pairformer.config import ModelConfig, as_int
 from pairformer.data import DataError, as_rna
 from pairformer.engines import load_engine
 from pairformer.metrics import at_prior, sigmoid
@@ -360,8 +360,7 @@ def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object], most: int =
 
 def usable_threads(threads: int) -> int:
     """``threads`` checked, and no more than there are processors: thousands would exhaust the machine."""
-    if not hasattr(threads, "__index__"):
-        raise TypeError(f"threads must be an int, got {threads!r}")
+    threads = as_int("threads", threads)
     if threads < 0:
         raise ValueError(f"threads must be 0 (all) or more, got {threads}")
-    return min(operator.index(threads), _core.available_threads())
+    return min(threads, _core.available_threads())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
+from pairformer.config import as_int
 
 ESA_MIN = 6
 MIRNA_MAX = 35
@@ -51,6 +52,7 @@ def scan(
 
     Source: PAIR-Former sec. 4.1 (ESA of Min et al., TargetNet, 2022); ties as Biopython's pairwise2.
     """
+    esa_min, threads = as_int("esa_min", esa_min), as_int("threads", threads)
     single = isinstance(mirna, str) and isinstance(utr, str)
     mirnas, utrs = broadcast_pairs(mirna, utr)
     messages: dict[int, str] = {}
@@ -93,10 +95,12 @@ def broadcast_pairs(mirna: str | Strings, utr: str | Strings) -> tuple[Strings, 
 
 def check_strings(name: str, value: object) -> None:
     """TypeError for what is neither a string nor a sequence."""
-    if not isinstance(value, (str, Sequence, np.ndarray)) or isinstance(value, (bytes, bytearray)):
-        raise TypeError(
-            f"{name} must be a string or a sequence of strings, got {type(value).__name__}; pass list({name})"
-        )
+    is_bytes = isinstance(value, (bytes, bytearray))
+    if (isinstance(value, np.ndarray) and value.ndim == 1) or (isinstance(value, (str, Sequence)) and not is_bytes):
+        return
+    hint = f"list({name})" if isinstance(value, Iterable) else "its letters"
+    hint = f"{name}.decode()" if is_bytes else f"{name}.ravel()" if isinstance(value, np.ndarray) else hint
+    raise TypeError(f"{name} must be a string or a sequence of strings, got {type(value).__name__}; pass {hint}")
 
 
 def pair_fault(mirna: object, utr: object) -> str | None:

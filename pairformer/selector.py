@@ -10,7 +10,7 @@ import numpy as np
 
 from pairformer import _core
 from pairformer.bags import padded_rows
-from pairformer.config import SelectorConfig
+from pairformer.config import SelectorConfig, as_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class STSelector:
             None if position is None else to_numpy("position", position),
             to_numpy("offsets", offsets),
             self.config,
-            threads,
+            as_int("threads", threads),
             None if keep is None else _marks(to_numpy("keep", keep)),
         )
         return Selection(like(cheap_logit, rows), like(cheap_logit, ends), like(cheap_logit, reason))

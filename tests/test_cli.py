@@ -15,6 +15,7 @@ from pairformer import testing
 from pairformer.cli import main
 from pairformer.models import PairFormer
 from pairformer.outputs import PAIR_HEADER, SITE_HEADER
+from pairformer.saved import WEIGHTS
 
 LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
 
@@ -262,11 +263,15 @@ def test_foreign_bytes_in_names(command, files):
         ([LET7, "ACGU", "--engine", "fast"], 2, "'fast' is not one of 'auto', 'native', 'torch'"),
         ([LET7, "ACGU", "--device", "abacus"], 2, "device must be auto, cpu or one PyTorch finds here, got abacus"),
         ([LET7, "ACGU", "-o", "none/out.tsv"], 74, "output must be a writable file, got none/out.tsv; No such file"),
-        ([LET7, "ACGU", "--sites", "-"], 2, "each output must have a place of its own, got '-' twice"),
-        ([LET7, "ACGU", "-o", "a", "--rejects", "./a"], 2, "each output must have a place of its own, got './a' twice"),
+        ([LET7, "ACGU", "--sites", "-"], 2, "until it is whole, got '-' twice"),
+        ([LET7, "ACGU", "-o", "a", "--rejects", "./a"], 2, "until it is whole, got './a' twice"),
         ([LET7, "ACGU", "-o", "."], 74, "output must be a writable file, got .; Is a directory"),
         ([LET7, "utrs.fa.gz", "-o", "utrs.fa.gz"], 2, "got 'utrs.fa.gz' twice or as an input"),
         ([LET7, "utrs.fa.gz", "-o", "hard.gz"], 2, "got 'hard.gz' twice or as an input"),
+        ([LET7, "ACGU", "-o", "a", "--sites", "a.part"], 2, "got 'a.part' twice or as an input"),
+        ([LET7, "b.part", "-o", "b"], 2, "got 'b' twice or as an input"),
+        ([LET7, "ACGU", "--sites", ""], 74, "output must be a writable file, got"),
+        ([LET7, "ACGU", "--model", WEIGHTS / "fold"], 2, "model must be as PairFormer.save wrote it, got"),
         ([LET7, "ACGU", "-o", "/dev/null", "--sites", "/dev/null"], 0, "1 pairs, 0 invalid"),
     ],
 )
@@ -274,12 +279,14 @@ def test_exit_codes(command, files, arguments, code, message):
     """Among them: a cut gzip file was "interrupted" (130), an output over an input emptied it."""
     (files / "cut.gz").write_bytes(gzip.compress(b">a\nACGU\n")[:-4])
     (files / "hard.gz").hardlink_to(files / "utrs.fa.gz")
+    (files / "b.part").write_text(">b\nACGU\n")
     before = (files / "utrs.fa.gz").read_bytes()
     found, _, err = command("predict", *arguments)
     assert found == code, err
     assert message in err
     assert "Traceback" not in err
     assert (files / "utrs.fa.gz").read_bytes() == before
+    assert (files / "b.part").read_text() == ">b\nACGU\n"
 
 
 def test_help(command):
@@ -321,6 +328,16 @@ def test_typed(model):
         ["mirna", "v", "50", "0", "0.5", "0", "no_candidate"],
     ]
     assert err.startswith("2 pairs, 0 invalid")
+
+
+def test_a_pipe_can_be_an_output():
+    """As in -o >(gzip), whose path leads nowhere that could be opened."""
+    reader, writer = os.pipe()
+    arguments = [sys.executable, "-m", "pairformer", "scan", LET7, "ACGU" * 12, "-o", f"/dev/fd/{writer}"]
+    assert subprocess.run(arguments, pass_fds=[writer], capture_output=True).returncode == 0
+    os.close(writer)
+    with open(reader) as pipe:
+        assert len(cells(pipe.read())) == 10
 
 
 @pytest.mark.parametrize("records", [1, 20_000])

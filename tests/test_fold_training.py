@@ -153,6 +153,9 @@ def test_families_are_held_out(tmp_path, rng, monkeypatch):
 
 def test_the_teacher_does_not_see_them_either(tmp_path, rng, monkeypatch):
     pytest.importorskip("RNA")
+    with pytest.raises(FileNotFoundError):
+        fold.prepare(lambda: tmp_path, tmp_path / "run", 16, CONFIG)
+    assert not (tmp_path / "run").exists()  # it is not taken for a run of these settings
     given = hairpins(rng, 80)
     given = replace(given, family=np.where(np.arange(80) < 8, "", given.family).astype(object))
     monkeypatch.setattr(fold, "load_known", lambda folder, max_length: given)

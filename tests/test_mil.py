@@ -357,12 +357,21 @@ def labelled():
 def test_bag_classifier(labelled, k_max):
     pytest.importorskip("torch")
     from sklearn.base import clone
+    from sklearn.exceptions import NotFittedError
     from sklearn.model_selection import cross_val_score
 
     bags, labels = labelled
     for share in (-0.2, 1.0):
         with pytest.raises(ValueError, match=f"validation must be in .* got {share}"):
             mil.BagClassifier(validation=share).fit([np.ones((1, 2))] * 2, [0, 1])
+    for wrong, message in (([0, np.nan], "y contains NaN"), ([0, 1, 2], "y must hold two classes for 3 bags, got 3")):
+        with pytest.raises(ValueError, match=message):
+            mil.BagClassifier().fit([np.ones((1, 2))] * len(wrong), wrong)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        mil.BagClassifier(batch_size=0).fit([np.ones((1, 2))] * 2, [0, 1])
+    with pytest.raises(NotFittedError):
+        mil.BagClassifier().predict(bags)
+    assert not mil.BagClassifier().__sklearn_tags__().classifier_tags.multi_class
     model = mil.BagClassifier(k_max=k_max, epochs=12, learning_rate=3e-3, validation=0.2)
     assert cross_val_score(model, bags, labels, cv=2).mean() > 0.8
     model = clone(model).set_params(epochs=2)
@@ -404,19 +413,34 @@ def test_select_folder(tmp_path):
     source, out = tmp_path / "features", tmp_path / "out"
     for kind in ("pt_files", "h5_files"):
         (source / kind).mkdir(parents=True)
-    torch.save(torch.from_numpy(features), source / "pt_files" / "slide.1.pt")
+    stored = torch.from_numpy(features).bfloat16().requires_grad_()
+    torch.save(stored, source / "pt_files" / "slide.1.pt")
     with h5py.File(source / "h5_files" / "slide.1.h5", "w") as file:
         file["features"], file["coords"] = features, coords
+        file.create_group("scanner")["name"] = "one"
         file["coords"].attrs["patch_size"] = 256
     (done,) = mil.select_folder(source, out, 8)
+    features = stored.detach().float().numpy()
     expected = mil.STSelector(8).select(np.linalg.norm(features, axis=1), features, coords)
     assert (done.name, done.n) == ("slide.1", 50)
     np.testing.assert_array_equal(done.rows, expected.rows)
     kept = torch.load(out / "pt_files" / "slide.1.pt", weights_only=True)
-    np.testing.assert_array_equal(kept, features[done.rows])
+    assert kept.dtype == torch.bfloat16
+    np.testing.assert_array_equal(kept.float(), features[done.rows])
     with h5py.File(out / "h5_files" / "slide.1.h5") as file:
         np.testing.assert_array_equal(file["coords"], coords[done.rows])
         assert file["coords"].attrs["patch_size"] == 256
+        assert file["scanner"]["name"][()] == b"one"
+
+
+def test_bags_of_one_name_in_two_folders_are_told(tmp_path):
+    for place, name in (("tumour", "a"), ("normal", "a"), ("normal", "b")):
+        (tmp_path / "in" / place).mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "in" / place / f"{name}.npy", np.ones((3, 2), np.float32))
+    a, b = mil.select_folder(tmp_path / "in", tmp_path / "out", 2)
+    assert re.search(r"a\.npy: names must tell bags apart, got .*a\.npy too; rename one", a.message)
+    assert (b.message, len(b.rows)) == (None, 2)
+    assert [path.name for path in (tmp_path / "out").rglob("*.npy")] == ["b.npy"]
 
 
 def test_select_folder_of_arrays(tmp_path):

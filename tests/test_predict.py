@@ -176,6 +176,7 @@ def test_bad_mirna(model, mirna, message):
         ({"k_max": 2.0}, TypeError, r"k_max must be an int, got 2\.0"),
         ({"threads": -1}, ValueError, r"threads must be 0 \(all\) or more, got -1"),
         ({"threads": "2"}, TypeError, "threads must be an int, got '2'"),
+        ({"prior": "0.1"}, TypeError, "prior must be a number, got '0.1'"),
         ({"device": "abacus"}, ValueError, "device must be auto, cpu or one PyTorch finds here, got abacus"),
         ({"device": "meta"}, ValueError, "device must be auto, cpu or one PyTorch finds here, got meta"),
         ({"model": "no/such"}, FileNotFoundError, "model must be default, paper or a directory with .*, got no/such"),

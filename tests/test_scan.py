@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,8 +149,15 @@ def test_errors():
         pairformer.scan([LET7, "ANA"], "ACGU", strict=True)
     with pytest.raises(ValueError, match=r"utr must be as many as mirna \(2\), got 3"):
         pairformer.scan([LET7] * 2, ["A"] * 3)
-    with pytest.raises(TypeError, match="mirna must be a string or a sequence of strings, got int"):
-        pairformer.scan(3, "ACGU")
+    wrong = [(3, "int; pass its letters"), (Path("x.fa"), "Path; pass its letters"),
+             (b"ACGU", r"bytes; pass mirna\.decode\(\)"), (np.array("ACGU"), r"ndarray; pass mirna\.ravel\(\)"),
+             (iter([LET7]), r"iterator; pass list\(mirna\)")]  # fmt: skip
+    for value, hint in wrong:
+        with pytest.raises(TypeError, match=f"mirna must be a string or a sequence of strings, got .*{hint}"):
+            pairformer.scan(value, "ACGU")
+    for name, number in (("esa_min", 6.5), ("threads", "2")):
+        with pytest.raises(TypeError, match=f"{name} must be an int, got {number!r}"):
+            pairformer.scan(LET7, "ACGU", **{name: number})
     with pytest.raises(ValueError, match=r"esa_min must be in 0\.\.10, got 11"):
         pairformer.scan(LET7, "ACGU", 11)
     with pytest.raises(ValueError, match=r"variant must be one of auto, .*portable on this processor, got mmx"):

@@ -257,7 +257,15 @@ def test_duplex_energies_are_the_twin_s(rng, mirna):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found.dtype == np.float32
     assert found.min() < -5 or len(mirna) < 9
-    np.testing.assert_array_equal(candidates.duplex_energy(threads=2)[rows], found)
+
+
+def test_threads_and_order_of_rows_do_not_change_duplex_energies(rng):
+    utrs = [testing.random_rna(rng, length) for length in (700, 300, 900)]
+    candidates = pairformer.scan([testing.random_rna(rng, length) for length in (22, 9, 35)], utrs)
+    one = candidates.duplex_energy()
+    np.testing.assert_array_equal(candidates.duplex_energy(threads=3), one)
+    rows = np.array(rng.sample(range(len(one)), len(one)))
+    np.testing.assert_array_equal(candidates.duplex_energy(rows, threads=2), one[rows])
 
 
 def test_energy_of_a_duplex_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ def select_folder(
     """Prune a folder of bags, bag by bag as the result is read; ``OUT/selection.tsv`` lists bag, row and reason.
 
     Files are ``NAME.pt`` (a tensor), ``NAME.npy`` or ``NAME.h5`` (datasets ``features`` and ``coords``, needs h5py), in
-    the folder or below it, as in CLAM's ``pt_files`` and ``h5_files``. Files of one name are one bag: the first in this
-    order gives the features (n, D), all are written with the same rows, in every dataset of n rows, to the same place
-    below ``out``. An ``.h5`` file or ``COORDS/NAME.npy`` gives the positions; without either features are covered.
+    the folder or below it, as in CLAM's ``pt_files`` and ``h5_files``. Files of one name, one of each kind, are one
+    bag: the first in this order gives the features (n, D), all are written with the same rows, in every dataset of n
+    rows, to the same place below ``out``; groups of an ``.h5`` file are copied. An ``.h5`` file or ``COORDS/NAME.npy``
+    gives the positions; without either features are covered.
 
     Args:
         features: the folder.
@@ -55,8 +57,8 @@ def select_folder(
     instances excite the feature extractor, not which matter.
 
     Yields:
-        Pruned, in the order of names. A bag of which a file is missing or holds something else has a message, with the
-        path, and the others go on.
+        Pruned, in the order of names. A bag of which a file is missing or holds something else, or that has two files
+        of one kind, has a message, with the path, and the others go on.
 
     Raises:
         FileNotFoundError: no bag is found.
@@ -83,6 +85,7 @@ def _pruned(features, out, selector, bags, scores, scorer, coords) -> Iterator[P
         table.write(b"bag\trow\treason\n")
         for name, paths in bags.items():
             try:
+                _check_kinds(paths)
                 stored = {path: _read(path) for path in paths}
                 n, kept = _selected(name, stored, selector, scores, scorer, coords)
             except (ValueError, FileNotFoundError) as error:
@@ -96,9 +99,18 @@ def _pruned(features, out, selector, bags, scores, scorer, coords) -> Iterator[P
             yield Pruned(name, n, kept.rows)
 
 
+def _check_kinds(paths: list[Path]) -> None:
+    """Two bags of one name, in folders of their own, must not be taken for one."""
+    for one, other in pairwise(paths):  # sorted by kind
+        if one.suffix == other.suffix:
+            raise ValueError(f"{other}: names must tell bags apart, got {one} too; rename one of them")
+
+
 def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Selection]:
     """Instances of a bag and what is kept of it; ValueError or FileNotFoundError, with a path, if it cannot be read."""
     first, values = next((path, parts["features"]) for path, parts in stored.items())
+    if first.suffix == ".pt":  # NumPy has no bfloat16
+        values = (values.float() if values.is_floating_point() else values).numpy()
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ValueError(f"{first}: features must be (n, D) floats, got {values.dtype} {values.shape}")
     for path, parts in stored.items():
@@ -122,11 +134,12 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".pt":
             import torch
 
-            return {"features": torch.load(path, map_location="cpu", weights_only=True).numpy()}
+            return {"features": torch.load(path, map_location="cpu", weights_only=True).detach()}
         import h5py
 
         with h5py.File(path) as file:
-            return {"features": file["features"][:], **{name: part[()] for name, part in file.items()}}
+            sets = {name: part[()] for name, part in file.items() if isinstance(part, h5py.Dataset)}
+            return {"features": file["features"][:], **sets}
     except ModuleNotFoundError:
         raise
     except Exception as error:  # each library has exceptions of its own for files that hold something else
@@ -140,13 +153,16 @@ def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
         elif path.suffix == ".pt":
             import torch
 
-            torch.save(torch.from_numpy(parts["features"]), file)
+            torch.save(parts["features"], file)
         else:
             import h5py
 
             with h5py.File(source) as old, h5py.File(file, "w") as new:
-                for name, part in parts.items():
-                    new.create_dataset(name, data=part).attrs.update(old[name].attrs)
+                for name in old:
+                    if name in parts:
+                        new.create_dataset(name, data=parts[name]).attrs.update(old[name].attrs)
+                    else:
+                        old.copy(name, new)
                 new.attrs.update(old.attrs)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import assert_all_finite
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from pairformer.mil.aggregator import SetAggregator
@@ -47,13 +49,16 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         """Train on bags ``X`` with labels ``y`` (B,) of two classes.
 
         Raises:
-            ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, classes are not two, or
-                ``validation`` leaves no bag to train on.
+            ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
+                classes, ``batch_size`` is below 1, or ``validation`` leaves no bag to train on.
         """
         y = np.asarray(y)
+        assert_all_finite(y, input_name="y")
         self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) != 2 or len(y) != len(X):
             raise ValueError(f"y must hold two classes for {len(X)} bags, got {len(self.classes_)} in {len(y)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
         if not 0 <= self.validation < 1 or round(self.validation * len(X)) == len(X):
             raise ValueError(f"validation must be in [0, 1) and leave bags to train on, got {self.validation}")
         filled = [bag for bag in X if len(bag)]
@@ -71,6 +76,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Sequence[NDArray]) -> NDArray[np.float32]:
         """Logits (B,) of the second class."""
+        check_is_fitted(self)
         bags = self._standardised(X)
         parts = [self._logits(bags[part]) for part in chunks(len(bags), self.batch_size)]
         return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
@@ -82,7 +88,13 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Sequence[NDArray]) -> NDArray:
         """(B,) classes."""
-        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+        second = self.decision_function(X) > 0  # first: it says where there are no classes yet
+        return self.classes_[second.astype(int)]
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
 
     def _default(self, width: int) -> nn.Module:
         if self.k_max is None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import selector
+from pairformer.config import as_int
 from pairformer.mil.forms import Form, finite_floats, numpy_of
 from pairformer.selector import is_tensor, like
 
@@ -145,7 +146,7 @@ class Selector(ABC):
         for name in self.needs:
             if getattr(bags, name) is None:
                 raise ValueError(f"{name} must be given for {type(self).__name__}, got None")
-        rows, ends, reason = self._choose(bags, threads)
+        rows, ends, reason = self._choose(bags, as_int("threads", threads))
         return Selection(like(scores, rows), like(scores, ends), like(scores, reason), form)
 
     @abstractmethod

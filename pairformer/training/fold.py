@@ -52,12 +52,12 @@ def prepare(
         ValueError: what is there was made with other settings, or is damaged.
     """
     settings = {name: getattr(config, name) for name in ("rng_seed", "teacher_rows", "validation")}
-    (out / "rows").mkdir(parents=True, exist_ok=True)
-    claim(out / "rows", {"max_length": max_length, **settings})
     path, teacher = out / "rows" / "known.npz", out / "rows" / "teacher.npz"
-    if not path.exists():
+    loaded = None if path.exists() else load_known(folder(), max_length)  # before OUT is taken for this run
+    claim(out / "rows", {"max_length": max_length, **settings})
+    if loaded is not None:
         with whole_file(path) as file:
-            save_structures(load_known(folder(), max_length), file)
+            save_structures(loaded, file)
     known = read_structures(path)
     if not config.teacher_rows:
         return known, None
