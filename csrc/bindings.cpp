@@ -130,6 +130,7 @@ py::array_t<float> features(const HeldBatch& held, const py::array& bag, const p
   const Windows windows(held.view, bag, start);
   py::array_t<float> feature({windows.count, int64_t{kSiteFeatures}});
   float* data = feature.mutable_data();
+  const py::gil_scoped_release unlocked;
   for (int64_t i = 0; i < windows.count; ++i)
     site_features(SitePair(held.view, windows.bag[i]), windows.start[i], data + i * kSiteFeatures);
   return feature;
@@ -175,6 +176,7 @@ py::array_t<float> context(const HeldBatch& held, const py::array& offsets, cons
   check_bags(offsets, "offsets", batch.bags);
   py::array_t<float> feature({static_cast<int64_t>(start.size()), int64_t{kContextFeatures}});
   float* data = feature.mutable_data();
+  const py::gil_scoped_release unlocked;
   for (int64_t bag = 0; bag < batch.bags; ++bag) {
     const int64_t first = ends[bag], end = ends[bag + 1];
     for (int64_t i = first; i < end; ++i) check_window(batch, bag, starts[i]);
@@ -190,6 +192,7 @@ py::array_t<float> pair_features(const HeldBatch& held, const py::array& n_candi
   check_rows(n_candidates, "n_candidates", bags, "batch");
   py::array_t<float> feature({bags, int64_t{kBagFeatures}});
   float* data = feature.mutable_data();
+  const py::gil_scoped_release unlocked;
   for (int64_t bag = 0; bag < bags; ++bag) {
     if (counts[bag] < 0)
       throw py::value_error("n_candidates must be 0 or more, got " + std::to_string(counts[bag]));
