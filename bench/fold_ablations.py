@@ -1,4 +1,4 @@
-"""What recycling, axial attention, the convolution and more data are worth to a structure model, row by row.
+"""What recycling, axial attention, the convolution, each option and more data are worth to a structure model.
 
 Command: python bench/fold_ablations.py DATA OUT [ROW ...]. A trained row is kept in OUT and read the next time. Every
 row learns RNAfold's pair probabilities of sequences up to 40 nt, where attention among all cells can be afforded, and
@@ -37,6 +37,13 @@ class Row:
     """Sequences learnt from."""
     of: str = ""
     """Row whose weights are asked; "": its own."""
+    than: str = "axial attention, convolution, 1 or 2 passes"
+    """Row whose F1 is taken from its own."""
+
+
+def once(**model) -> Row:
+    """Another model, of one pass throughout."""
+    return Row({"passes": 1, **model}, {"most_passes": 1}, than="no recycling")
 
 
 ROWS = {
@@ -44,6 +51,13 @@ ROWS = {
     "the same asked with 1 pass": Row(passes=1, of="axial attention, convolution, 1 or 2 passes"),
     "the same asked with 4 passes": Row(passes=4, of="axial attention, convolution, 1 or 2 passes"),
     "no recycling": Row({"passes": 1}, {"most_passes": 1}),
+    "no recycling, absolute positions": once(distance_buckets=0),
+    "no recycling, letters apart": once(pair_types=False),
+    "no recycling, logits as they are": once(symmetric=False),
+    "no recycling, two classes without a bias": once(final_bias=None),
+    "no recycling, rotary": once(rotary=True),
+    "no recycling, 1 head of 32": once(heads=1),
+    "no recycling, 4 heads of 8": once(heads=4),
     "full attention": Row({"attention": "full"}),
     "separable convolution": Row({"transition": "separable"}),
     "position-wise feed-forward": Row({"transition": "pointwise"}),
@@ -70,9 +84,10 @@ def main(data: Path, out: Path, *names: str) -> None:
     sequences = np.array(list(drawn))[rng.permutation(len(drawn))].tolist()
     asked = rnafold(sequences[:ASKED], THREADS, probabilities=False)
     teacher = rnafold(sequences[ASKED : ASKED + largest], THREADS)
-    reference = None
-    print("| row | parameters | F1 [95 %] | less the first row |\n|---|---|---|---|", flush=True)
-    for name in [next(iter(ROWS)), *(name for name in names or ROWS if name != next(iter(ROWS)))]:
+    scores: dict[str, np.ndarray] = {}
+    print("| row | parameters | F1 [95 %] | less | F1 of |\n|---|---|---|---|---|", flush=True)
+    first, *_ = ROWS
+    for name in dict.fromkeys((first, *(part for row in names or ROWS for part in (ROWS[row].than, row)))):
         row = ROWS[name]
         place = out / (row.of or name).replace(",", "").replace(" ", "-")
         if not (place / "model" / "config.json").exists():
@@ -81,13 +96,14 @@ def main(data: Path, out: Path, *names: str) -> None:
         model = RNAformer.load(place / "model")
         found = pair_probabilities(model, asked.sequence.tolist(), row.passes or model.config.passes, THREADS)
         score = np.array([f1(decode(p, 0.5, min_loop=3), true) for p, true in zip(found, asked.pairs, strict=True)])
-        reference = score if reference is None else reference
+        scores[name] = score
+        reference = scores[row.than]
         drawn_rows = rng.integers(len(score), size=(1000, len(score)))
         low, high = interval(score[drawn_rows].mean(1))
         gain = (score - reference)[drawn_rows].mean(1)
         count = sum(parameter.numel() for parameter in model.parameters())
         print(f"| {name} | {count:,} | {score.mean():.3f} [{low:.3f}, {high:.3f}] | {(score - reference).mean():+.3f} "
-              "[{:+.3f}, {:+.3f}] |".format(*interval(gain)), flush=True)  # fmt: skip
+              "[{:+.3f}, {:+.3f}] | {} |".format(*interval(gain), row.than), flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
