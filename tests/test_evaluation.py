@@ -46,7 +46,8 @@ from pairformer.evaluation.targetnet import WEIGHTS, TargetNet  # noqa: E402
 
 MADE = ("half-split", "deduplicated", "gene-disjoint", "family-disjoint", "both-disjoint", "rewired", "fold-change")
 QUICK = ("--recipe", "paper", "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2,
-         "--stage3.joint-epochs", 1, "--aggregator.width", 16, "--aggregator.layers", 1, "--resamples", 50)  # fmt: skip
+         "--stage3.joint-epochs", 1, "--aggregator.width", 16, "--aggregator.layers", 1, "--resamples", 50,
+         "--expensive.channels", "4,4,8", "--cheap.channels", "4,8")  # fmt: skip
 
 
 def pairs(mirna, utr_id, gene, label):

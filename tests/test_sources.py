@@ -7,6 +7,7 @@ import pytest
 
 from pairformer.config import (
     AggregatorConfig,
+    ExpensiveConfig,
     JointStageConfig,
     ModelConfig,
     SourceConfig,
@@ -35,7 +36,9 @@ from pairformer.models import PairFormer  # noqa: E402
 from pairformer.training import losses, stage1_encoder, stage3_aggregate  # noqa: E402
 from pairformer.training.losses import effect_loss, mirna_weights  # noqa: E402
 
-SMALL = ModelConfig(aggregator=AggregatorConfig(width=16, layers=1, heads=2, hidden=32, dropout=0.0))
+SMALL = ModelConfig(
+    ExpensiveConfig(channels=(8, 8)), aggregator=AggregatorConfig(width=16, layers=1, heads=2, hidden=32, dropout=0.0)
+)
 
 
 def test_heads_learn_from_effects_and_from_decoys(folder, tmp_path):

@@ -332,8 +332,9 @@ def test_nested_budgets(folder):
 
 def test_train_command(folder, tmp_path, command, capsys):
     """Stage by stage as a user types it, then at once, then on tables of their own with the encoders taken over."""
+    small = ("--expensive.channels", "4,4,8", "--cheap.channels", "4,8")
     common = ("--recipe", "paper", "--data", folder, "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2,
-              "--stage3.joint-epochs", 1)  # fmt: skip
+              "--stage3.joint-epochs", 1, *small)  # fmt: skip
     out = tmp_path / "run"
     assert command("train", "stage2", "--out", out, *common) == 66  # stage 1 is missing
     for stage in ("stage1", "stage2", "stage3"):
@@ -358,7 +359,7 @@ def test_train_command(folder, tmp_path, command, capsys):
     report = {"protocol": "made", "held_out": True, "logit_scale": 0.5, "summary": {"scores": scores}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     mine = ("train", "stage3", "--recipe", "paper", "--pairs", tmp_path / "mine.tsv", "--encoders", out / "model",
-            "--stage3.epochs", 2,
+            "--stage3.epochs", 2, *small,
             "--validation", 0.2, "--calibrate", tmp_path / "report.json", "--out", tmp_path / "mine")  # fmt: skip
     assert command(*mine) == 0
     model = PairFormer.load(tmp_path / "mine/model")
