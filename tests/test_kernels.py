@@ -247,7 +247,8 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here():
     found = json.loads(done.stdout)
     assert {name for name, _ in found} == {"_count_rows", "_fill_rows", "_cheap_scan", "_windows", "_energies",
                                            "_forward", "_backward_tile", "_backward_query", "_backward_key",
-                                           "_axial_forward", "_axial_backward_query", "_axial_backward_key"}  # fmt: skip
+                                           "_axial_forward", "_axial_backward_query",
+                                           "_axial_backward_key"}  # fmt: skip
     for name, needs in found:
         assert needs["spills"] <= 256, name  # bytes, in backward passes with a bias; the tuner has smaller blocks too
         assert needs["shared"] <= 99 * 1024, name  # what a program has on the smallest of the chips
