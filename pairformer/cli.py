@@ -510,7 +510,7 @@ def audit(a, b, data, disjoint):
     found = overlap(*(load_pairs(path, folder, labelled=False) for path in (a, b)))
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
     click.echo("\n".join(found.lines(*names)))
-    broken = found.violations(disjoint.split(",")) if disjoint else []
+    broken = found.violations(disjoint.replace(" ", "").split(",")) if disjoint else []
     if broken:
         raise DataError(f"{b}: table must share nothing by {disjoint} with {a}, got {'; '.join(broken)}")
 
