@@ -28,8 +28,7 @@ class FoldConfig:
     """"axial": along rows, then along columns. "full": one attention among all cells of the square, whose cost grows
     with the fourth power of the length."""
     transition: str = "conv3"
-    """"conv3": two 3x3 convolutions, 90 % of the published form's parameters. "separable": to the hidden width cell by
-    cell, a 3x3 convolution of each channel, and back cell by cell. "pointwise": cell by cell alone."""
+    """"conv3": two 3x3 convolutions, 90 % of the published form's parameters. "pointwise": cell by cell."""
     expand: int = 4
     """Hidden width of the transition over the latent's."""
     dropout: float = 0.1
@@ -42,8 +41,6 @@ class FoldConfig:
     them one distance each, the others growing with it; 0: absolute positions, as published."""
     pair_types: bool = False
     """Whether each of the 25 combinations of two letters has an embedding of its own."""
-    rotary: bool = False
-    """Whether queries and keys are turned by their position along the attended line; heads must have an even width."""
     symmetric: bool = False
     """Whether logits are averaged with their transpose."""
     final_bias: float | None = None
@@ -71,15 +68,12 @@ class FoldConfig:
         check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
         at_least(self, "distance_buckets", 0)
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
-        for name, known in (("attention", ("axial", "full")), ("transition", ("conv3", "separable", "pointwise"))):
+        for name, known in (("attention", ("axial", "full")), ("transition", ("conv3", "pointwise"))):
             check(getattr(self, name) in known, name, f"be one of {', '.join(known)}", repr(getattr(self, name)))
-        check(self.attention == "axial" or not self.rotary, "rotary", "be off with full attention", self.rotary)
         check(0 <= self.dropout < 1, "dropout", "be in [0, 1)", self.dropout)
         check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
         check(self.distance_buckets <= self.max_length, "distance_buckets",
               f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
-        even = self.width // self.heads % 2 == 0
-        check(even or not self.rotary, "heads", "have an even width with rotary", self.width // self.heads)
         check(self.final_bias is None or math.isfinite(self.final_bias), "final_bias", "be None or finite",
               self.final_bias)  # fmt: skip
 

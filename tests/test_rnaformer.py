@@ -19,8 +19,7 @@ from pairformer.models.rnaformer import (  # noqa: E402
 )
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
-IMPROVED = {"symmetric": True, "distance_buckets": 6, "pair_types": True, "rotary": True, "transition": "separable",
-            "expand": 2, "final_bias": -4.0}  # fmt: skip
+IMPROVED = {"symmetric": True, "distance_buckets": 6, "pair_types": True, "expand": 2, "final_bias": -4.0}
 FORMS = [{}, IMPROVED]
 PLAIN = {"attention": "full", "transition": "pointwise", "distance_buckets": 6}
 
@@ -165,21 +164,6 @@ def test_symmetric_logits_are_the_mean_of_both_triangles():
     torch.testing.assert_close(symmetric(tokens, lengths, passes=1), (plain + plain.transpose(1, 2)) / 2)
 
 
-@pytest.mark.parametrize("axis", ["row", "column"])
-def test_rotary_sees_distances_alone(axis):
-    """Scores of a line do not change when its positions move on together; those of a shifted key do."""
-    made = model(rotary=True)
-    attention = made.blocks[0].row if axis == "row" else made.blocks[0].column
-    qkv = []
-    attention.attention = lambda given, *_: qkv.append(given) or given[:, :, :, 0]
-    attention(torch.randn(16).expand(1, 6, 6, 16), torch.tensor([6]))
-    line = qkv[0][0, 0] if axis == "row" else qkv[0][0, :, 0]  # (L, 3, H, D), all cells alike before they are turned
-    score = torch.einsum("qhd,khd->hqk", line[:, 0], line[:, 1])
-    torch.testing.assert_close(score[:, :-1, :-1], score[:, 1:, 1:])
-    assert (score[:, 0, 0] - score[:, 0, 1]).abs().max() > 1e-2
-    torch.testing.assert_close(line[:, 2], line[:1, 2].expand(6, -1, -1))
-
-
 def test_distance_buckets():
     distance = torch.arange(-600, 601)
     bucket = distance_bucket(distance, 8, 500)
@@ -237,7 +221,7 @@ def test_no_lengths_mean_no_padding(changes, fused):
 
 def test_the_fused_kernel_changes_nothing():
     pytest.importorskip("triton")
-    made, (tokens, lengths) = model(layers=1, rotary=True), batch(4, 2, side=5)
+    made, (tokens, lengths) = model(layers=1), batch(4, 2, side=5)
 
     def outcome():
         logit = made(tokens, lengths, passes=1)
@@ -313,12 +297,10 @@ def test_loss_of_nothing_is_zero():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"heads": 3}, "heads must divide the width 64, got 3"),
     ({"layers": 0}, "layers must be in"),
-    ({"transition": "mlp"}, "transition must be one of conv3, separable, pointwise, got 'mlp'"),
-    ({"attention": "full", "rotary": True}, "rotary must be off with full attention"),
+    ({"transition": "mlp"}, "transition must be one of conv3, pointwise, got 'mlp'"),
     ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ({"distance_buckets": 1}, "distance_buckets must be 0 or 2 and more, got 1"),
     ({"distance_buckets": 501}, "distance_buckets must not exceed max_length 500, got 501"),
-    ({"width": 12, "rotary": True}, "heads must have an even width with rotary, got 3"),
     ({"final_bias": math.inf}, "final_bias must be None or finite, got inf"),
 ])  # fmt: skip
 def test_wrong_configs(changes, message):

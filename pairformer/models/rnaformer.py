@@ -65,7 +65,7 @@ class AxialAttention(nn.Module):
 
     def __init__(self, config: FoldConfig, axis: str) -> None:
         super().__init__()
-        self.axis, self.heads, self.rotary = axis, config.heads, config.rotary
+        self.axis, self.heads = axis, config.heads
         self.norm = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
@@ -73,8 +73,6 @@ class AxialAttention(nn.Module):
     def forward(self, latent: Tensor, lengths: Tensor | None) -> Tensor:
         """latent (B, L, L, W), lengths (B,) or None for no padding -> (B, L, L, W)."""
         qkv = self.qkv(self.norm(latent)).unflatten(3, (3, self.heads, -1))  # (B, L, L, 3, H, W / H)
-        if self.rotary:
-            qkv = _rotated(qkv, self.axis)
         return self.out(self.attention(qkv, self.axis, lengths).flatten(3))
 
 
@@ -111,18 +109,14 @@ class Transition(nn.Module):
     def __init__(self, config: FoldConfig) -> None:
         super().__init__()
         hidden = config.width * config.expand
-        separable = config.transition == "separable"
         kernel, padding = (3, 1) if config.transition == "conv3" else (1, 0)
         self.norm = SquareNorm(config.width)
         self.enter = nn.Conv2d(config.width, hidden, kernel, padding=padding)
-        self.each = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if separable else None
         self.out = nn.Conv2d(hidden, config.width, kernel, padding=padding)
 
     def forward(self, latent: Tensor, past: Tensor | None) -> Tensor:
         """latent (B, L, L, W), past (B, L, L, 1) True = padding or None for none -> (B, L, L, W)."""
         x = self.enter(self.norm(latent, past).permute(0, 3, 1, 2))  # (B, hidden, L, L)
-        if self.each is not None:
-            x = self.each(_without(x, past))
         return self.out(_without(F.silu(x), past)).permute(0, 2, 3, 1)
 
 
@@ -391,15 +385,3 @@ def _of_one_length(length: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         rows = np.flatnonzero(length == size)
         count = max(1, CELLS // max(1, int(size) ** 2))
         yield from np.split(rows, range(count, len(rows), count))
-
-
-def _rotated(qkv: Tensor, axis: str) -> Tensor:
-    """Queries and keys (B, L, L, 3, H, D) turned by their integer position along the axis, head by head."""
-    side, half = qkv.shape[1], qkv.shape[5] // 2
-    speed = 10_000 ** (-torch.arange(half, device=qkv.device) / half)
-    angle = torch.arange(side, device=qkv.device)[:, None] * speed  # (L, D / 2)
-    angle = angle[None, :, None, None] if axis == "row" else angle[:, None, None, None]  # over j or i
-    cos, sin = angle.cos().to(qkv.dtype), angle.sin().to(qkv.dtype)
-    turned, value = qkv.split((2, 1), 3)
-    a, b = turned.chunk(2, 5)
-    return torch.cat([torch.cat([a * cos - b * sin, a * sin + b * cos], 5), value], 3)
