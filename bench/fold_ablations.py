@@ -93,7 +93,8 @@ def main(data: Path, out: Path, *names: str) -> None:
             train_fold(known, taught, place, *configs(row), threads=THREADS)
         model = RNAformer.load(place / "model")
         found = pair_probabilities(model, asked.sequence.tolist(), row.passes or model.config.passes, THREADS)
-        score = np.array([f1(decode(p, 0.5, min_loop=3), true) for p, true in zip(found, asked.pairs, strict=True)])
+        pairs = (decode(p, 0.5, "matching", min_loop=3) for p in found)
+        score = np.array([f1(one, true) for one, true in zip(pairs, asked.pairs, strict=True)])
         scores[name] = score
         reference = scores[row.than]
         drawn_rows = rng.integers(len(score), size=(1000, len(score)))

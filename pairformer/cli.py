@@ -371,7 +371,7 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
 @click.option("--model", default="fold", show_default=True, help="Name, or directory of a saved model.")
 @click.option("--passes", type=click.IntRange(1), help="Over the stack; else the model's own number.")
 @click.option("--threshold", type=click.FloatRange(0.001, 1), help="Of a pair's probability; else the model's own.")
-@click.option("--method", type=click.Choice(METHODS), default="matching", show_default=True,
+@click.option("--method", type=click.Choice(METHODS), default="nested", show_default=True,
               help="raw: a base can have several pairs; the dot-bracket shows one.")  # fmt: skip
 @click.option("--min-loop", type=click.IntRange(0), default=3, show_default=True, help="Fewest bases inside a pair.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")

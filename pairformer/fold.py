@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.config import check
-from pairformer.folding import METHODS, dot_bracket, matching
+from pairformer.folding import METHODS, dot_bracket, drawn
 from pairformer.predict import in_batches, usable_threads
 from pairformer.scan import check_strings
 
@@ -33,7 +33,7 @@ class Fold:
     """(N, 2) base pairs, i < j, in ascending order."""
     structure: str
     """Dot-bracket of L letters, by :func:`pairformer.folding.dot_bracket`; with method "raw" of the pairs that
-    "matching" would draw. Pairs beyond 30 kinds of brackets are left out."""
+    "nested" would draw. Pairs beyond 30 kinds of brackets are left out."""
     unpaired: NDArray[np.float32]
     """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1."""
     possible: NDArray[np.int64]
@@ -80,7 +80,7 @@ def fold(
     model: str | Path = "fold",
     passes: int | None = None,
     threshold: float | None = None,
-    method: str = "matching",
+    method: str = "nested",
     min_loop: int = 3,
     device: str = "auto",
     threads: int = 0,
@@ -109,7 +109,7 @@ def fold(
         TypeError: ``sequence`` is neither a string nor a sequence, or a setting is of another kind.
         FileNotFoundError: no such model.
 
-    Source: RNAformer (arXiv 2307.10073), inference; windows and matching are not published.
+    Source: RNAformer (arXiv 2307.10073), inference; windows and nested pairs are not published.
     """
     check_strings("sequence", sequence)
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
@@ -129,7 +129,7 @@ class Folder:
         model: str | Path = "fold",
         passes: int | None = None,
         threshold: float | None = None,
-        method: str = "matching",
+        method: str = "nested",
         min_loop: int = 3,
         device: str = "auto",
         threads: int = 0,
@@ -187,11 +187,12 @@ class Folder:
         probability = band[band >= FAINT]
         i, ahead = np.nonzero(band)
         sums = np.bincount(i, band[i, ahead], len(sequence)) + np.bincount(i + ahead, band[i, ahead], len(sequence))
-        drawn = (probability > self.config.threshold) & (np.diff(possible)[:, 0] > self.min_loop)
-        matched = matching(possible[drawn], probability[drawn])
+        threshold = self.config.threshold
+        above = (probability > threshold) & (np.diff(possible)[:, 0] > self.min_loop)
+        pairs = drawn(possible[above], probability[above], threshold, self.method)
+        once = drawn(possible[above], probability[above], threshold, "nested") if self.method == "raw" else pairs
         return Fold(
-            sequence, matched if self.method == "matching" else possible[drawn],
-            dot_bracket(matched, len(sequence), skip=True),
+            sequence, pairs, dot_bracket(once, len(sequence), skip=True),
             np.clip(1 - sums, 0, 1).astype(np.float32), possible, probability,
         )  # fmt: skip
 

@@ -12,22 +12,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from pairformer.config import check
 
-METHODS = ("matching", "raw")
+METHODS = ("nested", "matching", "raw")
 OPENING = "([{<" + string.ascii_uppercase
 CLOSING = ")]}>" + string.ascii_lowercase
 
 
 def decode(
-    probability: ArrayLike, threshold: float = 0.5, method: str = "matching", min_loop: int = 0
+    probability: ArrayLike, threshold: float = 0.5, method: str = "nested", min_loop: int = 0
 ) -> NDArray[np.int64]:
     """Base pairs of a matrix of pair probabilities.
 
     Args:
         probability: (L, L) in [0, 1]; averaged with its transpose, the diagonal has no meaning.
         threshold: A pair's probability is above this.
-        method: "matching": each base pairs at most once; the most probable pair first, of equals that with the
-            smaller i, then j. Greedy, so half the greatest possible sum of probabilities at the least. "raw": every
-            pair above the threshold, as published; a base can then have several.
+        method: "nested": each base pairs at most once; the pairs without crossings whose probabilities less the
+            threshold have the greatest sum, then, of bases left over, pairs above (1 + threshold) / 2 as "matching"
+            takes them: what crosses has to be sure. "matching": the most probable pair first, of equals that with the
+            smaller i, then j. "raw": every pair above the threshold, as published; a base can then have several.
         min_loop: Least number of bases between two that pair; 0 as in the published targets, 3 for what can fold.
 
     Returns:
@@ -36,7 +37,7 @@ def decode(
     Raises:
         ValueError: the matrix is not square or a value not a probability, or the method is unknown.
 
-    Source: RNAformer (arXiv 2307.10073), inference; the matching is not published.
+    Source: RNAformer (arXiv 2307.10073), inference, for "raw"; Nussinov et al., SIAM J Appl Math 1978, for "nested".
     """
     values = np.asarray(probability, np.float64)
     check(values.ndim == 2 and values.shape[0] == values.shape[1], "probability", "have shape (L, L)", values.shape)
@@ -46,7 +47,7 @@ def decode(
     check(min_loop >= 0, "min_loop", "be 0 or more", min_loop)
     values = (values + values.T) / 2
     pairs = np.argwhere(np.triu(values > threshold, 1 + min_loop))
-    return _sorted(pairs) if method == "raw" else matching(pairs, values[tuple(pairs.T)])
+    return drawn(pairs, values[tuple(pairs.T)], threshold, method)
 
 
 def dot_bracket(pairs: ArrayLike, length: int, skip: bool = False) -> str:
@@ -138,7 +139,54 @@ def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, 
     return _found(one, other, slip), len(one), _found(other, one, slip), len(other)
 
 
-def matching(pairs: NDArray[np.int64], value: NDArray) -> NDArray[np.int64]:
+def drawn(pairs: NDArray[np.int64], value: NDArray, threshold: float, method: str) -> NDArray[np.int64]:
+    """Of pairs (N, 2) above a threshold, in ascending order, those that a method of :func:`decode` keeps."""
+    if method == "raw":
+        return _sorted(pairs)
+    if method == "matching":
+        return _matching(pairs, value)
+    value = value.astype(np.float64)
+    chosen = _nested(pairs, value - threshold)
+    rest = ~np.isin(pairs, pairs[chosen]).any(1) & (value > (1 + threshold) / 2)
+    return _sorted(np.concatenate([pairs[chosen], _matching(pairs[rest], value[rest])]))
+
+
+def _nested(pairs: NDArray[np.int64], gain: NDArray[np.float64]) -> list[int]:
+    """Row numbers of the pairs, none of which cross or share a base, with the greatest sum of gains, all above 0."""
+    bases, place = np.unique(pairs, return_inverse=True)
+    count, place = len(bases), place.reshape(-1, 2)  # bases that can pair, numbered through
+    last, begin = place[:, 1], np.searchsorted(place[:, 0], np.arange(count + 1))
+    reach = int((last - place[:, 0]).max(initial=0))
+    best = np.zeros((count + 2, reach + 1))  # [a, n]: of the n bases from a on
+    total = np.zeros(count + 2)  # of all from a on
+    for a in range(count - 1, -1, -1):
+        best[a, 1:], total[a] = best[a + 1, :-1], total[a + 1]
+        for row in range(begin[a], begin[a + 1]):
+            size = last[row] - a + 1  # bases from a to its partner
+            inner = gain[row] + best[a + 1, size - 2]
+            np.maximum(best[a, size:], inner + best[last[row] + 1, : reach + 1 - size], out=best[a, size:])
+            total[a] = max(total[a], inner + total[last[row] + 1])
+
+    def most(a: int, n: int) -> float:
+        return best[a, n] if n <= reach else total[a]
+
+    chosen, left = [], [(0, count)]
+    while left:
+        a, n = left.pop()
+        while n > 0 and most(a, n) == most(a + 1, n - 1):
+            a, n = a + 1, n - 1
+        if n > 0:  # a's partner is that of the first pair that gives the sum
+            sizes = ((row, int(last[row]) - a + 1) for row in range(begin[a], begin[a + 1]))
+            row, size = next(
+                (row, size) for row, size in sizes
+                if size <= n and gain[row] + best[a + 1, size - 2] + most(a + size, n - size) == most(a, n)
+            )  # fmt: skip
+            chosen.append(row)
+            left += [(a + 1, size - 2), (a + size, n - size)]
+    return chosen
+
+
+def _matching(pairs: NDArray[np.int64], value: NDArray) -> NDArray[np.int64]:
     """Of pairs in ascending order the best, then the best whose bases are free, and so on."""
     taken: set[int] = set()
     chosen = []

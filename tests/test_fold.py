@@ -133,7 +133,7 @@ def test_more_crossings_than_brackets_are_left_undrawn(place):
     ({"passes": 0}, "passes must be in"),
     ({"threshold": 0.0}, "threshold must be in"),
     ({"threshold": 2.0}, "threshold must be in"),
-    ({"method": "best"}, "method must be one of matching, raw, got 'best'"),
+    ({"method": "best"}, "method must be one of nested, matching, raw, got 'best'"),
     ({"min_loop": -1}, "min_loop must be an int, 0 or more, got -1"),
     ({"min_loop": 2.5}, "min_loop must be an int, 0 or more, got 2.5"),
     ({"threshold": "a"}, "threshold must be a finite number, got 'a'"),

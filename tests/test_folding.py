@@ -49,13 +49,69 @@ def matching_by_hand(probability, threshold, min_loop):
 @given(matrices(), st.sampled_from([0.0, 0.25, 0.5]), st.integers(0, 3))
 @settings(deadline=None)
 def test_matching_takes_the_best_free_pair_again_and_again(probability, threshold, min_loop):
-    pairs = decode(probability, threshold, min_loop=min_loop)
+    pairs = decode(probability, threshold, "matching", min_loop)
     assert pairs.dtype == np.int64
     assert pairs.flags.c_contiguous
     assert pairs.shape[1:] == (2,)
     assert list(map(tuple, pairs)) == matching_by_hand(probability, threshold, min_loop)
     assert len(np.unique(pairs)) == pairs.size
-    np.testing.assert_array_equal(pairs, decode(probability.T, threshold, min_loop=min_loop))
+    np.testing.assert_array_equal(pairs, decode(probability.T, threshold, "matching", min_loop))
+
+
+def nested_sum(pairs, gain):
+    """Slow twin: the greatest sum of gains of pairs that neither cross nor share a base."""
+    if not pairs:
+        return 0.0
+    (i, j), rest = pairs[0], list(zip(pairs[1:], gain[1:], strict=True))
+    without = nested_sum(pairs[1:], gain[1:])
+    fits = [(pair, g) for pair, g in rest if {i, j}.isdisjoint(pair) and (i < pair[0] < j) == (i < pair[1] < j)]
+    return max(without, gain[0] + nested_sum([pair for pair, _ in fits], [g for _, g in fits]))
+
+
+def gain_of(pairs, both, threshold):
+    return [both[pair] - threshold for pair in pairs]
+
+
+@given(matrices(7), st.sampled_from([0.0, 0.25, 0.5]), st.integers(0, 3))
+@settings(deadline=None)
+def test_nested_pairs_have_the_greatest_sum(probability, threshold, min_loop):
+    """One that crosses may be there too, if it is sure."""
+    both = (probability + probability.T) / 2
+    pairs = [tuple(pair) for pair in np.argwhere(np.triu(both > threshold, 1 + min_loop)).tolist()]
+    found = [tuple(pair) for pair in decode(probability, threshold, min_loop=min_loop).tolist()]
+    assert found == sorted(set(found) & set(pairs))
+    assert len(np.unique(found)) == 2 * len(found)
+    greatest = nested_sum(pairs, gain_of(pairs, both, threshold))
+    assert nested_sum(found, gain_of(found, both, threshold)) == pytest.approx(greatest)
+    unsure = [pair for pair in found if both[pair] <= (1 + threshold) / 2]
+    assert not any(one[0] < other[0] < one[1] < other[1] for one, other in itertools.permutations(unsure, 2))
+
+
+def test_nested_pairs_of_many_hairpins():
+    """Far more bases than the longest pair spans: the best of each part."""
+    rng = np.random.default_rng(0)
+    both, greatest = np.zeros((120, 120)), 0.0
+    for begin in range(0, 120, 8):
+        part = np.triu(rng.random((8, 8)) * (rng.random((8, 8)) < 0.4), 1)
+        both[begin : begin + 8, begin : begin + 8] = part + part.T
+        pairs = [tuple(pair) for pair in np.argwhere(part > 0.25).tolist()]
+        greatest += nested_sum(pairs, gain_of(pairs, part, 0.25))
+    found = [tuple(pair) for pair in decode(both, 0.25).tolist()]
+    assert len(found) > 15
+    parts = [[pair for pair in found if pair[0] // 8 == part] for part in range(15)]
+    assert sum(nested_sum(part, gain_of(part, both, 0.25)) for part in parts) == pytest.approx(greatest)
+
+
+def test_what_crosses_has_to_be_sure():
+    probability = np.zeros((20, 20))
+    for i, j, p in ((0, 12, 0.6), (1, 11, 0.6), (5, 17, 0.7), (6, 16, 0.74), (7, 15, 0.76)):
+        probability[i, j] = probability[j, i] = p
+    assert decode(probability, 0.5).tolist() == [[5, 17], [6, 16], [7, 15]]
+    for i, j in ((2, 10), (3, 9)):
+        probability[i, j] = probability[j, i] = 0.95
+    assert decode(probability, 0.5).tolist() == [[0, 12], [1, 11], [2, 10], [3, 9], [7, 15]]
+    greedy = [[0, 12], [1, 11], [2, 10], [3, 9], [5, 17], [6, 16], [7, 15]]
+    assert decode(probability, 0.5, "matching").tolist() == greedy
 
 
 @given(matrices(), st.integers(0, 3))
@@ -71,7 +127,8 @@ def test_a_base_keeps_its_best_partner():
     probability = np.zeros((6, 6))
     probability[0, 5], probability[1, 5], probability[1, 4] = 1.0, 1.0, 1.0
     probability[5, 0], probability[5, 1], probability[4, 1] = 0.8, 0.9, 0.2
-    assert decode(probability).tolist() == [[1, 5]]
+    assert decode(probability, method="matching").tolist() == [[1, 5]]
+    assert decode(probability).tolist() == [[0, 5], [1, 4]]  # together more above 0.5 than (1, 5) is
     assert decode(probability, method="raw").tolist() == [[0, 5], [1, 4], [1, 5]]
     assert decode(probability, threshold=0.95, method="raw").tolist() == []
 
@@ -80,7 +137,7 @@ def test_a_base_keeps_its_best_partner():
     ({"probability": np.zeros((2, 3))}, r"probability must have shape \(L, L\), got \(2, 3\)"),
     ({"probability": np.full((2, 2), np.nan)}, r"probability must be in \[0, 1\], got"),
     ({"probability": np.full((2, 2), 1.5)}, r"probability must be in \[0, 1\], got"),
-    ({"method": "best"}, "method must be one of matching, raw, got 'best'"),
+    ({"method": "best"}, "method must be one of nested, matching, raw, got 'best'"),
     ({"min_loop": -1}, "min_loop must be 0 or more, got -1"),
 ])  # fmt: skip
 def test_wrong_matrices(change, message):
