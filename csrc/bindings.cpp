@@ -1,5 +1,6 @@
 // The Python face of the extension: checks arrays, releases the GIL, calls plain C++.
 #include <optional>
+#include <vector>
 
 #include "arguments.hpp"
 #include "duplex.hpp"
@@ -95,19 +96,20 @@ py::array aligned(const HeldBatch& held, const py::array& bag, const py::array& 
   return text;
 }
 
-// Bags and window starts, checked against the batch they point into.
+// Bags and window starts, checked against the batch they point into; copies, which no other thread changes.
 struct Windows {
-  const int64_t* bag;
-  const int32_t* start;
+  std::vector<int64_t> bag;
+  std::vector<int32_t> start;
   int64_t count;
 
-  Windows(const PairBatch& batch, const py::array& bags, const py::array& starts)
-      : bag(checked<int64_t>(bags, "bag", 1, "(M,)")),
-        start(checked<int32_t>(starts, "start", 1, "(M,)")),
-        count(bags.size()) {
+  Windows(const PairBatch& batch, const py::array& bags, const py::array& starts) : count(bags.size()) {
+    const int64_t* const first_bag = checked<int64_t>(bags, "bag", 1, "(M,)");
+    const int32_t* const first_start = checked<int32_t>(starts, "start", 1, "(M,)");
     if (starts.size() != count)
       throw py::value_error("start must have one entry per bag, got " + std::to_string(starts.size()) +
                             " for " + std::to_string(count));
+    bag.assign(first_bag, first_bag + count);
+    start.assign(first_start, first_start + count);
     for (int64_t i = 0; i < count; ++i) check_window(batch, bag[i], start[i]);
   }
 };
@@ -176,7 +178,6 @@ py::array_t<float> context(const HeldBatch& held, const py::array& offsets, cons
   check_bags(offsets, "offsets", batch.bags);
   py::array_t<float> feature({static_cast<int64_t>(start.size()), int64_t{kContextFeatures}});
   float* data = feature.mutable_data();
-  const py::gil_scoped_release unlocked;
   for (int64_t bag = 0; bag < batch.bags; ++bag) {
     const int64_t first = ends[bag], end = ends[bag + 1];
     for (int64_t i = first; i < end; ++i) check_window(batch, bag, starts[i]);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -489,13 +488,13 @@ def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    check(isinstance(value, numbers.Real) and math.isfinite(value), name, "be a finite number", repr(value))
+    check(isinstance(value, (int, float)) and math.isfinite(value), name, "be a finite number", repr(value))
 
 
 def _check_positive(name: str, value: Any, high: float = math.inf) -> None:
     check_number(name, value)
     rule = "above 0 and finite" if math.isinf(high) else f"in (0, {high:g}]"
-    check(0 < value <= high and not math.isinf(value), name, f"be {rule}", repr(value))
+    check(0 < value <= high, name, f"be {rule}", repr(value))
 
 
 def at_least(config: object, name: str, least: int) -> None:

@@ -48,7 +48,7 @@ def scan(
     Raises:
         ValueError: an invalid pair (single strings, or ``strict``), lists of different length, or
             ``esa_min`` out of range.
-        TypeError: ``mirna`` or ``utr`` is neither a string nor a sequence.
+        TypeError: ``mirna`` or ``utr`` is neither a string nor a sequence, or a number is no int.
 
     Source: PAIR-Former sec. 4.1 (ESA of Min et al., TargetNet, 2022); ties as Biopython's pairwise2.
     """

@@ -7,7 +7,7 @@ import pytest
 
 import pairformer
 from pairformer import testing
-from pairformer.engines import NativeEngine, TritonEngine
+from pairformer.engines import NativeEngine, TorchEngine, TritonEngine
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -42,6 +42,18 @@ def test_half_precision_follows_selection(additive_model, rng):
     )
     assert found.repression is not None
     assert found.repression.dtype == found.pair_logit.dtype == np.float32
+
+
+def test_facts_of_sites_are_the_models(additive_model, rng):
+    candidates = pairformer.scan([testing.random_rna(rng, n) for n in (22, 9)], [testing.random_rna(rng, 70)] * 2)
+    rows = np.arange(0, len(candidates.start), 2)
+    offsets = np.searchsorted(rows, candidates.offsets)
+    fused, plain = (
+        engine.load(additive_model).model.site_facts(candidates, rows, offsets).cpu()
+        for engine in (TritonEngine, TorchEngine)
+    )
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=0)
+    assert (plain[:, 2] < -0.1).any()
 
 
 def test_predictions_name_the_engine(additive_model, rng):

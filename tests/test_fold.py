@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pairformer
-from pairformer.folding import dot_bracket, f1, pairs_of
+from pairformer.folding import decode, dot_bracket, f1, pairs_of
 
 torch = pytest.importorskip("torch")
 from pairformer.fold import Folder  # noqa: E402
@@ -106,6 +106,16 @@ def test_letters(place):
     for wrong in (None, b"ACGU", 7):
         with pytest.raises(TypeError, match="sequence must be a string or a sequence of strings"):
             pairformer.fold(wrong, model=place)
+
+
+@pytest.mark.parametrize("method", ["nested", "matching", "raw"])
+def test_pairs_are_those_that_decode_draws(place, rng, method):
+    sequence, drawn = random_rna(rng, 40), []
+    for threshold in np.quantile(pairformer.fold(sequence, model=place).probability, (0.2, 0.5, 0.95)).tolist():
+        found = pairformer.fold(sequence, model=place, method=method, threshold=threshold)
+        np.testing.assert_array_equal(found.pairs, decode(found.matrix(), threshold, method, min_loop=3))
+        drawn.append(len(found.pairs))
+    assert drawn[0] > drawn[2]
 
 
 def test_raw_draws_every_pair_above_the_threshold(place, rng):

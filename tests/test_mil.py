@@ -369,8 +369,11 @@ def test_bag_classifier(labelled, k_max):
             mil.BagClassifier().fit([np.ones((1, 2))] * len(wrong), wrong)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         mil.BagClassifier(batch_size=0).fit([np.ones((1, 2))] * 2, [0, 1])
+    unfitted = mil.BagClassifier()
+    with pytest.raises(ValueError, match="y must hold two classes for 3 bags, got 1"):
+        unfitted.fit(bags[:3], [0, 0, 0])
     with pytest.raises(NotFittedError):
-        mil.BagClassifier().predict(bags)
+        unfitted.predict(bags)
     assert not mil.BagClassifier().__sklearn_tags__().classifier_tags.multi_class
     model = mil.BagClassifier(k_max=k_max, epochs=12, learning_rate=3e-3, validation=0.2)
     assert cross_val_score(model, bags, labels, cv=2).mean() > 0.8
@@ -434,13 +437,40 @@ def test_select_folder(tmp_path):
 
 
 def test_bags_of_one_name_in_two_folders_are_told(tmp_path):
-    for place, name in (("tumour", "a"), ("normal", "a"), ("normal", "b")):
+    for place, name in (("tumour", "a"), ("normal", "a"), ("normal", "b"), ("coords", "b")):
         (tmp_path / "in" / place).mkdir(parents=True, exist_ok=True)
         np.save(tmp_path / "in" / place / f"{name}.npy", np.ones((3, 2), np.float32))
-    a, b = mil.select_folder(tmp_path / "in", tmp_path / "out", 2)
+    a, b = mil.select_folder(tmp_path / "in", tmp_path / "out", 2, coords=tmp_path / "in" / "coords")
     assert re.search(r"a\.npy: names must tell bags apart, got .*a\.npy too; rename one", a.message)
     assert (b.message, len(b.rows)) == (None, 2)
     assert [path.name for path in (tmp_path / "out").rglob("*.npy")] == ["b.npy"]
+
+
+def test_a_bag_that_is_no_plain_array_does_not_stop_the_others(tmp_path):
+    torch, h5py = pytest.importorskip("torch"), pytest.importorskip("h5py", reason="h5py is not installed")
+    source, out, features = tmp_path / "in", tmp_path / "out", torch.randn(5, 3)
+    source.mkdir()
+    for name, stored in (("a", features.to_sparse()), ("b", features), ("c", torch.ones(5, 3, dtype=torch.int64)),
+                         ("d", torch.tensor(1.0)), ("e", {"features": features})):  # fmt: skip
+        torch.save(stored, source / f"{name}.pt")
+    np.save(source / "b.npy", np.float32(1))
+    with h5py.File(source / "f.h5", "w") as file:
+        file["features"], file["gone"], file["none"] = features, h5py.SoftLink("/nowhere"), h5py.Empty("f4")
+    *refused, done = mil.select_folder(source, out, 2)
+    for bag, message in zip(refused, ("a.pt: features must be readable", "b.npy: features must have 5 rows as .*, got ",
+                                      "c.pt: features must be .n, D. floats", "d.pt: features must be .n, D. floats",
+                                      "e.pt: features must be readable"), strict=True):  # fmt: skip
+        assert re.search(message, bag.message)
+    assert (done.name, done.message) == ("f", None)
+    with h5py.File(out / "f.h5") as file:
+        assert file["features"].shape == (2, 3)
+        assert file.get("gone", getlink=True).path == "/nowhere"
+        assert file["none"].shape is None
+    (source / "b.npy").unlink()
+    assert mil.select_folder(source, out, 2).__next__().name == "a"
+    kept = {bag.name: bag.rows for bag in mil.select_folder(source, out, 2)}["b"]
+    stored = torch.load(out / "b.pt", weights_only=True)
+    torch.testing.assert_close(stored, features[torch.from_numpy(kept)], rtol=0, atol=0)
 
 
 def test_select_folder_of_arrays(tmp_path):

@@ -71,8 +71,11 @@ def select_folder(
     if out.resolve().is_relative_to(features.resolve()):
         raise ValueError(f"out must lie outside {features}, got {out}")
     bags: dict[str, list[Path]] = {}
+    given = (Path(folder).resolve() for folder in (scores, coords) if folder is not None)
+    apart = [folder for folder in given if features.resolve() in folder.parents]
     for path in sorted(features.rglob("*"), key=lambda path: (*SUFFIXES, path.suffix).index(path.suffix)):
-        if path.suffix in SUFFIXES and path.is_file():
+        beside = any(path.resolve().is_relative_to(folder) for folder in apart)
+        if path.suffix in SUFFIXES and path.is_file() and not beside:
             bags.setdefault(path.stem, []).append(path)
     if not bags:
         raise FileNotFoundError(f"features must hold {', '.join(SUFFIXES)} files, got {features}")
@@ -109,13 +112,13 @@ def _check_kinds(paths: list[Path]) -> None:
 def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Selection]:
     """Instances of a bag and what is kept of it; ValueError or FileNotFoundError, with a path, if it cannot be read."""
     first, values = next((path, parts["features"]) for path, parts in stored.items())
-    if first.suffix == ".pt":  # NumPy has no bfloat16
-        values = (values.float() if values.is_floating_point() else values).numpy()
+    values = _as_numpy(values) if first.suffix == ".pt" else values
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ValueError(f"{first}: features must be (n, D) floats, got {values.dtype} {values.shape}")
     for path, parts in stored.items():
-        if len(parts["features"]) != len(values):
-            raise ValueError(f"{path}: features must have {len(values)} rows as {first}, got {len(parts['features'])}")
+        if tuple(parts["features"].shape[:1]) != (len(values),):
+            shape = tuple(parts["features"].shape)
+            raise ValueError(f"{path}: features must have {len(values)} rows as {first}, got {shape}")
     values = values.astype(np.float32)
     inside = (parts["coords"] for parts in stored.values() if "coords" in parts)
     places = next(inside, None) if coords is None else _numbers(Path(coords) / f"{name}.npy", "coords")
@@ -134,16 +137,23 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".pt":
             import torch
 
-            return {"features": torch.load(path, map_location="cpu", weights_only=True).detach()}
+            tensor = torch.load(path, map_location="cpu", weights_only=True).detach()
+            _as_numpy(tensor)  # what is no plain tensor cannot be read
+            return {"features": tensor}
         import h5py
 
         with h5py.File(path) as file:
-            sets = {name: part[()] for name, part in file.items() if isinstance(part, h5py.Dataset)}
+            sets = {name: part[()] for name, part in file.items() if isinstance(part, h5py.Dataset) and part.shape}
             return {"features": file["features"][:], **sets}
     except ModuleNotFoundError:
         raise
     except Exception as error:  # each library has exceptions of its own for files that hold something else
         raise ValueError(f"{path}: features must be readable as {path.suffix}, got {error}") from error
+
+
+def _as_numpy(tensor: Any) -> NDArray:
+    """A tensor's numbers; NumPy has no bfloat16."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
@@ -161,8 +171,10 @@ def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
                 for name in old:
                     if name in parts:
                         new.create_dataset(name, data=parts[name]).attrs.update(old[name].attrs)
-                    else:
+                    elif isinstance(link := old.get(name, getlink=True), h5py.HardLink):
                         old.copy(name, new)
+                    else:
+                        new[name] = link
                 new.attrs.update(old.attrs)
 
 

@@ -76,7 +76,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Sequence[NDArray]) -> NDArray[np.float32]:
         """Logits (B,) of the second class."""
-        check_is_fitted(self)
+        check_is_fitted(self, "module_")
         bags = self._standardised(X)
         parts = [self._logits(bags[part]) for part in chunks(len(bags), self.batch_size)]
         return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
