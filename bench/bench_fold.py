@@ -9,6 +9,7 @@ from pairformer import structures  # noqa: E402
 from pairformer.fold import Folder  # noqa: E402
 
 THREADS = 2
+pytestmark = pytest.mark.benchmark(group="folding, two threads, and RNAfold on one")
 
 
 def sequences(count, length):
