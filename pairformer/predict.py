@@ -111,18 +111,27 @@ class Predictions:
         number = int(np.searchsorted(self._firsts, i, side="right")) - 1
         batch, bag = self._batches[number], i - int(self._firsts[number])
         span = slice(*batch.offsets[bag : bag + 2])
-        sites, change, baseline, interval = batch.sites[span], None, None, None
-        if self.log2_fold_change is not None:
-            change = float(self.log2_fold_change[i])
-            baseline = change - float(sites["contribution"].sum(dtype=np.float64))
+        change, baseline, interval = None, None, None
+        if self.log2_fold_change is not None and self.baseline is not None:
+            change, baseline = float(self.log2_fold_change[i]), float(self.baseline[i])
         if self.interval is not None:
             interval = float(self.interval[i, 0]), float(self.interval[i, 1])
         percentile = None if self.percentile is None else float(self.percentile[i])
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
             int(self.n_dropped[i]), str(self.status[i]), self.message[i], self.engine, change, baseline, interval,
-            percentile, sites, batch.candidates, batch.rows[span],
+            percentile, batch.sites[span], batch.candidates, batch.rows[span],
         )  # fmt: skip
+
+    @functools.cached_property
+    def baseline(self) -> NDArray[np.float64] | None:
+        """(B,) the fold change less what the sites contribute; None likewise."""
+        if self.log2_fold_change is None:
+            return None
+        sums = [
+            np.bincount(batch.candidates.bag_of(), batch.contribution, len(batch.candidates)) for batch in self._batches
+        ]
+        return self.log2_fold_change.astype(np.float64) - np.concatenate(sums)
 
     @functools.cached_property
     def _firsts(self) -> NDArray[np.int64]:

@@ -24,7 +24,9 @@ def test_fold_changes_add_up(additive_model, rng, engine):
     assert strength.max() > 0
     one = found[0]
     contribution = one.sites["contribution"]
-    assert one.log2_fold_change == pytest.approx(one.baseline + contribution.sum(), abs=1e-6)
+    for pair, baseline in zip(found, found.baseline, strict=True):
+        assert pair.baseline == baseline
+        assert pair.log2_fold_change == pytest.approx(baseline + pair.sites["contribution"].sum(), abs=1e-6)
     assert one.interval == pytest.approx(tuple(ends[0]))
     counted = one.sites[contribution != 0]
     assert (counted["contribution"] < 0).all()
@@ -56,7 +58,7 @@ def test_percentile_is_among_the_pairs_of_a_mirna(additive_model, rng):
 
 def test_a_model_without_additive_head_says_nothing_of_fold_changes(model, rng):
     found = pairformer.predict([LET7], [testing.random_rna(rng, 90)], model=model)
-    assert found.log2_fold_change is found.interval is found.percentile is found[0].baseline is None
+    assert found.log2_fold_change is found.interval is found.percentile is found.baseline is found[0].baseline is None
     assert "contribution" not in found[0].sites.dtype.names
 
 
