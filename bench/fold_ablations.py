@@ -23,6 +23,7 @@ from pairformer.structures import load_known, rnafold, teacher_sequences
 from pairformer.training.fold import held_out, train_fold
 
 LENGTH, ASKED, THREADS = 40, 1_000, 1
+BASE = "axial attention, convolution, 1 or 2 passes"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Row:
     """Sequences learnt from."""
     of: str = ""
     """Row whose weights are asked; "": its own."""
-    than: str = "axial attention, convolution, 1 or 2 passes"
+    than: str = BASE
     """Row whose F1 is taken from its own."""
 
 
@@ -47,9 +48,9 @@ def once(**model) -> Row:
 
 
 ROWS = {
-    "axial attention, convolution, 1 or 2 passes": Row(),
-    "the same asked with 1 pass": Row(passes=1, of="axial attention, convolution, 1 or 2 passes"),
-    "the same asked with 4 passes": Row(passes=4, of="axial attention, convolution, 1 or 2 passes"),
+    BASE: Row(),
+    "the same asked with 1 pass": Row(passes=1, of=BASE),
+    "the same asked with 4 passes": Row(passes=4, of=BASE),
     "no recycling": Row({"passes": 1}, {"most_passes": 1}),
     "no recycling, absolute positions": once(distance_buckets=0),
     "no recycling, letters apart": once(pair_types=False),
@@ -84,8 +85,7 @@ def main(data: Path, out: Path, *names: str) -> None:
     teacher = rnafold(sequences[ASKED : ASKED + largest], THREADS)
     scores: dict[str, np.ndarray] = {}
     print("| row | parameters | F1 [95 %] | less | F1 of |\n|---|---|---|---|---|", flush=True)
-    first, *_ = ROWS
-    for name in dict.fromkeys((first, *(part for row in names or ROWS for part in (ROWS[row].than, row)))):
+    for name in dict.fromkeys((BASE, *(part for row in names or ROWS for part in (ROWS[row].than, row)))):
         row = ROWS[name]
         place = out / (row.of or name).replace(",", "").replace(" ", "-")
         if not (place / "model" / "config.json").exists():

@@ -40,26 +40,30 @@ CHUNK = tl.constexpr(16)  # channels of the first convolution made at once
 TILE = tl.constexpr(32)  # outputs of the heads made at once; bits of a key
 
 PAIR_DTYPES = {"mirna": torch.uint8, "mirna_offsets": torch.int64, "utr": torch.uint8, "utr_offsets": torch.int64,
-          "bag_mirna": torch.int32, "bag_utr": torch.int32}  # fmt: skip
+               "bag_mirna": torch.int32, "bag_utr": torch.int32}  # fmt: skip
 ROW_DTYPES = {"offsets": torch.int64, "start": torch.int32, "esa_score": torch.uint8, "position": torch.float32,
-         "alignment": torch.int32}  # fmt: skip
+              "alignment": torch.int32}  # fmt: skip
 _AS_LONG_AS = {"esa_score": "start", "position": "start", "alignment": "start", "bag_utr": "bag_mirna"}
 
 
 @triton.jit
-def _locate(pairs, offsets, n_bags, starts, alignments, row):
-    """Of each row: where its miRNA begins and its length, its window's last letter, and its gaps.
-
-    The gaps are bit masks over columns, of the miRNA's and of the window's. Between two paired columns the miRNA's
-    unpaired letters come first, then the window's.
-    """
+def locate(pairs, offsets, n_bags, starts, row):
+    """Of each row: where its miRNA begins and its length, and its window's last letter."""
     mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr = pairs
     bag = bag_at(offsets, 0, n_bags - 1, row)
     number = tl.load(bag_mirna + bag)
     first = tl.load(mirna_offsets + number)
     length = (tl.load(mirna_offsets + number + 1) - first).to(tl.int32)
     last = utr + tl.load(utr_offsets + tl.load(bag_utr + bag)) + tl.load(starts + row) + (WINDOW - 1)
+    return mirna + first, length, last
 
+
+@triton.jit
+def _gaps(length, alignments, row):
+    """Of each row its gaps as bit masks over columns, of the miRNA's and of the window's.
+
+    Between two paired columns the miRNA's unpaired letters come first, then the window's.
+    """
     alignment = tl.load(alignments + row)
     open_mirna = ~alignment & ((1 << tl.minimum(length, SEED_PART)) - 1)
     open_window = ~(alignment >> SEED_PART) & 0x3FF
@@ -72,7 +76,7 @@ def _locate(pairs, offsets, n_bags, starts, alignments, row):
         window_gaps |= mirna_alone << k
         open_mirna >>= 1 - window_alone
         open_window >>= 1 - mirna_alone
-    return (mirna + first, length, last), mirna_gaps, window_gaps
+    return mirna_gaps, window_gaps
 
 
 @triton.jit
@@ -135,7 +139,8 @@ def _cheap_scan(
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.minimum(lane, n - 1)  # lanes past the last row repeat it, so no load needs a mask
     pairs = (mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr)
-    texts, mirna_gaps, window_gaps = _locate(pairs, offsets, n_bags, starts, alignments, row)
+    texts = locate(pairs, offsets, n_bags, starts, row)
+    mirna_gaps, window_gaps = _gaps(texts[1], alignments, row)
 
     i = tl.full([BLOCK], -SEED_COLUMN, tl.int32)
     j = tl.zeros([BLOCK], tl.int32)
@@ -200,7 +205,8 @@ def _windows(
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(selected + tl.minimum(lane, m - 1))
     pairs = (mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr)
-    texts, mirna_gaps, window_gaps = _locate(pairs, offsets, n_bags, starts, alignments, row)
+    texts = locate(pairs, offsets, n_bags, starts, row)
+    mirna_gaps, window_gaps = _gaps(texts[1], alignments, row)
     texts = (texts[0][:, None], texts[1][:, None], texts[2][:, None])
     column = tl.arange(0, 64)
     shift = tl.minimum(column, 31)  # no gap stands past column 24
@@ -269,8 +275,8 @@ class CheapScan:
             ValueError: an input is on another device, not contiguous, or not as long as ``start``.
         """
         device = self._tables[0].device
-        sequences = tensors(pairs, PAIR_DTYPES, device)
-        offsets, start, esa_score, position, alignment = tensors(rows, ROW_DTYPES, device)
+        sequences = checked_tensors(pairs, PAIR_DTYPES, device)
+        offsets, start, esa_score, position, alignment = checked_tensors(rows, ROW_DTYPES, device)
         n = len(start)
         logit, keys = torch.empty_like(position), torch.empty_like(start)
         vectors = logit.new_empty(n, self.width) if embedding else None
@@ -305,9 +311,9 @@ def windows(pairs: DevicePairs, rows: Rows, selected: Tensor, dtype: torch.dtype
     Source: TargetNet's layout with the extended seed alignment at columns 5 onwards.
     """
     device = rows.start.device
-    sequences = tensors(pairs, PAIR_DTYPES, device)
-    offsets, start, _, _, alignment = tensors(rows, ROW_DTYPES, device)
-    check("selected", selected, torch.int64, device)
+    sequences = checked_tensors(pairs, PAIR_DTYPES, device)
+    offsets, start, _, _, alignment = checked_tensors(rows, ROW_DTYPES, device)
+    check_tensor("selected", selected, torch.int64, device)
     m, block = len(selected), 16
     out = torch.empty(m, 2 * (GAP.value + 1), COLUMNS.value, dtype=dtype, device=device)
     if m:
@@ -318,17 +324,18 @@ def windows(pairs: DevicePairs, rows: Rows, selected: Tensor, dtype: torch.dtype
     return out
 
 
-def tensors(source: DevicePairs | Rows, dtypes: dict[str, torch.dtype], device: torch.device) -> list[Tensor]:
+def checked_tensors(source: DevicePairs | Rows, dtypes: dict[str, torch.dtype], device: torch.device) -> list[Tensor]:
+    """Those of the given names, each of its dtype and on the device, as long as they must be."""
     found = {name: getattr(source, name) for name in dtypes}
     for name, values in found.items():
-        check(name, values, dtypes[name], device)
+        check_tensor(name, values, dtypes[name], device)
     for name, other in _AS_LONG_AS.items():
         if name in found and len(found[name]) != len(found[other]):
             raise ValueError(f"{name} must have {len(found[other])} entries as {other}, got {len(found[name])}")
     return list(found.values())
 
 
-def check(name: str, values: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+def check_tensor(name: str, values: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     if values.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {values.dtype}")
     if values.device != device:

@@ -10,8 +10,8 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from pairformer.kernels.cheap_scan import PAIR_DTYPES, ROW_DTYPES, WINDOW, check, tensors
-from pairformer.kernels.esa_scan import DevicePairs, Rows, bag_at
+from pairformer.kernels.cheap_scan import PAIR_DTYPES, ROW_DTYPES, WINDOW, check_tensor, checked_tensors, locate
+from pairformer.kernels.esa_scan import DevicePairs, Rows
 from pairformer.kernels.launch import INTERPRETED
 from torch import Tensor
 
@@ -32,11 +32,8 @@ def _energies(
     """
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(selected + tl.minimum(lane, m - 1))
-    bag = bag_at(offsets, 0, n_bags - 1, row)
-    number = tl.load(bag_mirna + bag)
-    first = tl.load(mirna_offsets + number)
-    length = (tl.load(mirna_offsets + number + 1) - first).to(tl.int32)
-    last = utr + tl.load(utr_offsets + tl.load(bag_utr + bag)) + tl.load(starts + row) + (WINDOW - 1)
+    pairs = (mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr)
+    first, length, last = locate(pairs, offsets, n_bags, starts, row)
 
     low = tl.zeros([BLOCK], tl.int64)  # letters 0-31 of the window, two bits each
     high = tl.zeros([BLOCK], tl.int64)  # 8-39
@@ -55,7 +52,7 @@ def _energies(
     before = best
     for i in range(tl.max(length, 0)):
         inside = i < length
-        letter = tl.load(mirna + first + i, mask=inside, other=0).to(tl.int32)
+        letter = tl.load(first + i, mask=inside, other=0).to(tl.int32)
         stacks, ends = stack + (4 * before + letter) * 16, end + 4 * letter
         before = letter
         helix_before, loop_before, left, loop_left = far, far, far, far
@@ -97,9 +94,9 @@ def duplex_energy(pairs: DevicePairs, rows: Rows, selected: Tensor) -> Tensor:
         TypeError, ValueError: as :class:`pairformer.kernels.cheap_scan.CheapScan`.
     """
     device = rows.start.device
-    sequences = tensors(pairs, PAIR_DTYPES, device)
-    offsets, start, *_ = tensors(rows, ROW_DTYPES, device)
-    check("selected", selected, torch.int64, device)
+    sequences = checked_tensors(pairs, PAIR_DTYPES, device)
+    offsets, start, *_ = checked_tensors(rows, ROW_DTYPES, device)
+    check_tensor("selected", selected, torch.int64, device)
     m, block = len(selected), 512 if INTERPRETED else 128
     out = torch.empty(m, device=device)
     if m:

@@ -48,6 +48,7 @@ from pairformer.outputs import (
     Progress,
     add_column,
     check_outputs,
+    is_stream,
     open_output,
     open_table,
     write_candidates,
@@ -176,8 +177,8 @@ def predict(
     scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
-    if percentile and not (additive and output != "-" and os.access(Path(output).resolve().parent, os.W_OK)
-                           and (Path(output).is_file() or not Path(output).exists())):  # fmt: skip
+    into_file = output != "-" and not is_stream(output) and os.access(Path(output).resolve().parent, os.W_OK)
+    if percentile and not (additive and into_file):
         raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
     ranked: tuple[list[str], list[NDArray], list[NDArray]] = [], [], []
     pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER

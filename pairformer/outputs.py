@@ -45,7 +45,7 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
     """Refuse outputs that would overwrite each other or an input, when they are whole or before."""
     taken = {_identity(0 if path == "-" else path) for path in inputs if path == "-" or (path and os.path.isfile(path))}
     for path in outputs:
-        if path is None or _is_stream(path):
+        if path is None or is_stream(path):
             continue
         places = {path} if path == "-" else {_identity(path), _identity(str(_part_of(path)))}
         if places & taken:
@@ -56,7 +56,7 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
         taken |= places
 
 
-def _is_stream(path: str) -> bool:
+def is_stream(path: str) -> bool:
     """Whether it is written at once: a device, such as /dev/null, or a pipe; or is no file at all."""
     path = path or os.curdir
     return os.path.exists(path) and not os.path.isfile(path)
@@ -156,7 +156,7 @@ def open_output(files: contextlib.ExitStack, path: str) -> TextIO:
 
 @contextlib.contextmanager
 def _taking_its_place(path: str) -> Iterator[TextIO]:
-    at_once = _is_stream(path)
+    at_once = is_stream(path)
     # Not resolved: what a pipe's link in /dev/fd leads to has no name.
     place = Path(path) if at_once else Path(path).resolve()
     part = place if at_once else _part_of(path)

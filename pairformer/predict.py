@@ -111,12 +111,11 @@ class Predictions:
         number = int(np.searchsorted(self._firsts, i, side="right")) - 1
         batch, bag = self._batches[number], i - int(self._firsts[number])
         span = slice(*batch.offsets[bag : bag + 2])
-        change, baseline, interval = None, None, None
-        if self.log2_fold_change is not None and self.baseline is not None:
-            change, baseline = float(self.log2_fold_change[i]), float(self.baseline[i])
-        if self.interval is not None:
-            interval = float(self.interval[i, 0]), float(self.interval[i, 1])
-        percentile = None if self.percentile is None else float(self.percentile[i])
+        change, baseline, percentile = (
+            None if column is None else float(column[i])
+            for column in (self.log2_fold_change, self.baseline, self.percentile)
+        )
+        interval = None if self.interval is None else (float(self.interval[i, 0]), float(self.interval[i, 1]))
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
             int(self.n_dropped[i]), str(self.status[i]), self.message[i], self.engine, change, baseline, interval,

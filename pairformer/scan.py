@@ -98,8 +98,12 @@ def check_strings(name: str, value: object) -> None:
     is_bytes = isinstance(value, (bytes, bytearray))
     if (isinstance(value, np.ndarray) and value.ndim == 1) or (isinstance(value, (str, Sequence)) and not is_bytes):
         return
-    hint = f"list({name})" if isinstance(value, Iterable) else "its letters"
-    hint = f"{name}.decode()" if is_bytes else f"{name}.ravel()" if isinstance(value, np.ndarray) else hint
+    if is_bytes:
+        hint = f"{name}.decode()"
+    elif isinstance(value, np.ndarray):
+        hint = f"{name}.ravel()"
+    else:
+        hint = f"list({name})" if isinstance(value, Iterable) else "its letters"
     raise TypeError(f"{name} must be a string or a sequence of strings, got {type(value).__name__}; pass {hint}")
 
 

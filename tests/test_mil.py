@@ -467,7 +467,7 @@ def test_a_bag_that_is_no_plain_array_does_not_stop_the_others(tmp_path):
         assert file.get("gone", getlink=True).path == "/nowhere"
         assert file["none"].shape is None
     (source / "b.npy").unlink()
-    assert mil.select_folder(source, out, 2).__next__().name == "a"
+    assert next(mil.select_folder(source, out, 2)).name == "a"
     kept = {bag.name: bag.rows for bag in mil.select_folder(source, out, 2)}["b"]
     stored = torch.load(out / "b.pt", weights_only=True)
     torch.testing.assert_close(stored, features[torch.from_numpy(kept)], rtol=0, atol=0)

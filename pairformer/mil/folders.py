@@ -112,7 +112,7 @@ def _check_kinds(paths: list[Path]) -> None:
 def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Selection]:
     """Instances of a bag and what is kept of it; ValueError or FileNotFoundError, with a path, if it cannot be read."""
     first, values = next((path, parts["features"]) for path, parts in stored.items())
-    values = _as_numpy(values) if first.suffix == ".pt" else values
+    values = _as_numpy(first, values) if first.suffix == ".pt" else values
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ValueError(f"{first}: features must be (n, D) floats, got {values.dtype} {values.shape}")
     for path, parts in stored.items():
@@ -137,9 +137,7 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".pt":
             import torch
 
-            tensor = torch.load(path, map_location="cpu", weights_only=True).detach()
-            _as_numpy(tensor)  # what is no plain tensor cannot be read
-            return {"features": tensor}
+            return {"features": torch.load(path, map_location="cpu", weights_only=True).detach()}
         import h5py
 
         with h5py.File(path) as file:
@@ -151,9 +149,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: features must be readable as {path.suffix}, got {error}") from error
 
 
-def _as_numpy(tensor: Any) -> NDArray:
-    """A tensor's numbers; NumPy has no bfloat16."""
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+def _as_numpy(path: Path, tensor: Any) -> NDArray:
+    """A tensor's numbers; NumPy has no bfloat16. ValueError, with the path, for what is no plain tensor."""
+    try:
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: features must be readable as .pt, got {error}") from error
 
 
 def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
