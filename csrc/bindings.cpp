@@ -5,6 +5,7 @@
 #include "arguments.hpp"
 #include "duplex.hpp"
 #include "encode.hpp"
+#include "ensemble.hpp"
 #include "selector.hpp"
 #include "simhash.hpp"
 #include "sites.hpp"
@@ -308,6 +309,28 @@ py::array_t<int64_t> dims_of(uint32_t rng_seed, int64_t width) {
   return py::array_t<int64_t>(static_cast<int64_t>(dims.size()), dims.data());
 }
 
+py::array_t<float> pair_probabilities(const py::array& codes, const py::array& lengths,
+                                      int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
+  const uint8_t* const code = checked<uint8_t>(codes, "codes", 2, "(B, L)");
+  const int64_t* const length = checked<int64_t>(lengths, "lengths", 1, "(B,)");
+  const int64_t count = codes.shape(0), side = codes.shape(1);
+  check_rows(lengths, "lengths", count, "codes");
+  const int64_t most = std::min<int64_t>(side, Ensemble::kLongest);
+  for (int64_t row = 0; row < count; ++row)
+    if (length[row] < 0 || length[row] > most)
+      throw py::value_error("lengths must be in [0, " + std::to_string(most) + "], got " +
+                            std::to_string(length[row]));
+  py::array_t<float> probability({count, side, side});
+  float* const out = probability.mutable_data();
+  const py::gil_scoped_release unlocked;
+  std::fill_n(out, count * side * side, 0.0f);
+  parallel_for(count, threads, [&](int64_t row) {
+    Ensemble(code + row * side, static_cast<int>(length[row])).write(out + row * side * side, side);
+  });
+  return probability;
+}
+
 }  // namespace
 
 void bind_model(py::module_& m);  // bind_model.cpp
@@ -371,5 +394,8 @@ PYBIND11_MODULE(_core, m) {
         "rng_seed"_a, "threads"_a = 0, "offsets"_a = py::none());
   m.def("simhash_dims", &dims_of, "The dimensions behind the key bits, bit 0 first.", "rng_seed"_a,
         "width"_a);
+  m.def("pair_probabilities", &pair_probabilities,
+        "Probabilities (B, L, L) float32 that bases pair in equilibrium at 37 degrees C.", "codes"_a,
+        "lengths"_a, "threads"_a);
   bind_model(m);
 }

@@ -41,6 +41,9 @@ class FoldConfig:
     them one distance each, the others growing with it; 0: absolute positions, as published."""
     pair_types: bool = False
     """Whether each of the 25 combinations of two letters has an embedding of its own."""
+    energies: bool = False
+    """Whether the probability of each pair by a nearest-neighbour energy model enters the latent; for a
+    ``max_length`` up to 500."""
     symmetric: bool = False
     """Whether logits are averaged with their transpose."""
     final_bias: float | None = None
@@ -74,6 +77,8 @@ class FoldConfig:
         check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
         check(self.distance_buckets <= self.max_length, "distance_buckets",
               f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
+        fits = not self.energies or self.max_length <= 500
+        check(fits, "max_length", "be 500 or less with energies", self.max_length)
         check(self.final_bias is None or math.isfinite(self.final_bias), "final_bias", "be None or finite",
               self.final_bias)  # fmt: skip
 
@@ -141,14 +146,14 @@ FOLD_RECIPES = ("cpu", "gpu")
 def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
     """Model and training of a structure model: "cpu" for two hours of two cores, "gpu" for half an hour of one GPU."""
     check(name in FOLD_RECIPES, "recipe", f"be one of {', '.join(FOLD_RECIPES)}", repr(name))
-    inputs: dict[str, Any] = {"distance_buckets": 32, "pair_types": True, "symmetric": True, "final_bias": -4.0}
+    inputs: dict[str, Any] = {"distance_buckets": 32, "energies": True, "symmetric": True, "final_bias": -4.0}
     if name == "gpu":
         return FoldConfig(heads=2, max_length=200, passes=3, **inputs), FoldTrainConfig()
     return (
-        FoldConfig(32, 4, 2, expand=2, dropout=0.0, max_length=160, passes=1, **inputs),
+        FoldConfig(32, 4, 1, expand=2, dropout=0.0, max_length=160, passes=1, **inputs),
         FoldTrainConfig(
-            teacher_rows=20_000, bucket=1, most_passes=1, keep_share=1.0, parts=2,
-            teach=FoldStageConfig(6, 1_600, 2e-3, 1e-2, teacher=1.0),
-            tune=FoldStageConfig(24, 1_600, 2e-3, 1e-2, teacher=0.2),
+            teacher_rows=6_000, bucket=1, most_passes=1, keep_share=1.0, parts=2,
+            teach=FoldStageConfig(1, 1_600, 2e-3, 1e-2, teacher=1.0),
+            tune=FoldStageConfig(24, 1_600, 2e-3, 1e-2, teacher=0.1),
         ),
     )  # fmt: skip

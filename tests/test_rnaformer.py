@@ -140,7 +140,7 @@ def test_gradients_are_of_the_last_pass_alone():
     made.norm.register_forward_hook(lambda _module, _inputs, out: latents.append(out.detach()))
     found = torch.autograd.grad(made(tokens, lengths, passes=3).sum(), list(made.parameters()))
     past = torch.zeros(1, 5, 5, 1, dtype=torch.bool)
-    logit = made.head(made._stack(made.embed(tokens), latents[1], lengths, past))
+    logit = made.head(made._stack(made.embed(tokens, None), latents[1], lengths, past))
     expected = torch.autograd.grad((logit[..., 1] - logit[..., 0]).sum(), list(made.parameters()))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -185,7 +185,7 @@ def test_full_attention_by_hand():
 
 
 def test_far_positions_share_an_embedding():
-    start = model(max_length=4).embed(torch.zeros(1, 7, dtype=torch.long))[0]
+    start = model(max_length=4).embed(torch.zeros(1, 7, dtype=torch.long), None)[0]
     assert torch.equal(start[3:, 3:], start[3, 3].expand(4, 4, -1))
     assert not torch.equal(start[2, 3], start[3, 3])
 

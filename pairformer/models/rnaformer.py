@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pairformer import _core
 from pairformer.config import check
 from pairformer.fold_config import FoldConfig
 from pairformer.models.saved_module import SavedModule
@@ -24,6 +25,7 @@ from pairformer.models.set_transformer import sdp_attention
 ALPHABET = "ACGUN"
 LETTERS = len(ALPHABET)
 CELLS = 200_000  # of the squares of a batch
+RARE = 1e-4  # pairs of less probability by their energies are as those of none
 
 
 def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
@@ -146,7 +148,7 @@ class Block(nn.Module):
 class PairEmbedding(nn.Module):
     """Z[i, j] = LN(E1[j] + E2[i]), each E a letter's embedding times sqrt(width / 2) plus its position's.
 
-    Source: RNAformer (arXiv 2307.10073), input; distance buckets and pair types are not published.
+    Source: RNAformer (arXiv 2307.10073), input; distance buckets, pair types and energies are not published.
     """
 
     def __init__(self, config: FoldConfig) -> None:
@@ -161,10 +163,12 @@ class PairEmbedding(nn.Module):
             self.row_position = nn.Embedding(config.max_length, width)
         if config.pair_types:
             self.pair = nn.Embedding(LETTERS**2, width)
+        if config.energies:
+            self.energy = nn.Linear(2, width, bias=False)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, L) -> (B, L, L, W)."""
+    def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """tokens (B, L), lengths (B,) or None for no padding -> (B, L, L, W)."""
         config = self.config
         scale = math.sqrt(config.width // 2)
         column, row = self.column_letter(tokens) * scale, self.row_letter(tokens) * scale  # (B, L, W)
@@ -178,6 +182,8 @@ class PairEmbedding(nn.Module):
             latent = latent + self.distance(bucket + config.distance_buckets - 1)
         if config.pair_types:
             latent = latent + self.pair(LETTERS * tokens[:, :, None] + tokens[:, None])
+        if config.energies:
+            latent = latent + self.energy(equilibrium(tokens, lengths))
         return self.norm(latent)
 
 
@@ -233,7 +239,7 @@ class RNAformer(SavedModule):
             real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (B, L)
             past = ~(real[:, :, None] & real[:, None, :])[..., None]  # (B, L, L, 1)
             tokens = tokens.masked_fill(~real, 0)
-        start = self.embed(tokens)  # (B, L, L, W)
+        start = self.embed(tokens, lengths)  # (B, L, L, W)
         latent = torch.zeros_like(start)
         with torch.no_grad():
             for _ in range(passes - 1):
@@ -281,6 +287,26 @@ def distance_bucket(distance: Tensor, buckets: int, farthest: int) -> Tensor:
     ratio = torch.log(size.clamp(min=near) / near) / math.log(farthest / near)
     far = (near + (ratio * (buckets - near)).long()).clamp(max=buckets - 1)
     return distance.sign() * torch.where(size < near, size, far)
+
+
+def equilibrium(tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """Probabilities that bases pair in thermal equilibrium, and their logarithms from 0 for none to 1 for certain.
+
+    Args:
+        tokens: (B, L) integers, codes A0 C1 G2 U3; others pair with nothing. At most 500.
+        lengths: (B,) integers; None: all are L.
+
+    Returns:
+        (B, L, L, 2) float32 on the device of ``tokens``, 0 in padded cells. On a CPU as many of PyTorch's threads work
+        on it as on any operation.
+
+    Source: McCaskill, Biopolymers 1990; energies of Mathews et al., PNAS 2004, simplified: ``csrc/ensemble.hpp``.
+    """
+    length = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths.cpu().numpy().astype(np.int64)
+    codes = np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint8))
+    probability = torch.from_numpy(_core.pair_probabilities(codes, length, torch.get_num_threads()))
+    probability = probability.to(tokens.device)
+    return torch.stack([probability, 1 - probability.clamp(RARE, 1).log() / math.log(RARE)], 3)
 
 
 def fold_loss(

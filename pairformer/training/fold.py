@@ -89,7 +89,8 @@ def read_start(start: str | Path, config: FoldConfig, validation: int) -> RNAfor
         FileNotFoundError: no such ``start``.
     """
     given = RNAformer.load(start)
-    own = ["passes", "threshold", "dropout", *(["max_length"] if config.distance_buckets else [])]
+    own = ["passes", "threshold", "dropout"]
+    own += [name for name, free in (("max_length", config.distance_buckets), ("energies", config.energies)) if free]
     for name, value in given.config.to_dict().items():
         now = getattr(config, name)
         check(name in own or now == value, name, f"be {value}, as in the model {start} that training goes on from", now)
@@ -150,7 +151,8 @@ def train_fold(
         metadata: recorded with the weights, beside ``held_out_families_f1``: the mean F1 of the held-out RNAs at the
             threshold they chose.
         start: name or directory of a model that training goes on from, without the first stage; ``model_config`` is
-            then its own but for ``max_length``, ``passes``, ``threshold`` and ``dropout`` (``read_start``).
+            then its own but for ``max_length``, ``passes``, ``threshold``, ``dropout`` and, if it learnt without them,
+            ``energies`` (``read_start``).
 
     Returns:
         The model as saved, or None where ``seconds`` ran out.
@@ -174,7 +176,10 @@ def train_fold(
     begun = {}
     if start is not None:
         given = read_start(start, model_config, config.validation)
-        model.load_state_dict(given.state_dict())
+        state = given.state_dict()
+        if model_config.energies and not given.config.energies:  # new to it: of no weight at first
+            state["embed.energy.weight"] = torch.zeros_like(model.embed.energy.weight)
+        model.load_state_dict(state)
         begun = {"start_sha256": given.metadata["model_sha256"]}
     claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows, **begun})
     model = model.to(device)
