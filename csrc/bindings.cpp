@@ -5,6 +5,7 @@
 #include "arguments.hpp"
 #include "duplex.hpp"
 #include "encode.hpp"
+#include "energies.hpp"
 #include "ensemble.hpp"
 #include "selector.hpp"
 #include "simhash.hpp"
@@ -331,6 +332,13 @@ py::array_t<float> pair_probabilities(const py::array& codes, const py::array& l
   return probability;
 }
 
+py::tuple energy_tables() {
+  const auto of_pairs = [](const int8_t (&table)[6][4]) { return py::array_t<int8_t>({6, 4}, &table[0][0]); };
+  return py::make_tuple(
+      py::array_t<int8_t>({6, 6}, &kStack[0][0]), py::array_t<int8_t>({6, 4, 4}, &kHairpinMismatch[0][0][0]),
+      py::array_t<int8_t>({4, 4}, &kInternalMismatch[0][0]), of_pairs(kDangleBefore), of_pairs(kDangleAfter));
+}
+
 }  // namespace
 
 void bind_model(py::module_& m);  // bind_model.cpp
@@ -397,5 +405,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("pair_probabilities", &pair_probabilities,
         "Probabilities (B, L, L) float32 that bases pair in equilibrium at 37 degrees C.", "codes"_a,
         "lengths"_a, "threads"_a);
+  m.def("energy_tables", &energy_tables,
+        "Tenths of a kcal/mol by pair (CG GC GU UG AU UA) and letters: stacks; first mismatches of hairpins, "
+        "of "
+        "internal loops; dangling ends before and after a pair.");
   bind_model(m);
 }
