@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.config import check
-from pairformer.folding import METHODS, dot_bracket, drawn
+from pairformer.fold_config import FoldConfig
+from pairformer.folding import LONGEST, METHODS, dot_bracket, drawn, equilibrium
 from pairformer.predict import in_batches, usable_threads
 from pairformer.scan import check_strings
 
 GROUP = 20_000  # bases folded before their results are put together: bounds memory whatever their number
 FAINT = 0.001  # a pair of less probability is not kept
+ENERGIES = "energies"
 AMBIGUOUS = str.maketrans("TRYSWKMBDHV", "UNNNNNNNNNN")
 KNOWN = frozenset("ACGUTNRYSWKMBDHVacgutnryswkmbdhv")
 
@@ -85,7 +87,7 @@ def fold(
     device: str = "auto",
     threads: int = 0,
 ) -> Fold | list[Fold]:
-    """Secondary structure of an RNA, by RNAformer.
+    """Secondary structure of an RNA, by RNAformer or by energies alone.
 
     A sequence longer than the model's ``max_length`` W is folded in windows of W bases, one every W / 2 and one that
     ends with the sequence. The probability of a pair is its mean over the windows that hold both bases, and 0 where
@@ -93,7 +95,8 @@ def fold(
 
     Args:
         sequence: letters ACGU, any case, T read as U, N and other ambiguity codes as N; or a list of them.
-        model: "fold" for the weights shipped with the package, or a directory written by ``RNAformer.save``.
+        model: "fold" for the weights shipped with the package, or a directory written by ``RNAformer.save``; "energies"
+            for :func:`pairformer.folding.equilibrium`, which is far faster and needs no PyTorch.
         passes: over the stack; None for the model's own number.
         threshold: a pair is drawn if its probability is above, at least 0.001; None for the model's own.
         method, min_loop: see :func:`pairformer.folding.decode`.
@@ -134,12 +137,18 @@ class Folder:
         device: str = "auto",
         threads: int = 0,
     ) -> None:
-        from pairformer.engines import usable_device
-        from pairformer.models import RNAformer
+        if model == ENERGIES:
+            check(passes is None, "passes", "be None for energies, which make none", passes)
+            check(device in ("auto", "cpu"), "device", "be auto or cpu for energies", repr(device))
+            self.model, config = None, FoldConfig(max_length=LONGEST)
+        else:
+            from pairformer.engines import usable_device
+            from pairformer.models import RNAformer
 
-        self.model = RNAformer.load(model).to(usable_device(device))
+            self.model = RNAformer.load(model).to(usable_device(device))
+            config = self.model.config
         given: dict[str, Any] = {"passes": passes, "threshold": threshold}
-        self.config = replace(self.model.config, **{name: x for name, x in given.items() if x is not None})
+        self.config = replace(config, **{name: x for name, x in given.items() if x is not None})
         check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
         check(hasattr(min_loop, "__index__") and min_loop >= 0, "min_loop", "be an int, 0 or more", repr(min_loop))
         self.method, self.min_loop = method, operator.index(min_loop)
@@ -147,29 +156,20 @@ class Folder:
 
     def fold(self, sequences: Sequence[str]) -> list[Fold]:
         """Fold sequences; invalid ones keep their place."""
-        from pairformer.engines import exact_float32
-
         faults = [sequence_fault(sequence) for sequence in sequences]
         valid = [s.upper().translate(AMBIGUOUS) for s, fault in zip(sequences, faults, strict=True) if fault is None]
         found = self._fold(valid)
         none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
-        with exact_float32():
-            return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
+        return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
 
     def _fold(self, sequences: list[str]) -> Iterator[Fold]:
-        from pairformer.models.rnaformer import pair_probabilities
-
         begins = [_windows(len(sequence), self.config.max_length) for sequence in sequences]
         pieces = [
             sequence[begin : begin + self.config.max_length]
             for sequence, at in zip(sequences, begins, strict=True)
             for begin in at
         ]
-        found = (
-            matrix
-            for chunk in in_batches(pieces, str, GROUP)
-            for matrix in pair_probabilities(self.model, chunk, self.config.passes, self.threads)
-        )
+        found = (matrix for chunk in in_batches(pieces, str, GROUP) for matrix in self._probabilities(chunk))
         for sequence, at in zip(sequences, begins, strict=True):
             length, reach = len(sequence), min(len(sequence), self.config.max_length)
             total = np.zeros((length, max(1, reach)), np.float32)  # [i, j - i]
@@ -180,6 +180,15 @@ class Folder:
                 count[begin + i, j - i] += 1
             total /= np.maximum(count, 1)
             yield self._decoded(sequence, total)
+
+    def _probabilities(self, pieces: list[str]) -> list[NDArray[np.float32]]:
+        if self.model is None:
+            return equilibrium(pieces, self.threads)
+        from pairformer.engines import exact_float32
+        from pairformer.models.rnaformer import pair_probabilities
+
+        with exact_float32():
+            return pair_probabilities(self.model, pieces, self.config.passes, self.threads)
 
     def _decoded(self, sequence: str, band: NDArray[np.float32]) -> Fold:
         possible = np.argwhere(band >= FAINT)

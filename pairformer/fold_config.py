@@ -42,8 +42,8 @@ class FoldConfig:
     pair_types: bool = False
     """Whether each of the 25 combinations of two letters has an embedding of its own."""
     energies: bool = False
-    """Whether the probability of each pair by a nearest-neighbour energy model enters the latent; for a
-    ``max_length`` up to 500."""
+    """Whether the probability of each pair by the energies of helices and loops enters the latent, and its odds are
+    where logits begin; for a ``max_length`` up to 500."""
     symmetric: bool = False
     """Whether logits are averaged with their transpose."""
     final_bias: float | None = None
@@ -146,7 +146,7 @@ FOLD_RECIPES = ("cpu", "gpu")
 def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
     """Model and training of a structure model: "cpu" for two hours of two cores, "gpu" for half an hour of one GPU."""
     check(name in FOLD_RECIPES, "recipe", f"be one of {', '.join(FOLD_RECIPES)}", repr(name))
-    inputs: dict[str, Any] = {"distance_buckets": 32, "energies": True, "symmetric": True, "final_bias": -4.0}
+    inputs: dict[str, Any] = {"distance_buckets": 32, "energies": True, "symmetric": True, "final_bias": 0.0}
     if name == "gpu":
         return FoldConfig(heads=2, max_length=200, passes=3, **inputs), FoldTrainConfig()
     return (

@@ -1,4 +1,4 @@
-"""Secondary structures: pair probabilities -> base pairs, dot-brackets, and how good they are.
+"""Secondary structures: letters -> pair probabilities by energies -> base pairs, dot-brackets, and how good they are.
 
 Positions count from 0. Pairs are (N, 2) int64, rows (i, j) with i < j in ascending order.
 """
@@ -6,15 +6,63 @@ Positions count from 0. Pairs are (N, 2) int64, rows (i, j) with i < j in ascend
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pairformer import _core
 from pairformer.config import check
 
+ALPHABET = "ACGUN"
+LETTERS = len(ALPHABET)
+LONGEST = 500  # letters that energies fold in one piece
+CELLS = 4_000_000  # of the squares of a batch
 METHODS = ("nested", "matching", "raw")
 OPENING = "([{<" + string.ascii_uppercase
 CLOSING = ")]}>" + string.ascii_lowercase
+
+
+def equilibrium(sequences: Sequence[str], threads: int = 1) -> list[NDArray[np.float32]]:
+    """Probabilities that bases pair in thermal equilibrium at 37 degrees C, by the energies of helices and loops.
+
+    Args:
+        sequences: letters ACGUN, 500 at most; N pairs with nothing.
+        threads: that work on sequences of equal length.
+
+    Returns:
+        Symmetric (L, L) for each.
+
+    Raises:
+        ValueError: a sequence is longer.
+
+    Source: McCaskill, Biopolymers 1990; energies of Mathews et al., PNAS 2004, but for those of single loops.
+    """
+    found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(sequences)
+    for rows in of_one_length(sequences, CELLS):
+        codes, lengths = letter_codes([sequences[row] for row in rows])
+        for row, matrix in zip(rows, _core.pair_probabilities(codes, lengths, threads), strict=True):
+            found[row] = matrix
+    return found
+
+
+def letter_codes(sequences: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Codes (B, L), A0 C1 G2 U3 and N4, also past a sequence's length, and lengths (B,)."""
+    code = np.full(256, 4, np.uint8)
+    code[list(ALPHABET.encode())] = range(LETTERS)
+    codes = np.full((len(sequences), max(map(len, sequences), default=0)), 4, np.uint8)
+    for row, sequence in zip(codes, sequences, strict=True):
+        row[: len(sequence)] = code[np.frombuffer(sequence.encode(), np.uint8)]
+    return codes, np.array([len(sequence) for sequence in sequences], np.int64)
+
+
+def of_one_length(sequences: Sequence[str], cells: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of sequences of equal length, whose squares have so many cells together at most, or of one."""
+    length = np.array([len(sequence) for sequence in sequences], np.int64)
+    for size in np.unique(length):
+        rows = np.flatnonzero(length == size)
+        count = max(1, cells // max(1, int(size) ** 2))
+        yield from np.split(rows, range(count, len(rows), count))
 
 
 def decode(

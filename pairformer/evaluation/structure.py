@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import pairformer
 from pairformer.config import check
 from pairformer.evaluation.report import number, table, write
-from pairformer.fold import Folder
+from pairformer.fold import ENERGIES, Folder
 from pairformer.folding import f1_of, matches
 from pairformer.metrics import interval
 from pairformer.structures import BPRNA, TEST, Structures, known, load_known, read_parquet, rnafold
@@ -88,7 +88,7 @@ def evaluate_structure(
         name: one of ``PROTOCOLS``.
         folder: data folder.
         out: made where there is none.
-        model, passes, device, threads: see :func:`pairformer.fold`.
+        model, passes, device, threads: see :func:`pairformer.fold`; "energies" has a row beside any model.
         n_resamples: of the families, for intervals; an RNA without one is drawn by itself.
 
     Returns:
@@ -97,6 +97,7 @@ def evaluate_structure(
         RNAs, with 95 % interval.
     """
     check(name in PROTOCOLS, "protocol", f"be one of {', '.join(PROTOCOLS)}", repr(name))
+    check(model != ENERGIES, "model", "be one that learnt, energies have a row beside it", repr(model))
     protocol = PROTOCOLS[name]
     rows = protocol.rows(folder)
     score = _peers(folder / PEERS, rows) if name == "ts0" and (folder / PEERS).is_file() else {}
@@ -107,6 +108,8 @@ def evaluate_structure(
     folds = folding.fold(rows.sequence[order].tolist())
     predicted = {"model": [folds[place].pairs for place in np.argsort(order)]}
     seconds = time.perf_counter() - began
+    alone = Folder(ENERGIES, threads=threads).fold(rows.sequence.tolist())
+    predicted[ENERGIES] = [fold.pairs for fold in alone]
     if importlib.util.find_spec("RNA"):
         predicted["RNAfold"] = list(rnafold(rows.sequence.tolist(), folding.threads, False).pairs)
     truths = dict(zip(TRUTHS, (rows.pairs.tolist(), [*map(canonical_nested, rows.sequence, rows.pairs)]), strict=True))
@@ -122,8 +125,8 @@ def evaluate_structure(
         **{f"up to {most} nt": length <= most for most in sorted({SHORT, window})},
         f"longer than {window} nt": length > window,
     }
-    alone = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
-    family = np.unique(alone, return_inverse=True)[1]
+    drawn = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
+    family = np.unique(drawn, return_inverse=True)[1]
     summary = {
         group: {key: _figures(counts.get(key), score[key], score["model"], mask, family, n_resamples)
                 for key in score if (mask & ~np.isnan(score[key])).any()}
@@ -147,7 +150,7 @@ def evaluate_structure(
             f"{same} of {len(rows)} sequences stand letter for letter in the training pool",
             f"{failed} sequences could not be folded and count as without pairs",
             f"longer sequences are folded in windows of {window} bases",
-            f"intervals are of {len(set(alone))} families, drawn with replacement",
+            f"intervals are of {len(set(drawn))} families, drawn with replacement",
         ],
         "summary": summary,
     }

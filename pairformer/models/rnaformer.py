@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from pairformer import _core
 from pairformer.config import check
 from pairformer.fold_config import FoldConfig
+from pairformer.folding import LETTERS, letter_codes, of_one_length
 from pairformer.models.saved_module import SavedModule
 from pairformer.models.set_transformer import sdp_attention
 
-ALPHABET = "ACGUN"
-LETTERS = len(ALPHABET)
 CELLS = 200_000  # of the squares of a batch
-RARE = 1e-4  # pairs of less probability by their energies are as those of none
+RARE = 1e-4  # a pair of less probability by its energies is as one of none
 
 
 def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
@@ -167,8 +166,8 @@ class PairEmbedding(nn.Module):
             self.energy = nn.Linear(2, width, bias=False)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """tokens (B, L), lengths (B,) or None for no padding -> (B, L, L, W)."""
+    def forward(self, tokens: Tensor, energies: Tensor | None) -> Tensor:
+        """tokens (B, L), ``energy_features`` (B, L, L, 2) if the model has energies -> (B, L, L, W)."""
         config = self.config
         scale = math.sqrt(config.width // 2)
         column, row = self.column_letter(tokens) * scale, self.row_letter(tokens) * scale  # (B, L, W)
@@ -182,8 +181,8 @@ class PairEmbedding(nn.Module):
             latent = latent + self.distance(bucket + config.distance_buckets - 1)
         if config.pair_types:
             latent = latent + self.pair(LETTERS * tokens[:, :, None] + tokens[:, None])
-        if config.energies:
-            latent = latent + self.energy(equilibrium(tokens, lengths))
+        if energies is not None:
+            latent = latent + self.energy(energies)
         return self.norm(latent)
 
 
@@ -211,6 +210,8 @@ class RNAformer(SavedModule):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, 2 if config.final_bias is None else 1, bias=config.final_bias is not None)
+        if config.energies:
+            self.prior = nn.Linear(2, 1, bias=False)
         self._initialise()
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None, passes: int = 6) -> Tensor:
@@ -239,13 +240,16 @@ class RNAformer(SavedModule):
             real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (B, L)
             past = ~(real[:, :, None] & real[:, None, :])[..., None]  # (B, L, L, 1)
             tokens = tokens.masked_fill(~real, 0)
-        start = self.embed(tokens, lengths)  # (B, L, L, W)
+        energies = energy_features(tokens, lengths) if self.config.energies else None  # (B, L, L, 2)
+        start = self.embed(tokens, energies)  # (B, L, L, W)
         latent = torch.zeros_like(start)
         with torch.no_grad():
             for _ in range(passes - 1):
                 latent = self._stack(start, latent, lengths, past)
         logit = self.head(self._stack(start, latent, lengths, past)).float()  # (B, L, L, 1 or 2)
         logit = logit[..., 0] if self.config.final_bias is not None else logit[..., 1] - logit[..., 0]
+        if energies is not None:
+            logit = logit + self.prior(energies)[..., 0].float()
         if self.config.symmetric:
             logit = (logit + logit.transpose(1, 2)) / 2
         return logit if past is None else logit.masked_fill(past[..., 0], 0.0)
@@ -269,6 +273,8 @@ class RNAformer(SavedModule):
                 module.out.weight.data /= math.sqrt(2 * self.config.layers)
         if self.config.final_bias is not None:
             nn.init.constant_(self.head.bias, self.config.final_bias)
+        if self.config.energies:  # at first pairs are as probable as by their energies
+            self.prior.weight.data = torch.tensor([[0.0, -math.log(RARE)]])
 
 
 def _without(x: Tensor, past: Tensor | None) -> Tensor:
@@ -289,24 +295,22 @@ def distance_bucket(distance: Tensor, buckets: int, farthest: int) -> Tensor:
     return distance.sign() * torch.where(size < near, size, far)
 
 
-def equilibrium(tokens: Tensor, lengths: Tensor | None) -> Tensor:
-    """Probabilities that bases pair in thermal equilibrium, and their logarithms from 0 for none to 1 for certain.
+def energy_features(tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """What :func:`pairformer.folding.equilibrium` says of each pair: its probability, and the logarithm of its odds.
 
     Args:
         tokens: (B, L) integers, codes A0 C1 G2 U3; others pair with nothing. At most 500.
         lengths: (B,) integers; None: all are L.
 
     Returns:
-        (B, L, L, 2) float32 on the device of ``tokens``, 0 in padded cells. On a CPU as many of PyTorch's threads work
-        on it as on any operation.
-
-    Source: McCaskill, Biopolymers 1990; energies of Mathews et al., PNAS 2004, simplified: ``csrc/ensemble.hpp``.
+        (B, L, L, 2) float32 on the device of ``tokens``: 0 to 1, and -1 to 1 for probabilities from 0.0001 and less to
+        0.9999 and more. On a CPU as many of PyTorch's threads work on it as on any operation.
     """
     length = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths.cpu().numpy().astype(np.int64)
     codes = np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint8))
-    probability = torch.from_numpy(_core.pair_probabilities(codes, length, torch.get_num_threads()))
-    probability = probability.to(tokens.device)
-    return torch.stack([probability, 1 - probability.clamp(RARE, 1).log() / math.log(RARE)], 3)
+    probability = torch.from_numpy(_core.pair_probabilities(codes, length, torch.get_num_threads())).to(tokens.device)
+    odds = torch.logit(probability, RARE) / -math.log(RARE)
+    return torch.stack([probability, odds], 3)
 
 
 def fold_loss(
@@ -350,12 +354,8 @@ def fold_loss(
 
 def encode(sequences: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Codes (B, L) int64, A0 C1 G2 U3 and N4, also past a sequence's length, and lengths (B,) int64."""
-    codes = np.full(256, 4, np.int64)
-    codes[list(ALPHABET.encode())] = range(LETTERS)
-    tokens = np.full((len(sequences), max(map(len, sequences), default=0)), 4, np.int64)
-    for row, sequence in zip(tokens, sequences, strict=True):
-        row[: len(sequence)] = codes[np.frombuffer(sequence.encode(), np.uint8)]
-    return torch.from_numpy(tokens), torch.tensor([len(sequence) for sequence in sequences])
+    codes, lengths = letter_codes(sequences)
+    return torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(lengths)
 
 
 @contextlib.contextmanager
@@ -401,13 +401,5 @@ def pair_probabilities(
             found[row] = matrix
 
     with each_on_one_core(model, threads) as work:
-        list(work(run, _of_one_length(np.array([len(sequence) for sequence in sequences], np.int64))))
+        list(work(run, of_one_length(sequences, CELLS)))
     return found
-
-
-def _of_one_length(length: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Rows of equal length, at most ``CELLS`` pairs of bases together."""
-    for size in np.unique(length):
-        rows = np.flatnonzero(length == size)
-        count = max(1, CELLS // max(1, int(size) ** 2))
-        yield from np.split(rows, range(count, len(rows), count))
