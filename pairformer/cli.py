@@ -369,7 +369,8 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
 @click.option("-o", "--output", metavar="FILE", default="-", show_default=True,
               help="Name, sequence and dot-bracket; for .jsonl pairs and probabilities too.")  # fmt: skip
 @click.option("--svg", metavar="FILE", help="Also draw the first structure here, as arcs.")
-@click.option("--model", default="fold", show_default=True, help="Name, or directory of a saved model.")
+@click.option("--model", default="fold", show_default=True,
+              help="Name, directory of a saved model, or energies: no network, far faster.")  # fmt: skip
 @click.option("--passes", type=click.IntRange(1), help="Over the stack; else the model's own number.")
 @click.option("--threshold", type=click.FloatRange(0.001, 1), help="Of a pair's probability; else the model's own.")
 @click.option("--method", type=click.Choice(METHODS), default="nested", show_default=True,
@@ -380,9 +381,9 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
 def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads):
     """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
 
-    A sequence longer than the model's (320 for "fold") is folded in windows of that length, and no pair that is farther
-    apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message.
-    Pairs in .jsonl are [i, j, probability], counted from 1.
+    A sequence longer than the model's (320 for "fold", 500 for "energies") is folded in windows of that length, and no
+    pair that is farther apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl its
+    line has the message. Pairs in .jsonl are [i, j, probability], counted from 1.
     """
     check_outputs((output, svg), (sequence,))
     records = _records(sequence, "sequence", KNOWN)

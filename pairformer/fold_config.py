@@ -154,6 +154,6 @@ def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
         FoldTrainConfig(
             teacher_rows=6_000, bucket=1, most_passes=1, keep_share=1.0, parts=2,
             teach=FoldStageConfig(1, 1_600, 2e-3, 1e-2, teacher=1.0),
-            tune=FoldStageConfig(24, 1_600, 2e-3, 1e-2, teacher=0.1),
+            tune=FoldStageConfig(16, 1_600, 2e-3, 1e-2, teacher=0.1),
         ),
     )  # fmt: skip

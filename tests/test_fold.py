@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import pairformer
-from pairformer.folding import decode, dot_bracket, f1, pairs_of
+from pairformer.folding import decode, dot_bracket, equilibrium, f1, pairs_of
 
 torch = pytest.importorskip("torch")
 from pairformer.fold import Folder  # noqa: E402
@@ -18,6 +20,7 @@ from pairformer.fold_config import FoldConfig  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
 from pairformer.models.rnaformer import pair_probabilities  # noqa: E402
 from pairformer.saved import model_directory  # noqa: E402
+from pairformer.structures import read_parquet  # noqa: E402
 
 WINDOW = 20
 SMALL = FoldConfig(16, 1, 2, expand=1, dropout=0.0, max_length=WINDOW, distance_buckets=8, pair_types=True,
@@ -82,6 +85,41 @@ def test_neither_batch_nor_threads_matter(place, rng):
     assert torch.get_num_threads() == before
     for one, other in zip(together, again, strict=True):
         np.testing.assert_array_equal(one.probability, other.probability)
+
+
+@pytest.mark.parametrize("length", [0, 12, 120, 500, 700])
+def test_energies_alone(rng, length):
+    sequence = random_rna(rng, length)
+    fold = pairformer.fold(sequence, model="energies", threads=1)
+    begins = [0] if length <= 500 else [0, length - 500]
+    expected = np.zeros((len(begins), length, length))
+    for total, begin in zip(expected, begins, strict=True):
+        (matrix,) = equilibrium([sequence[begin : begin + 500]])
+        total[begin : begin + 500, begin : begin + 500] = matrix
+    expected = expected.sum(0)
+    expected[200:500, 200:500] /= len(begins)
+    expected[expected < 0.001] = 0
+    np.testing.assert_allclose(fold.matrix(), expected, atol=1e-6)
+    np.testing.assert_array_equal(fold.pairs, decode(fold.matrix(), 0.5, min_loop=3))
+
+
+def test_energies_need_no_pytorch(rng):
+    """In a process that has none; batch, threads and letters as of any model."""
+    code = (
+        "import sys; sys.modules['torch'] = None; import pairformer; "
+        "one, two, bad = pairformer.fold(['GGGGAAAACCCC', 'gggtaaaaaccc', 'x'], model='energies', threads=2); "
+        "assert one.structure == '((((....))))', one; assert two.sequence == 'GGGUAAAAACCC'; assert bad.message"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"passes": 2}, "passes must be None for energies, which make none, got 2"),
+    ({"device": "cuda"}, "device must be auto or cpu for energies, got 'cuda'"),
+])  # fmt: skip
+def test_what_energies_do_not_have(settings, message):
+    with pytest.raises(ValueError, match=message):
+        pairformer.fold("ACGU", model="energies", **settings)
 
 
 def test_letters(place):
@@ -247,6 +285,12 @@ def test_ts0_report(place, protocols, command, capsys):
     np.testing.assert_allclose(peer["difference"]["mean"], (own - np.arange(8) / 10)[there].mean(), atol=1e-4)
     assert peer["difference"]["low"] <= peer["difference"]["mean"] <= peer["difference"]["high"]
     assert report["longer than 20 nt"]["model"]["n"] == sum(int(row["length"]) > 20 for row in rnas)
+    rows = read_parquet(protocols / "rna" / "rnaformer_test_sets.parquet")
+    by_energies = pairformer.fold([row["sequence"] for row in rows], model="energies")
+    expected = [f1(fold.pairs, [[1, 9], [2, 8], [0, 11]]) for fold in by_energies]
+    np.testing.assert_allclose([float(row["energies"]) for row in rnas], expected, atol=1e-4)
+    assert command("evaluate", "--protocol", "ts0", "--model", "energies", "--data", protocols, "--out", out) == 2
+    assert "model must be one that learnt, energies have a row beside it" in capsys.readouterr().err
 
 
 def test_missing_data_is_named(command, tmp_path, capsys):

@@ -13,6 +13,7 @@ from pairformer.structures import known, load_known, read_structures, save_struc
 torch = pytest.importorskip("torch")
 from pairformer.fold_config import FoldConfig, FoldStageConfig, FoldTrainConfig, fold_recipe  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
+from pairformer.models.rnaformer import encode  # noqa: E402
 from pairformer.training import fold  # noqa: E402
 from pairformer.training.fold import Draw, train_fold  # noqa: E402
 
@@ -229,6 +230,19 @@ def test_a_model_to_go_on_from_needs_no_teacher(tmp_path, rng):
     train_fold(given, taught, tmp_path / "more", MODEL, config, start=tmp_path / "first" / "model")
     log = [json.loads(line) for line in (tmp_path / "more" / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in log} == {"tune"}
+
+
+def test_energies_are_of_no_weight_to_a_model_that_learnt_without(tmp_path, rng):
+    given, without = hairpins(rng, 20), replace(MODEL, energies=False)
+    RNAformer(without).save(tmp_path / "first", half=False)
+    config = replace(CONFIG, tune=replace(STAGE, epochs=1, steps=1, lr=1e-12))
+    made = train_fold(given, None, tmp_path / "more", replace(MODEL, energies=True), config, start=tmp_path / "first")
+    tokens, lengths = encode(given.sequence.tolist())
+    expected = RNAformer.load(tmp_path / "first")(tokens, lengths, 1)
+    torch.testing.assert_close(made(tokens, lengths, 1), expected, atol=0.01, rtol=0.01)  # saved in half precision
+    assert made.config.energies
+    with pytest.raises(ValueError, match="energies must be True, as in the model"):
+        train_fold(given, None, tmp_path / "less", without, config, start=tmp_path / "more" / "model")
 
 
 @pytest.mark.parametrize(("model", "config", "message"), [

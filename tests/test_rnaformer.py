@@ -2,7 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
+
+from pairformer.folding import equilibrium
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
@@ -14,12 +17,15 @@ from pairformer.models.rnaformer import (  # noqa: E402
     RNAformer,
     SquareNorm,
     distance_bucket,
+    encode,
+    energy_features,
     fold_loss,
+    pair_probabilities,
     sdp_axial_attention,
 )
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
-IMPROVED = {"symmetric": True, "distance_buckets": 6, "pair_types": True, "expand": 2, "final_bias": -4.0}
+IMPROVED = {"symmetric": True, "distance_buckets": 6, "energies": True, "expand": 2, "final_bias": 0.0}
 FORMS = [{}, IMPROVED]
 PLAIN = {"attention": "full", "transition": "pointwise", "distance_buckets": 6}
 
@@ -92,6 +98,27 @@ def test_padding_and_batch_change_nothing(changes):
         assert not together[row, :, n:].any()
         alone = made(tokens[row : row + 1, :n], lengths[row : row + 1], passes=2)
         torch.testing.assert_close(together[row, :n, :n], alone[0], rtol=0, atol=1e-5)
+
+
+def test_logits_begin_with_the_odds_by_energies():
+    torch.manual_seed(0)
+    rna, other = "GGGGCGCAAAAGCGCCCC", "GGGNAAAACCC"
+    made = RNAformer(FoldConfig(**SMALL | IMPROVED)).eval()
+    with torch.no_grad():
+        made.head.weight.zero_()
+    for found, sequence in zip(pair_probabilities(made, [rna, other], 1), [rna, other], strict=True):
+        np.testing.assert_allclose(found, equilibrium([sequence])[0].clip(1e-4, 1 - 1e-4), rtol=1e-3)
+
+
+def test_features_of_energies():
+    tokens, lengths = encode(["GGGGAAAACCCC", "GGGG"])
+    features, (probability,) = energy_features(tokens, lengths), equilibrium(["GGGGAAAACCCC"])
+    np.testing.assert_array_equal(features[0, ..., 0], probability)
+    assert features.shape == (2, 12, 12, 2)
+    assert features[0, 0, 11].tolist() == pytest.approx([probability[0, 11], math.log(
+        probability[0, 11] / (1 - probability[0, 11])) / math.log(1e4)], rel=1e-3)  # fmt: skip
+    assert features[0, 0, 1].tolist() == pytest.approx([0, -1], abs=1e-4)
+    assert not features[1, ..., 0].any()
 
 
 @pytest.mark.parametrize("changes", FORMS, ids=["published", "improved"])

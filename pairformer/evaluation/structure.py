@@ -103,6 +103,7 @@ def evaluate_structure(
     score = _peers(folder / PEERS, rows) if name == "ts0" and (folder / PEERS).is_file() else {}
     trained = set(load_known(folder).sequence.tolist())
     folding = Folder(model, passes, device=device, threads=threads)
+    assert folding.model is not None
     began = time.perf_counter()
     order = np.argsort(rows.length, kind="stable")  # windows of one length share batches
     folds = folding.fold(rows.sequence[order].tolist())

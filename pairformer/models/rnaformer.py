@@ -182,7 +182,7 @@ class PairEmbedding(nn.Module):
         if config.pair_types:
             latent = latent + self.pair(LETTERS * tokens[:, :, None] + tokens[:, None])
         if energies is not None:
-            latent = latent + self.energy(energies)
+            latent = latent + self.energy(energies.to(latent.dtype))
         return self.norm(latent)
 
 
@@ -249,7 +249,7 @@ class RNAformer(SavedModule):
         logit = self.head(self._stack(start, latent, lengths, past)).float()  # (B, L, L, 1 or 2)
         logit = logit[..., 0] if self.config.final_bias is not None else logit[..., 1] - logit[..., 0]
         if energies is not None:
-            logit = logit + self.prior(energies)[..., 0].float()
+            logit = logit + (energies * self.prior.weight[0].float()).sum(3)
         if self.config.symmetric:
             logit = (logit + logit.transpose(1, 2)) / 2
         return logit if past is None else logit.masked_fill(past[..., 0], 0.0)
