@@ -1,4 +1,4 @@
-"""Folding: bases a second of short RNAs, of a long one in windows, and of RNAfold on the same sequences."""
+"""Folding: bases a second of short RNAs, of a long one in windows, of energies alone, and of RNAfold."""
 
 import random
 
@@ -17,9 +17,10 @@ def sequences(count, length):
     return ["".join(rng.choices("ACGU", k=length)) for _ in range(count)]
 
 
+@pytest.mark.parametrize("model", ["fold", "energies"])
 @pytest.mark.parametrize(("count", "length"), [(64, 40), (64, 80), (1, 2000)])
-def bench_fold(timed, count, length):
-    given, folder = sequences(count, length), Folder(threads=THREADS)
+def bench_fold(timed, model, count, length):
+    given, folder = sequences(count, length), Folder(model, threads=THREADS)
     for fold in folder.fold(given):
         assert len(fold.structure) == length
         assert (fold.unpaired[fold.pairs] < 1 - folder.config.threshold + 1e-3).all()

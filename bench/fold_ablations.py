@@ -71,7 +71,7 @@ def configs(row: Row) -> tuple[FoldConfig, FoldTrainConfig]:
     model, config = fold_recipe("cpu")
     stage = replace(config.teach, epochs=1)
     config = replace(config, teach=stage, tune=replace(stage, epochs=3), **{"most_passes": 2} | row.train)
-    return replace(model, max_length=LENGTH, **{"passes": 2, "energies": False, "final_bias": -4.0} | row.model), config
+    return replace(model, max_length=LENGTH, **{"passes": 2} | row.model), config
 
 
 def main(data: Path, out: Path, *names: str) -> None:

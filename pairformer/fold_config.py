@@ -146,14 +146,14 @@ FOLD_RECIPES = ("cpu", "gpu")
 def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
     """Model and training of a structure model: "cpu" for two hours of two cores, "gpu" for half an hour of one GPU."""
     check(name in FOLD_RECIPES, "recipe", f"be one of {', '.join(FOLD_RECIPES)}", repr(name))
-    inputs: dict[str, Any] = {"distance_buckets": 32, "energies": True, "symmetric": True, "final_bias": 0.0}
+    inputs: dict[str, Any] = {"distance_buckets": 32, "pair_types": True, "symmetric": True, "final_bias": -4.0}
     if name == "gpu":
         return FoldConfig(heads=2, max_length=200, passes=3, **inputs), FoldTrainConfig()
     return (
-        FoldConfig(32, 4, 1, expand=2, dropout=0.0, max_length=160, passes=1, **inputs),
+        FoldConfig(32, 4, 2, expand=2, dropout=0.0, max_length=160, passes=1, **inputs),
         FoldTrainConfig(
-            teacher_rows=6_000, bucket=1, most_passes=1, keep_share=1.0, parts=2,
-            teach=FoldStageConfig(1, 1_600, 2e-3, 1e-2, teacher=1.0),
-            tune=FoldStageConfig(16, 1_600, 2e-3, 1e-2, teacher=0.1),
+            teacher_rows=20_000, bucket=1, most_passes=1, keep_share=1.0, parts=2,
+            teach=FoldStageConfig(6, 1_600, 2e-3, 1e-2, teacher=1.0),
+            tune=FoldStageConfig(24, 1_600, 2e-3, 1e-2, teacher=0.2),
         ),
     )  # fmt: skip
