@@ -405,9 +405,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("pair_probabilities", &pair_probabilities,
         "Probabilities (B, L, L) float32 that bases pair in equilibrium at 37 degrees C.", "codes"_a,
         "lengths"_a, "threads"_a);
+  m.attr("LONGEST") = int{Ensemble::kLongest};
   m.def("energy_tables", &energy_tables,
-        "Tenths of a kcal/mol by pair (CG GC GU UG AU UA) and letters: stacks; first mismatches of hairpins, "
-        "of "
+        "Tenths of a kcal/mol by pair (CG GC GU UG AU UA) and letters: stacks; first mismatches of hairpins "
+        "and of "
         "internal loops; dangling ends before and after a pair.");
   bind_model(m);
 }

@@ -40,6 +40,7 @@ constexpr int8_t kHairpinMismatch[6][4][4] = {
     {{-5, -3, -6, -3}, {-2, -1, -2, 0}, {-9, -3, -11, -3}, {-2, -1, -2, -9}},
     {{-3, -5, -3, -5}, {-1, -2, -1, -2}, {-12, -5, -11, -5}, {-1, -3, -1, -12}},
     {{-5, -3, -5, -3}, {-2, -1, -2, 0}, {-15, -3, -15, -3}, {-2, -1, -2, -9}}};
+// By those letters alone.
 constexpr int8_t kInternalMismatch[4][4] = {{0, 0, -8, 0}, {0, 0, 0, 0}, {-10, 0, -10, 0}, {0, 0, 0, -6}};
 // By the pair and the letter outside, before its 5' and after its 3' letter.
 constexpr int8_t kDangleBefore[6][4] = {{-5, -3, -2, -1}, {-2, -3, 0, 0},   {-3, -3, -4, -2},

@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
+#include <utility>
 
 #include "energies.hpp"
 
 namespace pairformer {
 namespace {
 
-constexpr double kThermal = 6.1632;  // kT at 37 degrees C
+constexpr double kThermal = 6.1632;                  // kT at 37 degrees C
+constexpr int kLeastEnergy = 50, kMostEnergy = 200;  // more than any sum has
 
 template <int N>
 int of_length(const int (&table)[N], int length) {
@@ -23,6 +26,19 @@ int weak(int kind, int cost) {
 
 int mismatch(const int8_t (&table)[4][4], int a, int b) {
   return a < 4 && b < 4 ? table[a][b] : 0;
+}
+
+struct Weights {
+  double of[kLeastEnergy + kMostEnergy];
+  Weights() {
+    for (int energy = -kLeastEnergy; energy < kMostEnergy; ++energy)
+      of[energy + kLeastEnergy] = std::exp(-energy / kThermal);
+  }
+};
+
+double weight(int energy) {
+  static const Weights weights;
+  return weights.of[energy + kLeastEnergy];
 }
 
 }  // namespace
@@ -77,39 +93,37 @@ void Ensemble::inner_pairs(int i, int j, Visit visit) const {
 }
 
 Ensemble::Ensemble(const uint8_t* letter, int length) : letter_(letter), length_(length) {
-  for (int energy = -kLowest; energy < kHighest; ++energy)
-    weight_[energy + kLowest] = std::exp(-energy / kThermal);
   const size_t cells = static_cast<size_t>(length) * length;
-  for (Square* square : {&pair_, &one_, &first_, &two_, &many_}) square->resize(cells);
+  for (Square* square : {&pair_, &one_, &single_, &several_, &some_}) square->resize(cells);
   exterior_.resize(length + 1);
-  scale_.resize(length + 1);
+  scale_.resize(length + 2);
   // What letters weigh on average, so that sums of long RNAs are not too large; the second is for those that
   // hold hardly anything but G and C in long helices.
   for (const double share : {0.6, 1.4}) {
-    for (int n = 0; n <= length; ++n) scale_[n] = std::exp(-share * n);
+    for (int n = 0; n <= length + 1; ++n) scale_[n] = std::exp(-share * n);
     if (inside()) break;
   }
   outside();
 }
 
 bool Ensemble::inside() {
-  const double unpaired = length_ ? scale_[1] : 1;
+  const double unpaired = scale_[1];
   for (int i = length_ - 1; i >= 0; --i) {
     for (int j = i; j < length_; ++j) {
       double sum = 0;
       if (j - i > kLeastHairpin && kind(i, j) != kNoPair) {
         sum = weight(hairpin(i, j)) * scale_[j - i + 1];
         inner_pairs(i, j, [&](int k, int l, double w) { sum += w * at(pair_, k, l); });
-        sum += weight(closing(i, j)) * scale_[2] * at(two_, i + 1, j - 1);
+        sum += weight(closing(i, j)) * scale_[2] * at(several_, i + 1, j - 1);
       }
       at(pair_, i, j) = sum;
       const double helix = sum > 0 ? sum * weight(stem(i, j) + kHelix) : 0;
       at(one_, j, i) = helix + (j > i ? unpaired * at(one_, j - 1, i) : 0);
-      at(first_, i, j) = at(one_, j, i) + (j > i ? unpaired * at(first_, i + 1, j) : 0);
-      double two = 0;
-      for (int u = i + 1; u <= j; ++u) two += at(many_, i, u - 1) * at(one_, j, u);
-      at(two_, i, j) = two;
-      at(many_, i, j) = at(first_, i, j) + two;
+      at(single_, i, j) = at(one_, j, i) + (j > i ? unpaired * at(single_, i + 1, j) : 0);
+      double several = 0;
+      for (int u = i + 1; u <= j; ++u) several += at(some_, i, u - 1) * at(one_, j, u);
+      at(several_, i, j) = several;
+      at(some_, i, j) = at(single_, i, j) + several;
     }
   }
   exterior_[0] = 1;
@@ -118,15 +132,16 @@ bool Ensemble::inside() {
     for (int i = 0; i < j; ++i)
       if (at(pair_, i, j) > 0) exterior_[j + 1] += exterior_[i] * at(pair_, i, j) * weight(stem(i, j));
   }
-  return std::isfinite(exterior_[length_]);
+  const auto finite = [](double x) { return std::isfinite(x); };  // all else is a part of these
+  return finite(exterior_[length_]) && std::all_of(some_.begin(), some_.end(), finite);
 }
 
 // Derivatives of the logarithm of the sum over all structures: what inside() does, backwards.
 void Ensemble::outside() {
   const size_t cells = pair_.size();
-  Square pair(cells), one(cells), first(cells), two(cells), many(cells);
+  Square pair(cells), one(cells), single(cells), several(cells), some(cells);
   std::vector<double> exterior(length_ + 1);
-  const double unpaired = length_ ? scale_[1] : 1;
+  const double unpaired = scale_[1];
   exterior[length_] = 1 / exterior_[length_];
   for (int j = length_ - 1; j >= 0; --j) {
     exterior[j] += unpaired * exterior[j + 1];
@@ -139,21 +154,21 @@ void Ensemble::outside() {
   }
   for (int i = 0; i < length_; ++i) {
     for (int j = length_ - 1; j >= i; --j) {
-      at(first, i, j) += at(many, i, j);
-      at(two, i, j) += at(many, i, j);
+      at(single, i, j) += at(some, i, j);
+      at(several, i, j) += at(some, i, j);
       for (int u = i + 1; u <= j; ++u) {
-        at(many, i, u - 1) += at(two, i, j) * at(one_, j, u);
-        at(one, j, u) += at(two, i, j) * at(many_, i, u - 1);
+        at(some, i, u - 1) += at(several, i, j) * at(one_, j, u);
+        at(one, j, u) += at(several, i, j) * at(some_, i, u - 1);
       }
-      at(one, j, i) += at(first, i, j);
+      at(one, j, i) += at(single, i, j);
       if (j > i) {
-        at(first, i + 1, j) += unpaired * at(first, i, j);
+        at(single, i + 1, j) += unpaired * at(single, i, j);
         at(one, j - 1, i) += unpaired * at(one, j, i);
       }
       if (at(pair_, i, j) == 0) continue;
       const double mine = at(pair, i, j) += at(one, j, i) * weight(stem(i, j) + kHelix);
       inner_pairs(i, j, [&](int k, int l, double w) { at(pair, k, l) += w * mine; });
-      at(two, i + 1, j - 1) += mine * weight(closing(i, j)) * scale_[2];
+      at(several, i + 1, j - 1) += mine * weight(closing(i, j)) * scale_[2];
       at(pair, i, j) *= at(pair_, i, j);
     }
   }

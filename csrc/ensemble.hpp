@@ -9,9 +9,9 @@ namespace pairformer {
 // Probabilities of base pairs in thermal equilibrium at 37 degrees C. McCaskill, Biopolymers 1990.
 //
 // Energies as Turner 2004 (Mathews et al., PNAS 2004), except that no loop has a value of its own: stacks;
-// hairpins by length and first mismatch; bulges by length; internal loops by length, asymmetry and first
-// mismatches; loops of three helices and more by their number; both dangling ends of every helix there and
-// outside all loops.
+// hairpins by length and first mismatch; bulges and internal loops, of 30 letters at most, by length,
+// asymmetry and first mismatches; loops of three helices and more by their number; both dangling ends of
+// every helix there and outside all loops.
 class Ensemble {
  public:
   static constexpr int kLongest = 500;  // letters: more would not fit a double
@@ -30,7 +30,6 @@ class Ensemble {
   int loop(int i, int j, int k, int l) const;
   int stem(int i, int j) const;
   int closing(int i, int j) const;
-  double weight(int energy) const { return weight_[energy + kLowest]; }
   double& at(Square& x, int i, int j) const { return x[static_cast<int64_t>(i) * length_ + j]; }
   double at(const Square& x, int i, int j) const { return x[static_cast<int64_t>(i) * length_ + j]; }
   template <class Visit>
@@ -38,17 +37,15 @@ class Ensemble {
   bool inside();
   void outside();
 
-  static constexpr int kLowest = 200, kHighest = 400;
   static constexpr int kLargestLoop = 30;
 
   const uint8_t* letter_;
   int length_;
-  double weight_[kLowest + kHighest];  // exp(-energy / kT)
-  std::vector<double> scale_;          // of so many letters
-  std::vector<double> exterior_;       // of the first letters
+  std::vector<double> scale_;     // what so many letters are divided by, which keeps sums in range
+  std::vector<double> exterior_;  // sums over all structures of the first letters
   // Sums over all structures: of a pair and what it encloses; of one helix that begins with i, as [j][i]; of
   // one helix anywhere; of two and more; of one and more.
-  Square pair_, one_, first_, two_, many_;
+  Square pair_, one_, single_, several_, some_;
   Square probability_;
 };
 

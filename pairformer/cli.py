@@ -451,7 +451,7 @@ def evaluate(
     rewired            same miRNAs and genes, other pairing
 
     \b
-    Of structure models (--model fold), beside RNAfold where ViennaRNA is installed:
+    Of structure models (--model fold), beside energies alone and, where ViennaRNA is installed, RNAfold:
     ts0, ts0-rfam      bpRNA's test set, labels as released and as in Rfam
     synthetic          RNAfold's own structures      bprna-new        families of no training set
     """

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import _core
+from pairformer._core import LONGEST
 from pairformer.config import check
 from pairformer.fold_config import FoldConfig
-from pairformer.folding import LONGEST, METHODS, dot_bracket, drawn, equilibrium
+from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium
 from pairformer.predict import in_batches, usable_threads
 from pairformer.scan import check_strings
 
@@ -96,7 +97,8 @@ def fold(
     Args:
         sequence: letters ACGU, any case, T read as U, N and other ambiguity codes as N; or a list of them.
         model: "fold" for the weights shipped with the package, or a directory written by ``RNAformer.save``; "energies"
-            for :func:`pairformer.folding.equilibrium`, which is far faster and needs no PyTorch.
+            for :func:`pairformer.folding.equilibrium`, far faster and without PyTorch: W is 500, the threshold 0.5,
+            there are no passes, and a CPU works.
         passes: over the stack; None for the model's own number.
         threshold: a pair is drawn if its probability is above, at least 0.001; None for the model's own.
         method, min_loop: see :func:`pairformer.folding.decode`.
@@ -139,7 +141,7 @@ class Folder:
     ) -> None:
         if model == ENERGIES:
             check(passes is None, "passes", "be None for energies, which make none", passes)
-            check(device in ("auto", "cpu"), "device", "be auto or cpu for energies", repr(device))
+            check(str(device) in ("auto", "cpu"), "device", "be auto or cpu for energies", repr(device))
             self.model, config = None, FoldConfig(max_length=LONGEST)
         else:
             from pairformer.engines import usable_device

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pairformer._core import LONGEST
 from pairformer.config import StageConfig, at_least, check, check_number
 
 
@@ -42,8 +43,8 @@ class FoldConfig:
     pair_types: bool = False
     """Whether each of the 25 combinations of two letters has an embedding of its own."""
     energies: bool = False
-    """Whether the probability of each pair by the energies of helices and loops enters the latent, and its odds are
-    where logits begin; for a ``max_length`` up to 500."""
+    """Whether the probability of each pair by the energies of helices and loops, and its odds, enter latent and
+    logits (:func:`pairformer.folding.equilibrium`); for a ``max_length`` up to 500."""
     symmetric: bool = False
     """Whether logits are averaged with their transpose."""
     final_bias: float | None = None
@@ -77,8 +78,8 @@ class FoldConfig:
         check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
         check(self.distance_buckets <= self.max_length, "distance_buckets",
               f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
-        fits = not self.energies or self.max_length <= 500
-        check(fits, "max_length", "be 500 or less with energies", self.max_length)
+        fits = not self.energies or self.max_length <= LONGEST
+        check(fits, "max_length", f"be {LONGEST} or less with energies", self.max_length)
         check(self.final_bias is None or math.isfinite(self.final_bias), "final_bias", "be None or finite",
               self.final_bias)  # fmt: skip
 

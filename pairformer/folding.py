@@ -6,7 +6,7 @@ Positions count from 0. Pairs are (N, 2) int64, rows (i, j) with i < j in ascend
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +16,7 @@ from pairformer.config import check
 
 ALPHABET = "ACGUN"
 LETTERS = len(ALPHABET)
-LONGEST = 500  # letters that energies fold in one piece
-CELLS = 4_000_000  # of the squares of a batch
+CELLS = 4_000_000  # of the squares that energies are at a time
 METHODS = ("nested", "matching", "raw")
 OPENING = "([{<" + string.ascii_uppercase
 CLOSING = ")]}>" + string.ascii_lowercase
@@ -28,21 +27,27 @@ def equilibrium(sequences: Sequence[str], threads: int = 1) -> list[NDArray[np.f
 
     Args:
         sequences: letters ACGUN, 500 at most; N pairs with nothing.
-        threads: that work on sequences of equal length.
+        threads: 0 for all this process may use.
 
     Returns:
         Symmetric (L, L) for each.
 
     Raises:
-        ValueError: a sequence is longer.
+        ValueError: a sequence is longer or has another letter, or there is one that is in no list.
 
     Source: McCaskill, Biopolymers 1990; energies of Mathews et al., PNAS 2004, but for those of single loops.
     """
+    check(not isinstance(sequences, str), "sequences", "be a list of strings", repr(sequences))
+    strange = sorted(set("".join(sequences)) - set(ALPHABET))
+    check(not strange, "sequences", f"have letters {ALPHABET}", "".join(strange))
     found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(sequences)
-    for rows in of_one_length(sequences, CELLS):
+    order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
+    while order:  # the longest that are left, as many as fit
+        count = max(1, CELLS // max(1, len(sequences[order[0]])) ** 2)
+        rows, order = order[:count], order[count:]
         codes, lengths = letter_codes([sequences[row] for row in rows])
-        for row, matrix in zip(rows, _core.pair_probabilities(codes, lengths, threads), strict=True):
-            found[row] = matrix
+        for row, n, matrix in zip(rows, lengths, _core.pair_probabilities(codes, lengths, threads), strict=True):
+            found[row] = matrix[:n, :n]
     return found
 
 
@@ -54,15 +59,6 @@ def letter_codes(sequences: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[n
     for row, sequence in zip(codes, sequences, strict=True):
         row[: len(sequence)] = code[np.frombuffer(sequence.encode(), np.uint8)]
     return codes, np.array([len(sequence) for sequence in sequences], np.int64)
-
-
-def of_one_length(sequences: Sequence[str], cells: int) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of sequences of equal length, whose squares have so many cells together at most, or of one."""
-    length = np.array([len(sequence) for sequence in sequences], np.int64)
-    for size in np.unique(length):
-        rows = np.flatnonzero(length == size)
-        count = max(1, cells // max(1, int(size) ** 2))
-        yield from np.split(rows, range(count, len(rows), count))
 
 
 def decode(

@@ -29,8 +29,9 @@ def model_directory(name_or_path: str | Path, kind: type = ModelConfig) -> Path:
     directory = WEIGHTS / name_or_path if str(name_or_path) in NAMES[kind] else Path(name_or_path)
     for name in FILES:
         if not (directory / name).is_file():
+            also = ", energies" if kind is FoldConfig else ""
             raise FileNotFoundError(
-                f"model must be {', '.join(NAMES[kind])} or a directory with {name}, got {name_or_path}"
+                f"model must be {', '.join(NAMES[kind])}{also} or a directory with {name}, got {name_or_path}"
             )
     return directory
 

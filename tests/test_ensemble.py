@@ -1,6 +1,7 @@
 """Pair probabilities of the energy model, beside sums over every structure and ViennaRNA's."""
 
 import math
+import re
 import zlib
 
 import numpy as np
@@ -74,6 +75,8 @@ class Energy:
             return 93 - 9 * (len(inside) + 1) + around.stem(1, 2) + sum(self.stem(*pair) for pair in inside)
         k, m = inside[0]
         left, right = k - i - 1, j - m - 1
+        if left + right > 30:
+            return math.inf
         stack = STACK[self.kind(i, j), self.kind(m, k)]
         if left + right == 0:
             return stack
@@ -113,14 +116,22 @@ def test_probabilities_are_those_of_every_structure(length):
     rng = np.random.default_rng([2020, length])
     for _ in range(4):
         sequence = "".join(rng.choice(list("ACGGUN" if length == 14 else "ACGGU"), length))
-        np.testing.assert_allclose(probabilities(sequence)[0] if length else np.zeros((0, 0)), twin(sequence),
-                                   rtol=1e-5, atol=1e-12)  # fmt: skip
+        np.testing.assert_allclose(probabilities(sequence)[0], twin(sequence), rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("sequence", ["GGCGAAAGCGCAAAGCACC", "GGACGAAAGUGCGAAAGCAC", "GAGGAGACAACAC", "GGGAGAAACGCC"])
 def test_loops_of_every_kind(sequence):
     """Three helices, bulges and internal loops, whose probabilities a short random sequence leaves near 0."""
     np.testing.assert_allclose(probabilities(sequence)[0], twin(sequence), rtol=1e-5, atol=1e-15)
+
+
+@pytest.mark.parametrize(("before", "after"), [(15, 15), (15, 16), (30, 0), (0, 31), (4, 1), (1, 22), (25, 3)])
+def test_loops_up_to_their_limit(before, after):
+    """Of 30 letters at most, however many on each side; hairpins have no limit."""
+    sequence = "GG" + before * "A" + "GC" + 40 * "A" + "GC" + after * "A" + "CC"
+    expected = twin(sequence)
+    np.testing.assert_allclose(probabilities(sequence)[0], expected, rtol=1e-5, atol=1e-15)
+    assert expected[0, -1] > 0
 
 
 def test_energy_of_a_hairpin_by_hand():
@@ -142,7 +153,13 @@ def test_a_batch_is_its_sequences_whatever_its_threads():
         assert row.sum(0).max() < 1 + 1e-5
 
 
-@pytest.mark.parametrize("sequence", ["A" * 500, "G" * 248 + "AAAA" + "C" * 248, "GC" * 250, "ACGU" * 125])
+HAIRPIN = "G" * 12 + "AAAA" + "C" * 12
+OTHER = "C" * 12 + "AAAA" + "G" * 12
+
+
+@pytest.mark.parametrize("sequence", [
+    "A" * 500, "G" * 248 + "AAAA" + "C" * 248, "GC" * 250, "ACGU" * 125, 9 * HAIRPIN + 8 * OTHER + "AAAACAAAAGA",
+])  # fmt: skip
 def test_longest_sequences_stay_in_range(sequence):
     found = probabilities(sequence)[0]
     assert np.isfinite(found).all()
@@ -164,6 +181,23 @@ def test_wrong_arguments():
             _core.pair_probabilities(given, np.array(lengths), 1)
     with pytest.raises(ValueError, match=r"lengths must be in \[0, 500\], got 501"):
         _core.pair_probabilities(np.zeros((1, 501), np.uint8), np.array([501]), 1)
+
+
+def test_tables_are_viennarna_s(tmp_path):
+    RNA = pytest.importorskip("RNA")
+    RNA.params_save(str(tmp_path / "energies"))
+    text = re.sub(r"/\*.*?\*/", "", (tmp_path / "energies").read_text())
+
+    def table(name, kinds, *sides):
+        numbers = re.search(rf"# {name}\n(.*?)\n\n", text, re.S)[1].replace("DEF", "-50").split()
+        return np.array(numbers[: kinds * math.prod(sides)], int).reshape(kinds, *sides)[:6] // 10
+
+    np.testing.assert_array_equal(table("stack", 6, 7)[:, :6], STACK)
+    np.testing.assert_array_equal(table("mismatch_hairpin", 7, 5, 5)[:, 1:, 1:], HAIRPIN_MISMATCH)
+    internal = table("mismatch_internal", 7, 5, 5)[:, 1:, 1:]
+    np.testing.assert_array_equal(internal, INTERNAL_MISMATCH + np.array([0, 0, 7, 7, 7, 7])[:, None, None])
+    np.testing.assert_array_equal(table("dangle5", 7, 5)[:, 1:], BEFORE)
+    np.testing.assert_array_equal(table("dangle3", 7, 5)[:, 1:], AFTER)
 
 
 def test_structures_are_near_viennarna_s():

@@ -103,6 +103,16 @@ def test_energies_alone(rng, length):
     np.testing.assert_array_equal(fold.pairs, decode(fold.matrix(), 0.5, min_loop=3))
 
 
+def test_threads_and_letters_of_energies(rng):
+    sequences = [random_rna(rng, rng.randint(0, 60)) for _ in range(40)]
+    for one, other in zip(equilibrium(sequences), equilibrium(sequences[::-1], threads=3)[::-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    for wrong, message in ((["ACGU", "acgt"], "sequences must have letters ACGUN, got acgt"),
+                           ("ACGU", "sequences must be a list of strings, got 'ACGU'")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            equilibrium(wrong)
+
+
 def test_energies_need_no_pytorch(rng):
     """In a process that has none; batch, threads and letters as of any model."""
     code = (
@@ -194,7 +204,7 @@ def test_wrong_settings(place, changes, message):
 
 
 def test_models_of_another_kind(place, additive_model):
-    with pytest.raises(FileNotFoundError, match=r"model must be fold or a directory with config.json"):
+    with pytest.raises(FileNotFoundError, match=r"model must be fold, energies or a directory with config.json"):
         pairformer.fold("ACGU", model="default")
     with pytest.raises(ValueError, match="config must have fields among"):
         pairformer.fold("ACGU", model=additive_model)

@@ -25,7 +25,8 @@ from pairformer.models.rnaformer import (  # noqa: E402
 )
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
-IMPROVED = {"symmetric": True, "distance_buckets": 6, "energies": True, "expand": 2, "final_bias": 0.0}
+IMPROVED = {"symmetric": True, "distance_buckets": 6, "pair_types": True, "energies": True, "expand": 2,
+            "final_bias": -4.0}  # fmt: skip
 FORMS = [{}, IMPROVED]
 PLAIN = {"attention": "full", "transition": "pointwise", "distance_buckets": 6}
 
@@ -100,12 +101,13 @@ def test_padding_and_batch_change_nothing(changes):
         torch.testing.assert_close(together[row, :n, :n], alone[0], rtol=0, atol=1e-5)
 
 
-def test_logits_begin_with_the_odds_by_energies():
-    torch.manual_seed(0)
+def test_logits_can_be_the_odds_by_energies():
     rna, other = "GGGGCGCAAAAGCGCCCC", "GGGNAAAACCC"
-    made = RNAformer(FoldConfig(**SMALL | IMPROVED)).eval()
+    made = model(**IMPROVED)
     with torch.no_grad():
         made.head.weight.zero_()
+        made.head.bias.zero_()
+        made.prior.weight.copy_(torch.tensor([0, math.log(1e4)]))
     for found, sequence in zip(pair_probabilities(made, [rna, other], 1), [rna, other], strict=True):
         np.testing.assert_allclose(found, equilibrium([sequence])[0].clip(1e-4, 1 - 1e-4), rtol=1e-3)
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from pairformer import _core
 from pairformer.config import check
 from pairformer.fold_config import FoldConfig
-from pairformer.folding import LETTERS, letter_codes, of_one_length
+from pairformer.folding import LETTERS, letter_codes
 from pairformer.models.saved_module import SavedModule
 from pairformer.models.set_transformer import sdp_attention
 
 CELLS = 200_000  # of the squares of a batch
-RARE = 1e-4  # a pair of less probability by its energies is as one of none
+RARE = 1e-4  # the odds of a pair of less probability by its energies are those of this
 
 
 def sdp_axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
@@ -273,8 +273,8 @@ class RNAformer(SavedModule):
                 module.out.weight.data /= math.sqrt(2 * self.config.layers)
         if self.config.final_bias is not None:
             nn.init.constant_(self.head.bias, self.config.final_bias)
-        if self.config.energies:  # at first pairs are as probable as by their energies
-            self.prior.weight.data = torch.tensor([[0.0, -math.log(RARE)]])
+        if self.config.energies:
+            nn.init.zeros_(self.prior.weight)
 
 
 def _without(x: Tensor, past: Tensor | None) -> Tensor:
@@ -304,9 +304,11 @@ def energy_features(tokens: Tensor, lengths: Tensor | None) -> Tensor:
 
     Returns:
         (B, L, L, 2) float32 on the device of ``tokens``: 0 to 1, and -1 to 1 for probabilities from 0.0001 and less to
-        0.9999 and more. On a CPU as many of PyTorch's threads work on it as on any operation.
+        0.9999 and more. A CPU makes them, with as many threads as PyTorch has there, also for another device.
     """
-    length = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths.cpu().numpy().astype(np.int64)
+    length = (
+        np.full(len(tokens), tokens.shape[1], np.int64) if lengths is None else lengths.cpu().numpy().astype(np.int64)
+    )
     codes = np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint8))
     probability = torch.from_numpy(_core.pair_probabilities(codes, length, torch.get_num_threads())).to(tokens.device)
     odds = torch.logit(probability, RARE) / -math.log(RARE)
@@ -401,5 +403,13 @@ def pair_probabilities(
             found[row] = matrix
 
     with each_on_one_core(model, threads) as work:
-        list(work(run, of_one_length(sequences, CELLS)))
+        list(work(run, _of_one_length(np.array([len(sequence) for sequence in sequences], np.int64))))
     return found
+
+
+def _of_one_length(length: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows of equal length, at most ``CELLS`` pairs of bases together."""
+    for size in np.unique(length):
+        rows = np.flatnonzero(length == size)
+        count = max(1, CELLS // max(1, int(size) ** 2))
+        yield from np.split(rows, range(count, len(rows), count))

@@ -30,7 +30,7 @@ from pairformer.structures import (
 from pairformer.training import claim, finished
 from pairformer.training.loop import fit
 
-CHECKED, AT = 300, 0.25  # held-out RNAs that every epoch is scored on, and the threshold
+CHECKED = 300  # held-out RNAs that every epoch is scored on
 THRESHOLDS = np.round(np.arange(0.1, 0.65, 0.05), 2)
 
 
@@ -248,7 +248,7 @@ class _Stage:
 
     def validate(self) -> dict[str, float]:
         """Mean F1 of some held-out RNAs."""
-        return {"f1": float(_mean_f1(self.model, self.checked, (AT,), self.threads, self.config.half)[0])}
+        return {"f1": float(_mean_f1(self.model, self.checked, (0.5,), self.threads, self.config.half)[0])}
 
     def _loss(self, batch: Structures, passes: int, seed: int) -> Tensor:
         codes, lengths = encode(batch.sequence.tolist())
