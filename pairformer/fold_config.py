@@ -43,8 +43,8 @@ class FoldConfig:
     pair_types: bool = False
     """Whether each of the 25 combinations of two letters has an embedding of its own."""
     energies: bool = False
-    """Whether the probability of each pair by the energies of helices and loops, and its odds, enter latent and
-    logits (:func:`pairformer.folding.equilibrium`); for a ``max_length`` up to 500."""
+    """Whether the probability of each pair by the energies of helices and loops, and its odds, enter the latent
+    (:func:`pairformer.folding.equilibrium`); for a ``max_length`` up to 500."""
     symmetric: bool = False
     """Whether logits are averaged with their transpose."""
     final_bias: float | None = None

@@ -20,7 +20,6 @@ from pairformer.models.rnaformer import (  # noqa: E402
     encode,
     energy_features,
     fold_loss,
-    pair_probabilities,
     sdp_axial_attention,
 )
 
@@ -101,17 +100,6 @@ def test_padding_and_batch_change_nothing(changes):
         torch.testing.assert_close(together[row, :n, :n], alone[0], rtol=0, atol=1e-5)
 
 
-def test_logits_can_be_the_odds_by_energies():
-    rna, other = "GGGGCGCAAAAGCGCCCC", "GGGNAAAACCC"
-    made = model(**IMPROVED)
-    with torch.no_grad():
-        made.head.weight.zero_()
-        made.head.bias.zero_()
-        made.prior.weight.copy_(torch.tensor([0, math.log(1e4)]))
-    for found, sequence in zip(pair_probabilities(made, [rna, other], 1), [rna, other], strict=True):
-        np.testing.assert_allclose(found, equilibrium([sequence])[0].clip(1e-4, 1 - 1e-4), rtol=1e-3)
-
-
 def test_features_of_energies():
     tokens, lengths = encode(["GGGGAAAACCCC", "GGGG"])
     features, (probability,) = energy_features(tokens, lengths), equilibrium(["GGGGAAAACCCC"])
@@ -121,6 +109,10 @@ def test_features_of_energies():
         probability[0, 11] / (1 - probability[0, 11])) / math.log(1e4)], rel=1e-3)  # fmt: skip
     assert features[0, 0, 1].tolist() == pytest.approx([0, -1], abs=1e-4)
     assert not features[1, ..., 0].any()
+    embed, plain = model(**IMPROVED).embed, model(**IMPROVED | {"energies": False}).embed
+    plain.load_state_dict(embed.state_dict(), strict=False)
+    embed.norm = plain.norm = torch.nn.Identity()
+    torch.testing.assert_close(embed(tokens, lengths) - plain(tokens, lengths), embed.energy(features))
 
 
 @pytest.mark.parametrize("changes", FORMS, ids=["published", "improved"])

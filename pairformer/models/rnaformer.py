@@ -166,8 +166,8 @@ class PairEmbedding(nn.Module):
             self.energy = nn.Linear(2, width, bias=False)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, energies: Tensor | None) -> Tensor:
-        """tokens (B, L), ``energy_features`` (B, L, L, 2) if the model has energies -> (B, L, L, W)."""
+    def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """tokens (B, L), lengths (B,) or None for no padding -> (B, L, L, W)."""
         config = self.config
         scale = math.sqrt(config.width // 2)
         column, row = self.column_letter(tokens) * scale, self.row_letter(tokens) * scale  # (B, L, W)
@@ -181,8 +181,8 @@ class PairEmbedding(nn.Module):
             latent = latent + self.distance(bucket + config.distance_buckets - 1)
         if config.pair_types:
             latent = latent + self.pair(LETTERS * tokens[:, :, None] + tokens[:, None])
-        if energies is not None:
-            latent = latent + self.energy(energies.to(latent.dtype))
+        if config.energies:
+            latent = latent + self.energy(energy_features(tokens, lengths).to(latent.dtype))
         return self.norm(latent)
 
 
@@ -210,8 +210,6 @@ class RNAformer(SavedModule):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, 2 if config.final_bias is None else 1, bias=config.final_bias is not None)
-        if config.energies:
-            self.prior = nn.Linear(2, 1, bias=False)
         self._initialise()
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None, passes: int = 6) -> Tensor:
@@ -240,16 +238,13 @@ class RNAformer(SavedModule):
             real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (B, L)
             past = ~(real[:, :, None] & real[:, None, :])[..., None]  # (B, L, L, 1)
             tokens = tokens.masked_fill(~real, 0)
-        energies = energy_features(tokens, lengths) if self.config.energies else None  # (B, L, L, 2)
-        start = self.embed(tokens, energies)  # (B, L, L, W)
+        start = self.embed(tokens, lengths)  # (B, L, L, W)
         latent = torch.zeros_like(start)
         with torch.no_grad():
             for _ in range(passes - 1):
                 latent = self._stack(start, latent, lengths, past)
         logit = self.head(self._stack(start, latent, lengths, past)).float()  # (B, L, L, 1 or 2)
         logit = logit[..., 0] if self.config.final_bias is not None else logit[..., 1] - logit[..., 0]
-        if energies is not None:
-            logit = logit + (energies * self.prior.weight[0].float()).sum(3)
         if self.config.symmetric:
             logit = (logit + logit.transpose(1, 2)) / 2
         return logit if past is None else logit.masked_fill(past[..., 0], 0.0)
@@ -273,8 +268,6 @@ class RNAformer(SavedModule):
                 module.out.weight.data /= math.sqrt(2 * self.config.layers)
         if self.config.final_bias is not None:
             nn.init.constant_(self.head.bias, self.config.final_bias)
-        if self.config.energies:
-            nn.init.zeros_(self.prior.weight)
 
 
 def _without(x: Tensor, past: Tensor | None) -> Tensor:
@@ -306,11 +299,10 @@ def energy_features(tokens: Tensor, lengths: Tensor | None) -> Tensor:
         (B, L, L, 2) float32 on the device of ``tokens``: 0 to 1, and -1 to 1 for probabilities from 0.0001 and less to
         0.9999 and more. A CPU makes them, with as many threads as PyTorch has there, also for another device.
     """
-    length = (
-        np.full(len(tokens), tokens.shape[1], np.int64) if lengths is None else lengths.cpu().numpy().astype(np.int64)
-    )
-    codes = np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint8))
-    probability = torch.from_numpy(_core.pair_probabilities(codes, length, torch.get_num_threads())).to(tokens.device)
+    lengths = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
+    codes, length = (x.cpu().numpy().astype(kind) for x, kind in ((tokens, np.uint8), (lengths, np.int64)))
+    found = _core.pair_probabilities(np.ascontiguousarray(codes), length, torch.get_num_threads())
+    probability = torch.from_numpy(found).to(tokens.device)
     odds = torch.logit(probability, RARE) / -math.log(RARE)
     return torch.stack([probability, odds], 3)
 

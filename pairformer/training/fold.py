@@ -178,8 +178,7 @@ def train_fold(
         given = read_start(start, model_config, config.validation)
         state = given.state_dict()
         if model_config.energies and not given.config.energies:  # new to it: of no weight at first
-            for name in ("embed.energy.weight", "prior.weight"):
-                state[name] = torch.zeros_like(model.state_dict()[name])
+            state["embed.energy.weight"] = torch.zeros_like(model.embed.energy.weight)
         model.load_state_dict(state)
         begun = {"start_sha256": given.metadata["model_sha256"]}
     claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows, **begun})
