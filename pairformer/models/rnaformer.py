@@ -300,8 +300,8 @@ def energy_features(tokens: Tensor, lengths: Tensor | None) -> Tensor:
         0.9999 and more. A CPU makes them, with as many threads as PyTorch has there, also for another device.
     """
     lengths = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
-    codes, length = (x.cpu().numpy().astype(kind) for x, kind in ((tokens, np.uint8), (lengths, np.int64)))
-    found = _core.pair_probabilities(np.ascontiguousarray(codes), length, torch.get_num_threads())
+    codes = np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint8))
+    found = _core.pair_probabilities(codes, lengths.cpu().numpy().astype(np.int64), torch.get_num_threads())
     probability = torch.from_numpy(found).to(tokens.device)
     odds = torch.logit(probability, RARE) / -math.log(RARE)
     return torch.stack([probability, odds], 3)
