@@ -381,9 +381,10 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
 def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads):
     """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
 
-    A sequence longer than the model's (320 for "fold", 500 for "energies") is folded in windows of that length, and no
-    pair that is farther apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl its
-    line has the message. Pairs in .jsonl are [i, j, probability], counted from 1.
+    A sequence longer than the model's (320 for "fold", 500 for "energies") is folded in windows of that length. "fold"
+    leaves pairs that stand in no window to energies, up to 500 bases; beyond no pair that is farther apart is found. A
+    sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message. Pairs in .jsonl
+    are [i, j, probability], counted from 1.
     """
     check_outputs((output, svg), (sequence,))
     records = _records(sequence, "sequence", KNOWN)
@@ -399,7 +400,7 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
                 if found.message is not None:
                     click.echo(f"{record.where}: {record.name}: {found.message}", err=True)
-                elif len(found.sequence) > folder.config.max_length and not told:
+                elif not folder.finds_all(len(found.sequence)) and not told:
                     told = True
                     most = folder.config.max_length
                     click.echo(f"{record.name} is longer than {most}: such are folded in windows of that length, and "

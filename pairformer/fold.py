@@ -91,8 +91,8 @@ def fold(
     """Secondary structure of an RNA, by RNAformer or by energies alone.
 
     A sequence longer than the model's ``max_length`` W is folded in windows of W bases, one every W / 2 and one that
-    ends with the sequence. The probability of a pair is its mean over the windows that hold both bases, and 0 where
-    none does.
+    ends with the sequence. The probability of a pair is its mean over the windows that hold both bases. Where none does
+    it is that by energies if the model has them and the sequence at most 500 bases, else 0.
 
     Args:
         sequence: letters ACGU, any case, T read as U, N and other ambiguity codes as N; or a list of them.
@@ -164,6 +164,10 @@ class Folder:
         none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
         return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
 
+    def finds_all(self, length: int) -> bool:
+        """Whether it looks at every pair of a sequence of so many bases, however far apart."""
+        return length <= (max(self.config.max_length, LONGEST) if self.config.energies else self.config.max_length)
+
     def _fold(self, sequences: list[str]) -> Iterator[Fold]:
         begins = [_windows(len(sequence), self.config.max_length) for sequence in sequences]
         pieces = [
@@ -173,14 +177,18 @@ class Folder:
         ]
         found = (matrix for chunk in in_batches(pieces, str, GROUP) for matrix in self._probabilities(chunk))
         for sequence, at in zip(sequences, begins, strict=True):
-            length, reach = len(sequence), min(len(sequence), self.config.max_length)
-            total = np.zeros((length, max(1, reach)), np.float32)  # [i, j - i]
+            length, window = len(sequence), min(len(sequence), self.config.max_length)
+            whole = window < length and self.finds_all(length)
+            total = np.zeros((length, length if whole else max(1, window)), np.float32)  # [i, j - i]
             count = np.zeros_like(total)
-            i, j = np.triu_indices(reach, 1)
+            i, j = np.triu_indices(window, 1)
             for begin in at:
                 total[begin + i, j - i] += next(found)[i, j]
                 count[begin + i, j - i] += 1
             total /= np.maximum(count, 1)
+            if whole:
+                i, ahead = np.nonzero((count == 0) & (np.add.outer(np.arange(length), np.arange(length)) < length))
+                total[i, ahead] = equilibrium([sequence])[0][i, i + ahead]
             yield self._decoded(sequence, total)
 
     def _probabilities(self, pieces: list[str]) -> list[NDArray[np.float32]]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,23 @@ def test_neither_batch_nor_threads_matter(place, rng):
     assert torch.get_num_threads() == before
     for one, other in zip(together, again, strict=True):
         np.testing.assert_array_equal(one.probability, other.probability)
+
+
+def test_energies_say_what_stands_in_no_window(tmp_path, rng):
+    torch.manual_seed(2020)
+    RNAformer(replace(SMALL, energies=True)).save(tmp_path, half=False)
+    sequence = random_rna(rng, 47)
+    found = pairformer.fold(sequence, model=tmp_path, threads=1).matrix()
+    together = np.zeros((47, 47), bool)
+    for begin in (0, 10, 20, 27):
+        together[begin : begin + WINDOW, begin : begin + WINDOW] = True
+    (expected,) = equilibrium([sequence])
+    np.testing.assert_array_equal(found[~together], np.where(expected < 0.001, 0, expected)[~together])
+    assert (found[~together] > 0.1).any()
+    inside = mean_over_windows(RNAformer.load(tmp_path), sequence)
+    np.testing.assert_allclose(found[together], np.where(inside < 0.001, 0, inside)[together], atol=1e-5)
+    longer = pairformer.fold(sequence * 11, model=tmp_path, threads=1)  # too long for energies in one piece
+    assert np.diff(longer.possible).max() < WINDOW
 
 
 @pytest.mark.parametrize("length", [0, 12, 120, 500, 700])
