@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import pairformer
+from pairformer._core import LONGEST
 from pairformer.config import check
 from pairformer.evaluation.report import number, table, write
 from pairformer.fold import ENERGIES, Folder
@@ -150,7 +151,8 @@ def evaluate_structure(
         "audit": [
             f"{same} of {len(rows)} sequences stand letter for letter in the training pool",
             f"{failed} sequences could not be folded and count as without pairs",
-            f"longer sequences are folded in windows of {window} bases",
+            f"longer sequences are folded in windows of {window} bases"
+            + f", pairs that stand in none by energies, up to {LONGEST}" * folding.config.energies,
             f"intervals are of {len(set(drawn))} families, drawn with replacement",
         ],
         "summary": summary,
