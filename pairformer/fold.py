@@ -187,8 +187,10 @@ class Folder:
                 count[begin + i, j - i] += 1
             total /= np.maximum(count, 1)
             if whole:
-                i, ahead = np.nonzero((count == 0) & (np.add.outer(np.arange(length), np.arange(length)) < length))
-                total[i, ahead] = equilibrium([sequence])[0][i, i + ahead]
+                i, j = np.triu_indices(length, 1)
+                apart = count[i, j - i] == 0
+                i, j = i[apart], j[apart]
+                total[i, j - i] = equilibrium([sequence])[0][i, j]
             yield self._decoded(sequence, total)
 
     def _probabilities(self, pieces: list[str]) -> list[NDArray[np.float32]]:
