@@ -313,10 +313,13 @@ py::array_t<int64_t> dims_of(uint32_t rng_seed, int64_t width) {
 py::array_t<float> pair_probabilities(const py::array& codes, const py::array& lengths,
                                       int64_t threads_asked) {
   const int threads = checked_threads(threads_asked);
-  const uint8_t* const code = checked<uint8_t>(codes, "codes", 2, "(B, L)");
-  const int64_t* const length = checked<int64_t>(lengths, "lengths", 1, "(B,)");
+  const uint8_t* const first_code = checked<uint8_t>(codes, "codes", 2, "(B, L)");
+  const int64_t* const first_length = checked<int64_t>(lengths, "lengths", 1, "(B,)");
   const int64_t count = codes.shape(0), side = codes.shape(1);
   check_rows(lengths, "lengths", count, "codes");
+  // Copies, which no other thread changes.
+  const std::vector<uint8_t> code(first_code, first_code + count * side);
+  const std::vector<int64_t> length(first_length, first_length + count);
   const int64_t most = std::min<int64_t>(side, Ensemble::kLongest);
   for (int64_t row = 0; row < count; ++row)
     if (length[row] < 0 || length[row] > most)
@@ -327,7 +330,7 @@ py::array_t<float> pair_probabilities(const py::array& codes, const py::array& l
   const py::gil_scoped_release unlocked;
   std::fill_n(out, count * side * side, 0.0f);
   parallel_for(count, threads, [&](int64_t row) {
-    Ensemble(code + row * side, static_cast<int>(length[row])).write(out + row * side * side, side);
+    Ensemble(code.data() + row * side, static_cast<int>(length[row])).write(out + row * side * side, side);
   });
   return probability;
 }
@@ -407,8 +410,7 @@ PYBIND11_MODULE(_core, m) {
         "lengths"_a, "threads"_a);
   m.attr("LONGEST") = int{Ensemble::kLongest};
   m.def("energy_tables", &energy_tables,
-        "Tenths of a kcal/mol by pair (CG GC GU UG AU UA) and letters: stacks; first mismatches of hairpins "
-        "and of "
-        "internal loops; dangling ends before and after a pair.");
+        "Tenths of a kcal/mol by pair (CG GC GU UG AU UA) and letters: stacks; first mismatches of hairpins, "
+        "of internal loops; dangling ends before and after a pair.");
   bind_model(m);
 }

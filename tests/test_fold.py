@@ -131,7 +131,7 @@ def test_threads_and_letters_of_energies(rng):
             equilibrium(wrong)
 
 
-def test_energies_need_no_pytorch(rng):
+def test_energies_need_no_pytorch():
     """In a process that has none; batch, threads and letters as of any model."""
     code = (
         "import sys; sys.modules['torch'] = None; import pairformer; "
