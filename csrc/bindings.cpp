@@ -310,9 +310,10 @@ py::array_t<int64_t> dims_of(uint32_t rng_seed, int64_t width) {
   return py::array_t<int64_t>(static_cast<int64_t>(dims.size()), dims.data());
 }
 
-py::array_t<float> pair_probabilities(const py::array& codes, const py::array& lengths,
-                                      int64_t threads_asked) {
+py::array_t<float> pair_probabilities(const py::array& codes, const py::array& lengths, int64_t threads_asked,
+                                      const std::string& variant) {
   const int threads = checked_threads(threads_asked);
+  const Kernels& kernels = kernels_of(variant);
   const uint8_t* const first_code = checked<uint8_t>(codes, "codes", 2, "(B, L)");
   const int64_t* const first_length = checked<int64_t>(lengths, "lengths", 1, "(B,)");
   const int64_t count = codes.shape(0), side = codes.shape(1);
@@ -330,7 +331,8 @@ py::array_t<float> pair_probabilities(const py::array& codes, const py::array& l
   const py::gil_scoped_release unlocked;
   std::fill_n(out, count * side * side, 0.0f);
   parallel_for(count, threads, [&](int64_t row) {
-    Ensemble(code.data() + row * side, static_cast<int>(length[row])).write(out + row * side * side, side);
+    Ensemble(code.data() + row * side, static_cast<int>(length[row]), kernels)
+        .write(out + row * side * side, side);
   });
   return probability;
 }
@@ -407,7 +409,7 @@ PYBIND11_MODULE(_core, m) {
         "width"_a);
   m.def("pair_probabilities", &pair_probabilities,
         "Probabilities (B, L, L) float32 that bases pair in equilibrium at 37 degrees C.", "codes"_a,
-        "lengths"_a, "threads"_a);
+        "lengths"_a, "threads"_a, "variant"_a = "auto");
   m.attr("LONGEST") = int{Ensemble::kLongest};
   m.def("energy_tables", &energy_tables,
         "Tenths of a kcal/mol by pair (CG GC GU UG AU UA) and letters: stacks; first mismatches of hairpins, "

@@ -47,27 +47,20 @@ int Ensemble::kind(int i, int j) const {
   return letter_[i] < 4 && letter_[j] < 4 ? kPair[letter_[i]][letter_[j]] : int{kNoPair};
 }
 
-int Ensemble::hairpin(int i, int j) const {
+double Ensemble::hairpin(int i, int j) const {
   const int length = j - i - 1, pair = kind(i, j);
-  return of_length(kHairpin, length) +
-         (length == kLeastHairpin ? weak(pair, kWeakEnd)
-                                  : mismatch(kHairpinMismatch[pair], letter_[i + 1], letter_[j - 1]));
+  return hairpin_[length] * weight(length == kLeastHairpin
+                                       ? weak(pair, kWeakEnd)
+                                       : mismatch(kHairpinMismatch[pair], letter_[i + 1], letter_[j - 1]));
 }
 
-// Of the pair (i, j) and the next one inside, (k, l).
-int Ensemble::loop(int i, int j, int k, int l) const {
-  const int before = k - i - 1, after = j - l - 1, length = before + after;
-  const int outer = kind(i, j), inner = kind(l, k);
-  if (length == 0) return kStack[outer][inner];
-  if (before == 0 || after == 0)
-    return of_length(kBulge, length) +
-           (length == 1 ? kStack[outer][inner] : weak(outer, kWeakEnd) + weak(inner, kWeakEnd));
-  const int energy = of_length(kInternal, length) + weak(outer, kWeakInternal) + weak(inner, kWeakInternal) +
-                     std::min(kMostAsymmetry, kAsymmetry * std::abs(before - after));
-  if (length == 2) return energy + (letter_[i + 1] == 2 && letter_[j - 1] == 2 ? kBothG : 0);
-  if (before == 1 || after == 1) return energy;
-  return energy + mismatch(kInternalMismatch, letter_[i + 1], letter_[j - 1]) +
-         mismatch(kInternalMismatch, letter_[l + 1], letter_[k - 1]);
+// What the pair (i, j) costs a loop of two helices that begins after i and ends before j: its outer pair, or
+// its inner one read from the other strand.
+int Ensemble::side(Rule rule, int i, int j) const {
+  const int pair = kind(i, j);
+  if (rule == kBulgeEnds) return weak(pair, kWeakEnd);
+  return weak(pair, kWeakInternal) +
+         (rule == kMismatches ? mismatch(kInternalMismatch, letter_[i + 1], letter_[j - 1]) : 0);
 }
 
 // Of a helix that ends with (i, j), seen from outside.
@@ -84,46 +77,101 @@ int Ensemble::closing(int i, int j) const {
          (after < 4 ? kDangleAfter[pair][after] : 0);
 }
 
-// visit(k, l, weight of the loop) for each pair that can be the next inside (i, j).
 template <class Visit>
 void Ensemble::inner_pairs(int i, int j, Visit visit) const {
-  for (int k = i + 1; k <= i + 1 + kLargestLoop && k + kLeastHairpin < j; ++k)
-    for (int l = j - 1; l > k + kLeastHairpin && k - i + j - l - 2 <= kLargestLoop; --l)
-      if (at(pair_, k, l) > 0) visit(k, l, weight(loop(i, j, k, l)) * scale_[k - i + j - l]);
+  const auto one_pair = [&](Rule rule, int k, int l, double factor) {
+    static constexpr double kOne = 1;
+    visit(Loops{rule, k, l, factor, &kOne, 0, 1, 1});
+  };
+  for (int k = i + 1; k <= i + 2; ++k)  // a stack, bulges of one letter
+    for (int l = j - 1; l >= j - 3 + k - i; --l) {
+      if (kind(l, k) == kNoPair) continue;
+      const int letters = k - i + j - l - 2;
+      const int energy = kBulge[letters] + kStack[kind(i, j)][kind(l, k)] - side(kBulgeEnds, l, k);
+      one_pair(kBulgeEnds, k, l, weight(energy) * scale_[letters + 2]);
+    }
+  const double ends = weight(side(kBulgeEnds, i, j)), one_letter = weight(side(kOneLetter, i, j));
+  const double two_letters = weight(kInternal[2] + (letter_[i + 1] == 2 && letter_[j - 1] == 2 ? kBothG : 0));
+  one_pair(kOneLetter, i + 2, j - 2, one_letter * two_letters * scale_[4]);
+
+  const double* const rows = rows_.data();
+  visit(Loops{kBulgeEnds, i + 1, j - kBeforeRow, ends, rows, 0, 1, kRow});
+  visit(Loops{kOneLetter, i + 2, j - kBeforeRow, one_letter, rows + kRow, 0, 1, kRow});
+  const int room = j - i - 5 - kLeastHairpin;  // rows from i + 3 on that hold pairs up to j - 2
+  const double* const columns = columns_.data();
+  visit(Loops{kBulgeEnds, i + 3, j - 1, ends, columns, 1, std::min(kLargestLoop - 1, room + 1), 1});
+  visit(Loops{kOneLetter, i + 3, j - 2, one_letter, columns + kLargestLoop, 1,
+              std::min(kLargestLoop - 2, room), 1});
+  const double mismatches = weight(side(kMismatches, i, j));
+  const int end = std::min(kLargestLoop - 3, room - 1);
+  constexpr int kBlock = 8;  // a row's weights begin with one 0 more than those of the row before
+  for (int row = 0; row < end; row += kBlock)
+    visit(Loops{kMismatches, i + 3 + row, j - kBeforeRow + row, mismatches, rows + (2 + row) * kRow + row,
+                kRow, std::min(kBlock, end - row), kRow - row});
 }
 
-Ensemble::Ensemble(const uint8_t* letter, int length) : letter_(letter), length_(length) {
+Ensemble::Ensemble(const uint8_t* letter, int length, const Kernels& kernels)
+    : kernels_(kernels), letter_(letter), length_(length), stride_(length + kBeforeRow) {
   const size_t cells = static_cast<size_t>(length) * length;
-  for (Square* square : {&pair_, &one_, &single_, &several_, &some_}) square->resize(cells);
+  for (Square* square : {&pair_, &one_, &some_}) square->resize(cells);
+  for (std::vector<double>& inner : inner_) inner.resize(length * stride_);
   exterior_.resize(length + 1);
-  scale_.resize(length + 2);
   // What letters weigh on average, so that sums of long RNAs are not too large; the second is for those that
   // hold hardly anything but G and C in long helices.
   for (const double share : {0.6, 1.4}) {
-    for (int n = 0; n <= length + 1; ++n) scale_[n] = std::exp(-share * n);
+    set_scale(share);
     if (inside()) break;
   }
   outside();
 }
 
+void Ensemble::set_scale(double share) {
+  scale_.resize(std::max(length_, kLargestLoop) + 3);
+  for (size_t n = 0; n < scale_.size(); ++n) scale_[n] = std::exp(-share * static_cast<double>(n));
+  hairpin_.assign(length_ + 1, 0);
+  for (int n = kLeastHairpin; n < length_; ++n) hairpin_[n] = weight(of_length(kHairpin, n)) * scale_[n + 2];
+  const auto loop = [this](int before, int after) {
+    const int length = before + after;
+    const int energy =
+        std::min(before, after) == 0
+            ? of_length(kBulge, length)
+            : of_length(kInternal, length) + std::min(kMostAsymmetry, kAsymmetry * std::abs(before - after));
+    return weight(energy) * scale_[length + 2];
+  };
+  rows_.assign((kLargestLoop - 1) * kRow, 0);
+  columns_.assign(2 * kLargestLoop, 0);
+  for (int before = 0; before <= kLargestLoop - 2; ++before)
+    for (int after = 2; before + after <= kLargestLoop; ++after)
+      rows_[before * kRow + kRow + 1 - after] = loop(before, after);
+  for (const int after : {0, 1})
+    for (int before = 2; before + after <= kLargestLoop; ++before)
+      columns_[after * kLargestLoop + before - 2] = loop(before, after);
+}
+
 bool Ensemble::inside() {
   const double unpaired = scale_[1];
+  std::vector<double> single(length_), several(length_);  // of one helix from i to j; of two and more
   for (int i = length_ - 1; i >= 0; --i) {
+    double enclosed = 0;  // of two and more from i + 1 to j - 1
     for (int j = i; j < length_; ++j) {
       double sum = 0;
       if (j - i > kLeastHairpin && kind(i, j) != kNoPair) {
-        sum = weight(hairpin(i, j)) * scale_[j - i + 1];
-        inner_pairs(i, j, [&](int k, int l, double w) { sum += w * at(pair_, k, l); });
-        sum += weight(closing(i, j)) * scale_[2] * at(several_, i + 1, j - 1);
+        sum = hairpin(i, j) + weight(closing(i, j)) * scale_[2] * enclosed;
+        inner_pairs(i, j, [&](const Loops& to) {
+          sum += to.factor *
+                 kernels_.dot_rows(inner(to.rule, to.k, to.l), stride_, to.weight, to.step, to.rows, to.n);
+        });
+        if (i > 0 && j + 1 < length_)
+          for (const Rule rule : {kBulgeEnds, kOneLetter, kMismatches})
+            *inner(rule, i, j) = sum * weight(side(rule, j, i));
       }
       at(pair_, i, j) = sum;
       const double helix = sum > 0 ? sum * weight(stem(i, j) + kHelix) : 0;
       at(one_, j, i) = helix + (j > i ? unpaired * at(one_, j - 1, i) : 0);
-      at(single_, i, j) = at(one_, j, i) + (j > i ? unpaired * at(single_, i + 1, j) : 0);
-      double several = 0;
-      for (int u = i + 1; u <= j; ++u) several += at(some_, i, u - 1) * at(one_, j, u);
-      at(several_, i, j) = several;
-      at(some_, i, j) = at(single_, i, j) + several;
+      single[j] = at(one_, j, i) + unpaired * single[j];
+      enclosed = several[j];
+      several[j] = kernels_.dot_rows(&at(some_, i, i), 0, &at(one_, j, i) + 1, 0, 1, j - i);
+      at(some_, i, j) = single[j] + several[j];
     }
   }
   exterior_[0] = 1;
@@ -136,49 +184,50 @@ bool Ensemble::inside() {
   return finite(exterior_[length_]) && std::all_of(some_.begin(), some_.end(), finite);
 }
 
-// Derivatives of the logarithm of the sum over all structures: what inside() does, backwards.
+// Derivatives of the logarithm of the sum over all structures: what inside() does, backwards. Leaves the
+// probability of each pair in place of its sum.
 void Ensemble::outside() {
-  const size_t cells = pair_.size();
-  Square pair(cells), one(cells), single(cells), several(cells), some(cells);
-  std::vector<double> exterior(length_ + 1);
+  Square one(pair_.size()), some(pair_.size());
+  for (std::vector<double>& inner : inner_) std::fill(inner.begin(), inner.end(), 0.0);
+  std::vector<double> exterior(length_ + 1), single(length_), closed(length_);
   const double unpaired = scale_[1];
   exterior[length_] = 1 / exterior_[length_];
   for (int j = length_ - 1; j >= 0; --j) {
     exterior[j] += unpaired * exterior[j + 1];
-    for (int i = 0; i < j; ++i) {
-      if (at(pair_, i, j) == 0) continue;
-      const double helix = exterior[j + 1] * weight(stem(i, j));
-      exterior[i] += helix * at(pair_, i, j);
-      at(pair, i, j) = helix * exterior_[i];
-    }
+    for (int i = 0; i < j; ++i)
+      if (at(pair_, i, j) > 0) exterior[i] += exterior[j + 1] * at(pair_, i, j) * weight(stem(i, j));
   }
   for (int i = 0; i < length_; ++i) {
+    double enclosing = 0;  // by the pair (i - 1, j + 1)
     for (int j = length_ - 1; j >= i; --j) {
-      at(single, i, j) += at(some, i, j);
-      at(several, i, j) += at(some, i, j);
-      for (int u = i + 1; u <= j; ++u) {
-        at(some, i, u - 1) += at(several, i, j) * at(one_, j, u);
-        at(one, j, u) += at(several, i, j) * at(some_, i, u - 1);
-      }
-      at(one, j, i) += at(single, i, j);
-      if (j > i) {
-        at(single, i + 1, j) += unpaired * at(single, i, j);
-        at(one, j - 1, i) += unpaired * at(one, j, i);
-      }
+      const double several = at(some, i, j) + enclosing;
+      kernels_.add_rows(several, &at(one_, j, i) + 1, 0, 1, j - i, &at(some, i, i), 0);
+      kernels_.add_rows(several, &at(some_, i, i), 0, 1, j - i, &at(one, j, i) + 1, 0);
+      single[j] = at(some, i, j) + unpaired * single[j];
+      at(one, j, i) += single[j];
+      if (j > i) at(one, j - 1, i) += unpaired * at(one, j, i);
+      enclosing = closed[j];
+      closed[j] = 0;
       if (at(pair_, i, j) == 0) continue;
-      const double mine = at(pair, i, j) += at(one, j, i) * weight(stem(i, j) + kHelix);
-      inner_pairs(i, j, [&](int k, int l, double w) { at(pair, k, l) += w * mine; });
-      at(several, i + 1, j - 1) += mine * weight(closing(i, j)) * scale_[2];
-      at(pair, i, j) *= at(pair_, i, j);
+      double mine =
+          exterior[j + 1] * exterior_[i] * weight(stem(i, j)) + at(one, j, i) * weight(stem(i, j) + kHelix);
+      if (i > 0 && j + 1 < length_)
+        for (const Rule rule : {kBulgeEnds, kOneLetter, kMismatches})
+          mine += *inner(rule, i, j) * weight(side(rule, j, i));
+      inner_pairs(i, j, [&](const Loops& to) {
+        kernels_.add_rows(mine * to.factor, to.weight, to.step, to.rows, to.n, inner(to.rule, to.k, to.l),
+                          stride_);
+      });
+      closed[j] = mine * weight(closing(i, j)) * scale_[2];
+      at(pair_, i, j) *= mine;
     }
   }
-  probability_ = std::move(pair);
 }
 
 void Ensemble::write(float* probability, int64_t stride) const {
   for (int i = 0; i < length_; ++i)
-    for (int j = 0; j < length_; ++j)
-      probability[i * stride + j] = static_cast<float>(at(probability_, std::min(i, j), std::max(i, j)));
+    for (int j = i; j < length_; ++j)
+      probability[i * stride + j] = probability[j * stride + i] = static_cast<float>(at(pair_, i, j));
 }
 
 }  // namespace pairformer

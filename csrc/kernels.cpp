@@ -30,12 +30,21 @@ constexpr int kRegisters = kLanes == 16 ? 20 : kLanes == 8 && kReadsFromMemory ?
 typedef float Vector __attribute__((vector_size(4 * PAIRFORMER_LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * PAIRFORMER_LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * PAIRFORMER_LANES), aligned(4), may_alias));
+typedef double Doubles __attribute__((vector_size(4 * PAIRFORMER_LANES)));
+typedef double UnalignedDoubles __attribute__((vector_size(4 * PAIRFORMER_LANES), aligned(8), may_alias));
+constexpr int kDoubles = PAIRFORMER_LANES / 2;
 
 inline Vector load(const float* x) {
   return *reinterpret_cast<const Unaligned*>(x);
 }
 inline void store(float* x, Vector v) {
   *reinterpret_cast<Unaligned*>(x) = v;
+}
+inline Doubles load(const double* x) {
+  return *reinterpret_cast<const UnalignedDoubles*>(x);
+}
+inline void store(double* x, Doubles v) {
+  *reinterpret_cast<UnalignedDoubles*>(x) = v;
 }
 inline Bits where_positive(Vector v) {
   return reinterpret_cast<Bits>(v > 0.0f);
@@ -52,6 +61,11 @@ inline float sum_of(Vector v) {
     for (int i = 0; i < width; ++i) half[i] += half[i + width];
   return half[0];
 }
+inline double sum_of(Doubles v) {
+  double sum = 0;
+  for (int i = 0; i < kDoubles; ++i) sum += v[i];
+  return sum;
+}
 inline float max_of(Vector v) {
   float most = v[0];
   for (int i = 1; i < PAIRFORMER_LANES; ++i) most = v[i] > most ? v[i] : most;
@@ -60,11 +74,19 @@ inline float max_of(Vector v) {
 #else
 typedef float Vector;
 typedef uint32_t Bits;
+typedef double Doubles;
+constexpr int kDoubles = 1;
 
 inline Vector load(const float* x) {
   return *x;
 }
 inline void store(float* x, Vector v) {
+  *x = v;
+}
+inline Doubles load(const double* x) {
+  return *x;
+}
+inline void store(double* x, Doubles v) {
   *x = v;
 }
 inline Bits where_positive(Vector v) {
@@ -74,6 +96,9 @@ inline uint32_t any_of(Bits b) {
   return b;
 }
 inline float sum_of(Vector v) {
+  return v;
+}
+inline double sum_of(Doubles v) {
   return v;
 }
 inline float max_of(Vector v) {
@@ -484,9 +509,41 @@ void sum_rows(const float* x, int rows, int64_t n, ptrdiff_t ld, const float* we
   }
 }
 
-constexpr Kernels kTable = {PAIRFORMER_NAME, count_windows, align_windows, gemm,    gemm_mean, pack,
-                            lookup,          relu,          gelu,          sigmoid, tanh,      dot,
-                            sign_bits,       layer_norm,    softmax,       sum_rows};
+template <int kStep, class Body, class Last>
+inline void in_rows(int rows, int n, Body&& body, Last&& last) {
+  for (int row = 0; row < rows; ++row) {
+    int i = 0;
+    for (; i + kStep <= n; i += kStep) body(row, i);
+    for (; i < n; ++i) last(row, i);
+  }
+}
+
+double dot_rows(const double* x, ptrdiff_t ldx, const double* w, ptrdiff_t ldw, int rows, int n) {
+  Doubles even{}, odd{};
+  double rest = 0;
+  in_rows<2 * kDoubles>(
+      rows, n,
+      [&](int row, int i) {
+        even += load(x + row * ldx + i) * load(w + row * ldw + i);
+        odd += load(x + row * ldx + i + kDoubles) * load(w + row * ldw + i + kDoubles);
+      },
+      [&](int row, int i) { rest += x[row * ldx + i] * w[row * ldw + i]; });
+  return sum_of(even + odd) + rest;
+}
+
+void add_rows(double scale, const double* w, ptrdiff_t ldw, int rows, int n, double* y, ptrdiff_t ldy) {
+  in_rows<kDoubles>(
+      rows, n,
+      [&](int row, int i) {
+        double* const to = y + row * ldy + i;
+        store(to, load(to) + load(w + row * ldw + i) * scale);
+      },
+      [&](int row, int i) { y[row * ldy + i] += w[row * ldw + i] * scale; });
+}
+
+constexpr Kernels kTable = {PAIRFORMER_NAME, count_windows, align_windows, gemm,     gemm_mean, pack,
+                            lookup,          relu,          gelu,          sigmoid,  tanh,      dot,
+                            sign_bits,       layer_norm,    softmax,       sum_rows, dot_rows,  add_rows};
 
 }  // namespace
 

@@ -1,4 +1,5 @@
-// The loops that are compiled once per instruction set, from kernels.cpp: the scan's and the network's.
+// The loops that are compiled once per instruction set, from kernels.cpp: the scan's, the network's and those
+// of structures.
 //
 // A matrix has rows of floats `ld` apart, padded to whole lanes of kLane; kernels may write up to that
 // padding. Right-hand sides of products lie in panels: columns 0-31 of all k rows, then columns 32-63, ...;
@@ -79,6 +80,10 @@ struct Kernels {
   void (*softmax)(float* x, int rows, int width, ptrdiff_t ld, float scale);
   // out (n): the sum of rows, each times its weight[row]; weight null for ones. n in whole lanes.
   void (*sum_rows)(const float* x, int rows, int64_t n, ptrdiff_t ld, const float* weight, float* out);
+
+  // Of rows of n doubles: the sum of all products x w; and y + scale w as the new y.
+  double (*dot_rows)(const double* x, ptrdiff_t ldx, const double* w, ptrdiff_t ldw, int rows, int n);
+  void (*add_rows)(double scale, const double* w, ptrdiff_t ldw, int rows, int n, double* y, ptrdiff_t ldy);
 };
 
 const Kernels& kernels_avx512();

@@ -20,8 +20,8 @@ def codes(*sequences):
     return np.array([["ACGUN".index(x) for x in s.ljust(side, "G")] for s in sequences], np.uint8)
 
 
-def probabilities(*sequences, threads=1):
-    return _core.pair_probabilities(codes(*sequences), np.array([len(s) for s in sequences]), threads)
+def probabilities(*sequences, threads=1, variant="auto"):
+    return _core.pair_probabilities(codes(*sequences), np.array([len(s) for s in sequences]), threads, variant)
 
 
 def structures(sequence, begin, end):
@@ -125,13 +125,23 @@ def test_loops_of_every_kind(sequence):
     np.testing.assert_allclose(probabilities(sequence)[0], twin(sequence), rtol=1e-5, atol=1e-15)
 
 
-@pytest.mark.parametrize(("before", "after"), [(15, 15), (15, 16), (30, 0), (0, 31), (4, 1), (1, 22), (25, 3)])
+@pytest.mark.parametrize(("before", "after"), [
+    (15, 15), (15, 16), (30, 0), (0, 30), (0, 31), (29, 1), (1, 29), (28, 2), (2, 28), (4, 1), (1, 22), (25, 3),
+])  # fmt: skip
 def test_loops_up_to_their_limit(before, after):
     """Of 30 letters at most, however many on each side; hairpins have no limit."""
     sequence = "GG" + before * "A" + "GC" + 40 * "A" + "GC" + after * "A" + "CC"
     expected = twin(sequence)
     np.testing.assert_allclose(probabilities(sequence)[0], expected, rtol=1e-5, atol=1e-15)
     assert expected[0, -1] > 0
+
+
+@pytest.mark.parametrize("variant", _core.variants())
+def test_every_variant_of_the_loops(variant):
+    rng = np.random.default_rng(7)
+    batch = [TRNA, *("".join(rng.choice(list("ACGUN"), n)) for n in (18, 40, 41, 130))]
+    np.testing.assert_allclose(probabilities(*batch, variant=variant), probabilities(*batch), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(probabilities(batch[1], variant=variant)[0], twin(batch[1]), rtol=1e-5, atol=1e-12)
 
 
 def test_energy_of_a_hairpin_by_hand():
