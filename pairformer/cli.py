@@ -469,6 +469,10 @@ def evaluate(
         evaluate_structure(protocol, data_folder(data), out, model or "fold", threads=threads, n_resamples=resamples)
         click.echo((out / "report.md").read_text())
         return
+    if protocol not in PROTOCOLS:
+        raise click.UsageError(
+            f"--protocol must be one of {', '.join((*PROTOCOLS, *STRUCTURE_PROTOCOLS))}, got {protocol}"
+        )
     if trained == (model is not None):
         raise click.UsageError("give --train, or --model NAME")
     own = (
@@ -478,10 +482,6 @@ def evaluate(
     )
     if model is not None and own:
         raise click.UsageError("options of model and training, and several --seeds, need --train; --model has its own")
-    if protocol not in PROTOCOLS:
-        raise click.UsageError(
-            f"--protocol must be one of {', '.join((*PROTOCOLS, *STRUCTURE_PROTOCOLS))}, got {protocol}"
-        )
     device = _prepared(device, threads)
     model_config, config = recipe(name)
     if name == "paper":
@@ -507,14 +507,16 @@ def audit(a, b, data, disjoint):
     the windows in common). Tables are TSVs with mirna_seq and utr_seq, mrna_seq or utr_id; gene_symbol and label are
     used where they stand.
     """
-    from pairformer.evaluation.audit import overlap
+    from pairformer.evaluation.audit import RELATIONS, overlap
 
+    claims = disjoint.replace(" ", "").split(",") if disjoint else []
+    if not set(claims) <= set(RELATIONS):
+        raise click.UsageError(f"--disjoint must be among {', '.join(RELATIONS)}, got {disjoint}")
     folder = data_folder(data) if data or os.environ.get(DATA_VARIABLE) else None
     found = overlap(*(load_pairs(path, folder, labelled=False) for path in (a, b)))
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
     click.echo("\n".join(found.lines(*names)))
-    broken = found.violations(disjoint.replace(" ", "").split(",")) if disjoint else []
-    if broken:
+    if broken := found.violations(claims):
         raise DataError(f"{b}: table must share nothing by {disjoint} with {a}, got {'; '.join(broken)}")
 
 

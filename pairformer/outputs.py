@@ -50,8 +50,8 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
         places = {path} if path == "-" else {_identity(path), _identity(str(_part_of(path)))}
         if places & taken:
             raise click.UsageError(
-                "each output must have a place of its own, and PATH.part until it is whole, "
-                f"got {path!r} twice or as an input"
+                f"each output must have a place of its own (and PATH.part while it is written), got {path!r} twice or "
+                "as an input; '-' is standard output, where --output goes unless it names a file"
             )
         taken |= places
 

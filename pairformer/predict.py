@@ -55,7 +55,8 @@ class Prediction:
     baseline: float | None
     """Its part that is of the pair and no site; None likewise."""
     interval: tuple[float, float] | None
-    """Held 90 % of the fold changes measured in held-out genes; None where the model knows none."""
+    """Holds 90 % of the fold changes of the experiments it was fitted to, of held-out genes; None where the model knows
+    none. For the default these are of HeLa cells and centred per gene: noisier experiments lie outside more often."""
     percentile: float | None
     """Of 100 pairs of this miRNA in the batch with status ok, how many are predicted less repressed, ties as half; NaN
     for another status, None likewise."""

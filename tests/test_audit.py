@@ -189,8 +189,8 @@ def test_labels_and_sentences(rng):
         == "gene: none of 1 rows of test stands in train too"
     )
     assert result.violations(["gene", "window"]) == [
-        "gene: 2 of 4 rows, such as A of row 0",
-        "window: 3 of 4 rows, such as utr0 of row 0",
+        "gene: 2 of 4 rows, such as A of row 1",
+        "window: 3 of 4 rows, such as utr0 of row 1",
     ]
     assert overlap(a, b.take(np.array([3]))).violations(RELATIONS) == []
     with pytest.raises(ValueError, match=r"claims must be among pair, mirna, .* got 'utr'"):
@@ -207,7 +207,7 @@ def test_rows_without_labels(rng):
         assert result.lines("a", "b")[0] == (
             f"pair: 1 of 1 rows of b (100.0 %) stand in a too; such as {MIRNA} with {utr[:29]}..."
         )
-    assert overlap(a, b).violations(["gene"]) == [f"gene: 1 of 1 rows, such as {utr[:57]}... of row 0"]
+    assert overlap(a, b).violations(["gene"]) == [f"gene: 1 of 1 rows, such as {utr[:57]}... of row 1"]
 
 
 def test_empty_tables():

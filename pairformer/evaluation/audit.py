@@ -59,7 +59,7 @@ class Overlap:
         return [self._line(relation, a_name, b_name) for relation in RELATIONS]
 
     def violations(self, claims: Iterable[str]) -> list[str]:
-        """One sentence for each relation claimed to be empty that is not, with its first row, counted from 0.
+        """One sentence for each relation claimed to be empty that is not, with its first row, counted from 1.
 
         Raises:
             ValueError: a claim is not one of ``RELATIONS``.
@@ -69,8 +69,8 @@ class Overlap:
             if relation not in RELATIONS:
                 raise ValueError(f"claims must be among {', '.join(RELATIONS)}, got {relation!r}")
             if count := self._count(relation):
-                row = int(getattr(self, relation).argmax())
-                name = _brief(self.names[relation][row])
+                row = int(getattr(self, relation).argmax()) + 1
+                name = _brief(self.names[relation][row - 1])
                 sentences.append(f"{relation}: {count:,} of {len(self.negative):,} rows, such as {name} of row {row}")
         return sentences
 
