@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -34,7 +34,7 @@ from pairformer.data import (
     read_fasta,
 )
 from pairformer.engines import ENGINES
-from pairformer.fold import GROUP, KNOWN, Folder
+from pairformer.fold import GROUP, Folder
 from pairformer.fold_config import FOLD_RECIPES, FoldConfig, fold_recipe
 from pairformer.folding import METHODS
 from pairformer.options import ConfigCommand, Items, config_options, overridden
@@ -335,7 +335,8 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
               help="What the options below change; the values they show are those of cpu.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 @click.option("--start", help="Name or directory of a model to go on from, without the first stage; the model's "
-              "options are then its own, of which --max-length, --passes and --dropout can be changed.")  # fmt: skip
+              "options are then its own, of which --max-length, --window, --passes, --dropout and, from false to true, "
+              "--energies can be changed.")  # fmt: skip
 @config_options(*FOLD_DEFAULTS, without=("threshold",))
 def train_fold(data, out, prepare, seconds, device, name, threads, start, **options):
     """Train an RNAformer on a thermodynamic teacher's pair probabilities, then on known structures.
@@ -378,16 +379,16 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
 @click.option("--min-loop", type=click.IntRange(0), default=3, show_default=True, help="Fewest bases inside a pair.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
-def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads):
+@click.option("--strict", is_flag=True, help="Exit code 65 at the first sequence that cannot be folded.")
+def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads, strict):
     """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
 
-    A sequence longer than the model's (320 for "fold", 500 for "energies") is folded in windows of that length. "fold"
-    leaves pairs that stand in no window to energies, up to 500 bases; beyond no pair that is farther apart is found. A
-    sequence that cannot be folded is told on stderr and left out; in .jsonl its line has the message. Pairs in .jsonl
-    are [i, j, probability], counted from 1.
+    A sequence longer than the model's window (500 for "fold" and "energies") is folded in windows of that length, and
+    no pair that is farther apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl
+    its line has the message. Pairs in .jsonl are [i, j, probability], counted from 1.
     """
     check_outputs((output, svg), (sequence,))
-    records = _records(sequence, "sequence", KNOWN)
+    records = _records(sequence, "sequence")
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
     written_as = output.removesuffix(".gz")
     if written_as.endswith(".json"):
@@ -399,12 +400,13 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
         for group in in_batches(records, lambda record: record.sequence, GROUP):
             for record, found in zip(group, folder.fold([record.sequence for record in group]), strict=True):
                 if found.message is not None:
+                    if strict:
+                        raise DataError(f"{record.where}: {record.name}: {found.message}")
                     click.echo(f"{record.where}: {record.name}: {found.message}", err=True)
-                elif not folder.finds_all(len(found.sequence)) and not told:
+                elif len(found.sequence) > folder.window and not told:
                     told = True
-                    most = folder.config.max_length
-                    click.echo(f"{record.name} is longer than {most}: such are folded in windows of that length, and "
-                               "no pair that is farther apart is found", err=True)  # fmt: skip
+                    click.echo(f"{record.name} is longer than {folder.window}: such are folded in windows of that "
+                               "length, and no pair that is farther apart is found", err=True)  # fmt: skip
                 write(out, record, found)
                 if picture and found.message is None:
                     picture.write(found.svg())
@@ -587,13 +589,13 @@ def _renamed(columns: Iterable[str]) -> list[str]:
     return names
 
 
-def _records(argument: str, name: str, letters: Collection[str] = "ACGUTNacgutn") -> Iterator[Record]:
-    """A FASTA file's records, or the sequence itself, of those letters."""
+def _records(argument: str, name: str) -> Iterator[Record]:
+    """A FASTA file's records, or the sequence itself."""
     # os.path, since pathlib raises for a sequence longer than a file name may be
     if os.path.isdir(argument):
-        raise IsADirectoryError(f"{name} must be a sequence or a FASTA file, got the directory {argument}")
+        raise IsADirectoryError(f"{name} must be letters ACGUTN or a FASTA file, got the directory {argument}")
     if argument == "-" or os.path.exists(argument):
         return read_fasta(argument)
-    if argument and set(argument) <= set(letters):
+    if argument and set(argument) <= set("ACGUTNacgutn"):
         return iter([Record(name, argument, f"argument {name.upper()}")])
-    raise FileNotFoundError(f"{name} must be a sequence or a FASTA file, got {argument[:80]!r}; no such file")
+    raise FileNotFoundError(f"{name} must be letters ACGUTN or a FASTA file, got {argument[:80]!r}; no such file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 _INT_MAX = 2**31 - 1
@@ -488,7 +489,7 @@ def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    check(isinstance(value, (int, float)) and math.isfinite(value), name, "be a finite number", repr(value))
+    check(isinstance(value, Real) and math.isfinite(value), name, "be a finite number", repr(value))
 
 
 def _check_positive(name: str, value: Any, high: float = math.inf) -> None:

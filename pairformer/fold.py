@@ -38,9 +38,9 @@ class Fold:
     """Dot-bracket of L letters, by :func:`pairformer.folding.dot_bracket`; with method "raw" of the pairs that
     "nested" would draw. Pairs beyond 30 kinds of brackets are left out."""
     unpaired: NDArray[np.float32]
-    """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1."""
+    """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1; mean over windows."""
     possible: NDArray[np.int64]
-    """(M, 2) pairs of probability 0.001 and more, i < j, in ascending order."""
+    """(M, 2) pairs of probability 0.001 and more with ``min_loop`` bases between them, i < j, in ascending order."""
     probability: NDArray[np.float32]
     """(M,) theirs."""
     message: str | None = None
@@ -90,18 +90,19 @@ def fold(
 ) -> Fold | list[Fold]:
     """Secondary structure of an RNA, by RNAformer or by energies alone.
 
-    A sequence longer than the model's ``max_length`` W is folded in windows of W bases, one every W / 2 and one that
-    ends with the sequence. The probability of a pair is its mean over the windows that hold both bases. Where none does
-    it is that by energies if the model has them and the sequence at most 500 bases, else 0.
+    A sequence longer than the model's window W is folded in windows of W bases, one every W / 2 and one that ends with
+    the sequence. The probability of a pair is its mean over the windows that hold both bases, 0 where none does; that
+    of a base to be unpaired is its mean over the windows that hold it.
 
     Args:
         sequence: letters ACGU, any case, T read as U, N and other ambiguity codes as N; or a list of them.
         model: "fold" for the weights shipped with the package, or a directory written by ``RNAformer.save``; "energies"
-            for :func:`pairformer.folding.equilibrium`, far faster and without PyTorch: W is 500, the threshold 0.5,
-            there are no passes, and a CPU works.
+            for :func:`pairformer.folding.equilibrium`, far faster and without PyTorch: the threshold is 0.5, there are
+            no passes, and a CPU works. W is 500 in both.
         passes: over the stack; None for the model's own number.
         threshold: a pair is drawn if its probability is above, at least 0.001; None for the model's own.
-        method, min_loop: see :func:`pairformer.folding.decode`.
+        method: see :func:`pairformer.folding.decode`.
+        min_loop: least number of bases between two that pair; nearer ones have probability 0.
         device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
         threads: 0 for all this process may use; on a CPU.
 
@@ -151,6 +152,7 @@ class Folder:
             config = self.model.config
         given: dict[str, Any] = {"passes": passes, "threshold": threshold}
         self.config = replace(config, **{name: x for name, x in given.items() if x is not None})
+        self.window = config.window or config.max_length
         check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
         check(hasattr(min_loop, "__index__") and min_loop >= 0, "min_loop", "be an int, 0 or more", repr(min_loop))
         self.method, self.min_loop = method, operator.index(min_loop)
@@ -164,34 +166,29 @@ class Folder:
         none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
         return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
 
-    def finds_all(self, length: int) -> bool:
-        """Whether it looks at every pair of a sequence of so many bases, however far apart."""
-        return length <= (max(self.config.max_length, LONGEST) if self.config.energies else self.config.max_length)
-
     def _fold(self, sequences: list[str]) -> Iterator[Fold]:
-        begins = [_windows(len(sequence), self.config.max_length) for sequence in sequences]
+        begins = [_windows(len(sequence), self.window) for sequence in sequences]
         pieces = [
-            sequence[begin : begin + self.config.max_length]
+            sequence[begin : begin + self.window]
             for sequence, at in zip(sequences, begins, strict=True)
             for begin in at
         ]
         found = (matrix for chunk in in_batches(pieces, str, GROUP) for matrix in self._probabilities(chunk))
         for sequence, at in zip(sequences, begins, strict=True):
-            length, window = len(sequence), min(len(sequence), self.config.max_length)
-            whole = window < length and self.finds_all(length)
-            total = np.zeros((length, length if whole else max(1, window)), np.float32)  # [i, j - i]
-            count = np.zeros_like(total)
-            i, j = np.triu_indices(window, 1)
+            window = min(len(sequence), self.window)
+            total = np.zeros((len(sequence), max(1, window)), np.float32)  # [i, j - i]
+            count, (windows, unpaired) = np.zeros_like(total), np.zeros((2, len(sequence)), np.float32)
+            i, j = np.triu_indices(window, 1 + self.min_loop)
             for begin in at:
-                total[begin + i, j - i] += next(found)[i, j]
+                pair = next(found)[i, j]
+                total[begin + i, j - i] += pair
                 count[begin + i, j - i] += 1
+                partners = np.bincount(i, pair, window) + np.bincount(j, pair, window)
+                unpaired[begin : begin + window] += np.clip(1 - partners, 0, 1).astype(np.float32)
+                windows[begin : begin + window] += 1
             total /= np.maximum(count, 1)
-            if whole:
-                i, j = np.triu_indices(length, 1)
-                apart = count[i, j - i] == 0
-                i, j = i[apart], j[apart]
-                total[i, j - i] = equilibrium([sequence])[0][i, j]
-            yield self._decoded(sequence, total)
+            unpaired /= np.maximum(windows, 1)
+            yield self._drawn(sequence, total, unpaired)
 
     def _probabilities(self, pieces: list[str]) -> list[NDArray[np.float32]]:
         if self.model is None:
@@ -202,20 +199,15 @@ class Folder:
         with exact_float32():
             return pair_probabilities(self.model, pieces, self.config.passes, self.threads)
 
-    def _decoded(self, sequence: str, band: NDArray[np.float32]) -> Fold:
+    def _drawn(self, sequence: str, band: NDArray[np.float32], unpaired: NDArray[np.float32]) -> Fold:
         possible = np.argwhere(band >= FAINT)
         possible[:, 1] += possible[:, 0]
-        probability = band[band >= FAINT]
-        i, ahead = np.nonzero(band)
-        sums = np.bincount(i, band[i, ahead], len(sequence)) + np.bincount(i + ahead, band[i, ahead], len(sequence))
-        threshold = self.config.threshold
-        above = (probability > threshold) & (np.diff(possible)[:, 0] > self.min_loop)
+        probability, threshold = band[band >= FAINT], self.config.threshold
+        above = probability > threshold
         pairs = drawn(possible[above], probability[above], threshold, self.method)
         once = drawn(possible[above], probability[above], threshold, "nested") if self.method == "raw" else pairs
-        return Fold(
-            sequence, pairs, dot_bracket(once, len(sequence), skip=True),
-            np.clip(1 - sums, 0, 1).astype(np.float32), possible, probability,
-        )  # fmt: skip
+        structure = dot_bracket(once, len(sequence), skip=True)
+        return Fold(sequence, pairs, structure, unpaired, possible, probability)
 
 
 def sequence_fault(sequence: object) -> str | None:

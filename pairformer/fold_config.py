@@ -35,8 +35,9 @@ class FoldConfig:
     dropout: float = 0.1
     """On the output of the transition; half of it on that of either attention."""
     max_length: int = 500
-    """Longest RNA trained on; :func:`pairformer.fold` folds longer ones in windows of so many bases. Positions from
-    here on share one embedding; with ``distance_buckets``, distances do."""
+    """Longest RNA trained on. Positions from here on share one embedding; with ``distance_buckets``, distances do."""
+    window: int = 0
+    """:func:`pairformer.fold` folds longer RNAs in windows of so many bases; 0: of ``max_length``."""
     distance_buckets: int = 0
     """Embed the signed distance j - i in place of absolute positions, in this many buckets each way: the near half of
     them one distance each, the others growing with it; 0: absolute positions, as published."""
@@ -44,7 +45,7 @@ class FoldConfig:
     """Whether each of the 25 combinations of two letters has an embedding of its own."""
     energies: bool = False
     """Whether the probability of each pair by the energies of helices and loops, and its odds, enter the latent
-    (:func:`pairformer.folding.equilibrium`); for a ``max_length`` up to 500."""
+    (:func:`pairformer.folding.equilibrium`); for RNAs and windows of up to 500."""
     symmetric: bool = False
     """Whether logits are averaged with their transpose."""
     final_bias: float | None = None
@@ -70,7 +71,8 @@ class FoldConfig:
             at_least(self, name, 1)
         check_number("threshold", self.threshold)
         check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
-        at_least(self, "distance_buckets", 0)
+        for name in ("distance_buckets", "window"):
+            at_least(self, name, 0)
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
         for name, known in (("attention", ("axial", "full")), ("transition", ("conv3", "pointwise"))):
             check(getattr(self, name) in known, name, f"be one of {', '.join(known)}", repr(getattr(self, name)))
@@ -78,8 +80,8 @@ class FoldConfig:
         check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
         check(self.distance_buckets <= self.max_length, "distance_buckets",
               f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
-        fits = not self.energies or self.max_length <= LONGEST
-        check(fits, "max_length", f"be {LONGEST} or less with energies", self.max_length)
+        for name in ("max_length", "window") if self.energies else ():
+            check(getattr(self, name) <= LONGEST, name, f"be {LONGEST} or less with energies", getattr(self, name))
         check(self.final_bias is None or math.isfinite(self.final_bias), "final_bias", "be None or finite",
               self.final_bias)  # fmt: skip
 

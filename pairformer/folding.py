@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pairformer import _core
-from pairformer.config import check
+from pairformer._core import LONGEST
+from pairformer.config import as_int, check, check_number
 
 ALPHABET = "ACGUN"
 LETTERS = len(ALPHABET)
@@ -38,6 +39,9 @@ def equilibrium(sequences: Sequence[str], threads: int = 1) -> list[NDArray[np.f
     Source: McCaskill, Biopolymers 1990; energies of Mathews et al., PNAS 2004, but for those of single loops.
     """
     check(not isinstance(sequences, str), "sequences", "be a list of strings", repr(sequences))
+    longest = max(map(len, sequences), default=0)
+    check(longest <= LONGEST, "sequences", f"have {LONGEST} letters at most", f"{longest}; pairformer.fold with "
+          'model="energies" folds longer ones in windows')  # fmt: skip
     strange = sorted(set("".join(sequences)) - set(ALPHABET))
     check(not strange, "sequences", f"have letters {ALPHABET}", "".join(strange))
     found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(sequences)
@@ -67,7 +71,7 @@ def decode(
     """Base pairs of a matrix of pair probabilities.
 
     Args:
-        probability: (L, L) in [0, 1]; averaged with its transpose, the diagonal has no meaning.
+        probability: (L, L) in [0, 1]; averaged with its transpose, on the diagonal anything in this range.
         threshold: A pair's probability is above this.
         method: "nested": each base pairs at most once; the pairs without crossings whose probabilities less the
             threshold have the greatest sum, then, of bases left over, pairs above (1 + threshold) / 2 as "matching"
@@ -79,7 +83,8 @@ def decode(
         (N, 2) int64.
 
     Raises:
-        ValueError: the matrix is not square or a value not a probability, or the method is unknown.
+        ValueError: the matrix is not square or a value not a probability, or a setting is out of its range.
+        TypeError: ``min_loop`` is not an integer.
 
     Source: RNAformer (arXiv 2307.10073), inference, for "raw"; Nussinov et al., SIAM J Appl Math 1978, for "nested".
     """
@@ -87,8 +92,9 @@ def decode(
     check(values.ndim == 2 and values.shape[0] == values.shape[1], "probability", "have shape (L, L)", values.shape)
     outside = values[~((values >= 0) & (values <= 1))]
     check(len(outside) == 0, "probability", "be in [0, 1]", outside[:1])
+    check_number("threshold", threshold)
     check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
-    check(min_loop >= 0, "min_loop", "be 0 or more", min_loop)
+    check(as_int("min_loop", min_loop) >= 0, "min_loop", "be 0 or more", min_loop)
     values = (values + values.T) / 2
     pairs = np.argwhere(np.triu(values > threshold, 1 + min_loop))
     return drawn(pairs, values[tuple(pairs.T)], threshold, method)
@@ -108,7 +114,7 @@ def dot_bracket(pairs: ArrayLike, length: int, skip: bool = False) -> str:
     Raises:
         ValueError: a position is not in the sequence, a base pairs twice or with itself, or 30 kinds do not do.
     """
-    given = np.asarray(pairs, np.int64).reshape(-1, 2)
+    given = _two_columns(pairs)
     inside = bool(np.all((given >= 0) & (given < length)))
     check(inside, "pairs", f"hold positions from 0 to {length - 1}", given[((given < 0) | (given >= length)).any(1)])
     bases, times = np.unique(given, return_counts=True)
@@ -247,7 +253,17 @@ def _found(pairs: set, among: set, slip: int) -> int:
     return sum(any((i + s, j) in among or (i, j + s) in among for s in steps) for i, j in pairs)
 
 
+def _two_columns(pairs: ArrayLike) -> NDArray[np.int64]:
+    """(N, 2) int64 of whatever holds whole numbers in pairs, or nothing."""
+    given = np.asarray(pairs)
+    if given.size == 0:
+        return np.empty((0, 2), np.int64)
+    check(given.ndim == 2 and given.shape[1] == 2, "pairs", "have shape (N, 2)", given.shape)
+    check(bool(np.all(given == given.astype(np.int64))), "pairs", "hold whole numbers", given.dtype)
+    return given.astype(np.int64)
+
+
 def _sorted(pairs: ArrayLike) -> NDArray[np.int64]:
     """(N, 2) int64, i < j, rows in ascending order."""
-    rows = np.sort(np.asarray(pairs, np.int64).reshape(-1, 2), 1)
+    rows = np.sort(_two_columns(pairs), 1)
     return np.ascontiguousarray(rows[np.lexsort(rows.T[::-1])])

@@ -53,6 +53,15 @@ class Structures:
         """(B,) bases of each."""
         return np.array([len(sequence) for sequence in self.sequence], np.int64)
 
+    def unpaired(self) -> NDArray[np.float64]:
+        """(bases of all RNAs,) probability that one has no partner; 0 or 1 where the structure is known."""
+        length = self.length
+        begin = np.cumsum(length) - length
+        bases = ((pairs + at).ravel() for pairs, at in zip(self.pairs, begin, strict=True))
+        base = np.concatenate([np.empty(0, np.int64), *bases])
+        value = np.repeat(np.concatenate([np.empty(0), *self.probability]), 2)
+        return np.clip(1 - np.bincount(base, value, length.sum()), 0, 1)
+
 
 def known(rows: Iterable[dict[str, Any]], name: str, family: str = "", pairs: str = "pairs") -> Structures:
     """Structures of table rows with pairs written "i-j i-j ..."; of equal sequences the first."""

@@ -21,7 +21,7 @@ from pairformer.fold_config import FoldConfig  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
 from pairformer.models.rnaformer import pair_probabilities  # noqa: E402
 from pairformer.saved import model_directory  # noqa: E402
-from pairformer.structures import read_parquet  # noqa: E402
+from pairformer.structures import TEST, read_parquet  # noqa: E402
 
 WINDOW = 20
 SMALL = FoldConfig(16, 1, 2, expand=1, dropout=0.0, max_length=WINDOW, distance_buckets=8, pair_types=True,
@@ -45,28 +45,32 @@ def random_rna(rng, length):
     return "".join(rng.choices("ACGU", k=length))
 
 
-def mean_over_windows(model, sequence):
-    """The rule in words: fold each window by itself, average a pair over the windows that hold both its bases."""
+def mean_over_windows(model, sequence, window=WINDOW):
+    """The rule in words: fold each window by itself, average a pair over the windows that hold both its bases, and
+    what is unpaired over those that hold a base."""
     length = len(sequence)
-    begins = [0] if length <= WINDOW else [*range(0, length - WINDOW, WINDOW // 2), length - WINDOW]
-    total, count = np.zeros((length, length)), np.zeros((length, length))
+    begins = [0] if length <= window else [*range(0, length - window, window // 2), length - window]
+    total, count, unpaired = np.zeros((length, length)), np.zeros((length, length)), [[] for _ in sequence]
     for begin in begins:
-        matrix = pair_probabilities(model, [sequence[begin : begin + WINDOW]], SMALL.passes)[0]
+        matrix = pair_probabilities(model, [sequence[begin : begin + window]], SMALL.passes)[0]
         for i, j in np.ndindex(matrix.shape):
-            if i != j:
+            if abs(i - j) > 3:
                 total[begin + i, begin + j] += matrix[i, j]
                 count[begin + i, begin + j] += 1
-    return total / np.maximum(count, 1)
+        for i, row in enumerate(matrix):
+            left = 1 - sum(value for j, value in enumerate(row) if abs(i - j) > 3)
+            unpaired[begin + i].append(min(max(left, 0), 1))
+    return total / np.maximum(count, 1), [np.mean(said) for said in unpaired]
 
 
 @pytest.mark.parametrize("length", [1, 19, 20, 21, 30, 47])
 def test_windows_are_averaged(place, rng, length):
     sequence = random_rna(rng, length)
     fold = pairformer.fold(sequence, model=place, threads=1)
-    expected = mean_over_windows(RNAformer.load(place), sequence)
+    expected, unpaired = mean_over_windows(RNAformer.load(place), sequence)
     expected[expected < 0.001] = 0
     np.testing.assert_allclose(fold.matrix(), expected, atol=1e-5)
-    np.testing.assert_allclose(fold.unpaired, np.clip(1 - expected.sum(1), 0, 1), atol=2e-2)
+    np.testing.assert_allclose(fold.unpaired, unpaired, atol=1e-5)
     assert fold.structure == dot_bracket(fold.pairs, length)
     assert all(fold.matrix()[i, j] > SMALL.threshold and j - i > 3 for i, j in fold.pairs)
     assert len(np.unique(fold.pairs)) == fold.pairs.size
@@ -88,21 +92,24 @@ def test_neither_batch_nor_threads_matter(place, rng):
         np.testing.assert_array_equal(one.probability, other.probability)
 
 
-def test_energies_say_what_stands_in_no_window(tmp_path, rng):
-    torch.manual_seed(2020)
-    RNAformer(replace(SMALL, energies=True)).save(tmp_path, half=False)
-    sequence = random_rna(rng, 47)
-    found = pairformer.fold(sequence, model=tmp_path, threads=1).matrix()
-    together = np.zeros((47, 47), bool)
-    for begin in (0, 10, 20, 27):
-        together[begin : begin + WINDOW, begin : begin + WINDOW] = True
-    (expected,) = equilibrium([sequence])
-    np.testing.assert_array_equal(found[~together], np.where(expected < 0.001, 0, expected)[~together])
-    assert (found[~together] > 0.1).any()
-    inside = mean_over_windows(RNAformer.load(tmp_path), sequence)
-    np.testing.assert_allclose(found[together], np.where(inside < 0.001, 0, inside)[together], atol=1e-5)
-    longer = pairformer.fold(sequence * 11, model=tmp_path, threads=1)  # too long for energies in one piece
-    assert np.diff(longer.possible).max() < WINDOW
+def test_windows_longer_than_what_was_trained_on(place, tmp_path, rng):
+    model = RNAformer.load(place)
+    model.config = replace(SMALL, window=40)
+    model.save(tmp_path, half=False)
+    for length in (35, 47):
+        sequence = random_rna(rng, length)
+        found = pairformer.fold(sequence, model=tmp_path, threads=1)
+        expected, unpaired = mean_over_windows(model, sequence, 40)
+        np.testing.assert_allclose(found.matrix(), np.where(expected < 0.001, 0, expected), atol=1e-5)
+        np.testing.assert_allclose(found.unpaired, unpaired, atol=1e-5)
+        assert np.diff(found.possible).max() >= WINDOW
+
+
+def test_nearest_pairs_are_impossible(place):
+    found, free = pairformer.fold("ACGU", model=place), pairformer.fold("ACGU", model=place, min_loop=0)
+    assert (len(found.possible), found.unpaired.min()) == (0, 1)
+    assert len(free.possible) == 6
+    assert free.unpaired.max() < 1
 
 
 @pytest.mark.parametrize("length", [0, 12, 120, 500, 700])
@@ -200,7 +207,7 @@ def test_more_crossings_than_brackets_are_left_undrawn(place):
     folder = Folder(place)
     band = np.zeros((62, 62), np.float32)
     band[:31, 31] = 0.9
-    fold = folder._decoded("A" * 62, band)
+    fold = folder._drawn("A" * 62, band, np.zeros(62, np.float32))
     assert len(fold.pairs) == 31
     assert len(pairs_of(fold.structure)) == 30
 
@@ -242,6 +249,16 @@ def test_a_place_that_cannot_be_written_is_told_first(place, command, tmp_path, 
     words = ["fold", "ACGU", "--model", place, "-o", tmp_path / "x.dbn", "--svg", tmp_path / "nowhere" / "x.svg"]
     assert command(*words) == 74
     assert "output must be a writable file" in capsys.readouterr().err
+
+
+def test_arguments_that_are_no_rna(place, command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argument in ("data", "kras", "ACGX", ""):
+        assert command("fold", argument, "--model", place) == 66
+        assert f"sequence must be letters ACGUTN or a FASTA file, got {argument!r}" in capsys.readouterr().err
+    (tmp_path / "x.fa").write_text(">a\nACGU\n>b\nAC-U\n>c\nACGU\n")
+    assert command("fold", "x.fa", "--model", place, "--strict") == 65
+    assert "x.fa:3: b: sequence must hold letters" in capsys.readouterr().err
 
 
 def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
@@ -313,7 +330,17 @@ def test_ts0_report(place, protocols, command, capsys):
     np.testing.assert_allclose(peer["difference"]["mean"], (own - np.arange(8) / 10)[there].mean(), atol=1e-4)
     assert peer["difference"]["low"] <= peer["difference"]["mean"] <= peer["difference"]["high"]
     assert report["longer than 20 nt"]["model"]["n"] == sum(int(row["length"]) > 20 for row in rnas)
-    rows = read_parquet(protocols / "rna" / "rnaformer_test_sets.parquet")
+    folds = pairformer.fold([row["sequence"] for row in read_parquet(protocols / TEST)], model=place)
+    right = sum(len({(1, 9), (2, 8), (0, 11)} & {*map(tuple, fold.pairs.tolist())}) for fold in folds)
+    micro = 2 * right / (sum(len(fold.pairs) for fold in folds) + 3 * len(folds))
+    np.testing.assert_allclose(report["all"]["model"]["all pairs"]["micro"], micro, atol=1e-6)
+    said = np.concatenate([fold.unpaired for fold in folds])
+    free = np.concatenate([[n not in (0, 1, 2, 8, 9, 11) for n in range(len(fold.sequence))] for fold in folds])
+    opened = report["all"]["model"]["unpaired"]
+    np.testing.assert_allclose(opened["brier"], np.mean((said - free) ** 2), atol=1e-6)
+    better = said[free][:, None] - said[~free]
+    np.testing.assert_allclose(opened["roc_auc"], np.mean((better > 0) + 0.5 * (better == 0)), atol=1e-6)
+    rows = read_parquet(protocols / TEST)
     by_energies = pairformer.fold([row["sequence"] for row in rows], model="energies")
     expected = [f1(fold.pairs, [[1, 9], [2, 8], [0, 11]]) for fold in by_energies]
     np.testing.assert_allclose([float(row["energies"]) for row in rnas], expected, atol=1e-4)
@@ -373,4 +400,7 @@ def test_the_page_runs_as_printed(capsys):
     for block in re.findall(r"```python\n(.*?)```", page, re.S):
         exec(block, scope)
     assert scope["f"].structure
-    assert 0 < float(capsys.readouterr().out.split()[1]) < 1
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for kind, start, unpaired in printed:
+        assert f"{kind} {start} {float(unpaired):.3f}" in page
+    assert len(printed) == 2

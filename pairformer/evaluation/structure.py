@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer._core import LONGEST
 from pairformer.config import check
 from pairformer.evaluation.report import number, table, write
-from pairformer.fold import ENERGIES, Folder
+from pairformer.fold import ENERGIES, Fold, Folder
 from pairformer.folding import f1_of, matches
-from pairformer.metrics import interval
+from pairformer.metrics import interval, ranking
 from pairformer.structures import BPRNA, TEST, Structures, known, load_known, read_parquet, rnafold
 
 RELABELLED, NEW, PEERS = "rna/ts0_rfam_relabel.parquet", "rna/bprna_new.parquet", "rna/ts0_peer_f1.csv"
@@ -76,26 +75,26 @@ PROTOCOLS = {
 
 
 def evaluate_structure(
-    name: str, folder: Path, out: Path, model: str | Path = "fold", passes: int | None = None, device: str = "auto",
-    threads: int = 0, n_resamples: int = 1000,
-) -> dict:  # fmt: skip
+    name: str, folder: Path, out: Path, model: str | Path = "fold", threads: int = 0, n_resamples: int = 1000
+) -> dict:
     """Fold the RNAs of a protocol; write ``report.json``, ``report.md`` and ``rnas.tsv``.
 
     F1 counts pairs of one RNA, (i, j) alone or as good as a pair one base away; macro is the mean over RNAs, micro is
     of all pairs together. The truth is all labelled pairs, or those of AU, GC and GU without the ones that cross:
-    the pair that crosses most others goes first. Predictions are the same for all of them.
+    the pair that crosses most others goes first. Predictions are the same for all of them. How well the probability to
+    be unpaired tells bases without a labelled pair, of all RNAs together, is their ROC-AUC and Brier score.
 
     Args:
         name: one of ``PROTOCOLS``.
         folder: data folder.
         out: made where there is none.
-        model, passes, device, threads: see :func:`pairformer.fold`; "energies" has a row beside any model.
+        model, threads: see :func:`pairformer.fold`; "energies" has a row beside any model.
         n_resamples: of the families, for intervals; an RNA without one is drawn by itself.
 
     Returns:
         The report. ``summary[group][predictor]``: ``n``, and for each truth, ``macro``, ``micro``, ``slip_macro`` and
-        ``slip_micro``; of other predictors ``difference``: the model's macro F1 on all pairs less theirs on the same
-        RNAs, with 95 % interval.
+        ``slip_micro``; ``unpaired``: ``roc_auc`` and ``brier``, of those that say a probability; of other predictors
+        ``difference``: the model's macro F1 on all pairs less theirs on the same RNAs, with 95 % interval.
     """
     check(name in PROTOCOLS, "protocol", f"be one of {', '.join(PROTOCOLS)}", repr(name))
     check(model != ENERGIES, "model", "be one that learnt, energies have a row beside it", repr(model))
@@ -103,17 +102,20 @@ def evaluate_structure(
     rows = protocol.rows(folder)
     score = _peers(folder / PEERS, rows) if name == "ts0" and (folder / PEERS).is_file() else {}
     trained = set(load_known(folder).sequence.tolist())
-    folding = Folder(model, passes, device=device, threads=threads)
+    folding = Folder(model, threads=threads)
     assert folding.model is not None
     began = time.perf_counter()
     order = np.argsort(rows.length, kind="stable")  # windows of one length share batches
-    folds = folding.fold(rows.sequence[order].tolist())
-    predicted = {"model": [folds[place].pairs for place in np.argsort(order)]}
+    sorted_folds = folding.fold(rows.sequence[order].tolist())
+    folds = [sorted_folds[place] for place in np.argsort(order)]
     seconds = time.perf_counter() - began
-    alone = Folder(ENERGIES, threads=threads).fold(rows.sequence.tolist())
-    predicted[ENERGIES] = [fold.pairs for fold in alone]
+    sequences = rows.sequence.tolist()
+    alone = Folder(ENERGIES, threads=threads).fold(sequences)
+    predicted = {"model": [fold.pairs for fold in folds], ENERGIES: [fold.pairs for fold in alone]}
+    unpaired = {"model": _unpaired(folds, rows), ENERGIES: _unpaired(alone, rows)}
     if importlib.util.find_spec("RNA"):
-        predicted["RNAfold"] = list(rnafold(rows.sequence.tolist(), folding.threads, False).pairs)
+        predicted["RNAfold"] = list(rnafold(sequences, folding.threads, False).pairs)
+        unpaired["RNAfold"] = rnafold(sequences, folding.threads).unpaired()
     truths = dict(zip(TRUTHS, (rows.pairs.tolist(), [*map(canonical_nested, rows.sequence, rows.pairs)]), strict=True))
     counts = {
         key: {(truth, slip): np.array([matches(p, t, slip) for p, t in zip(pairs, true, strict=True)])
@@ -121,16 +123,17 @@ def evaluate_structure(
         for key, pairs in predicted.items()
     }  # fmt: skip
     score = {key: f1_of(found[TRUTHS[0], 0]) for key, found in counts.items()} | score
-    window, length = folding.config.max_length, rows.length
+    longest, length = folding.config.max_length, rows.length
     groups = {
         "all": length >= 0,
-        **{f"up to {most} nt": length <= most for most in sorted({SHORT, window})},
-        f"longer than {window} nt": length > window,
+        **{f"up to {most} nt": length <= most for most in sorted({SHORT, longest})},
+        f"longer than {longest} nt": length > longest,
     }
     drawn = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
     family = np.unique(drawn, return_inverse=True)[1]
     summary = {
         group: {key: _figures(counts.get(key), score[key], score["model"], mask, family, n_resamples)
+                | _openness(unpaired.get(key), rows, mask)
                 for key in score if (mask & ~np.isnan(score[key])).any()}
         for group, mask in groups.items() if mask.any()
     }  # fmt: skip
@@ -151,8 +154,7 @@ def evaluate_structure(
         "audit": [
             f"{same} of {len(rows)} sequences stand letter for letter in the training pool",
             f"{failed} sequences could not be folded and count as without pairs",
-            f"longer sequences are folded in windows of {window} bases"
-            + f", pairs that stand in none by energies, up to {LONGEST}" * folding.config.energies,
+            f"trained on RNAs of up to {longest} bases; those longer than {folding.window} are folded in windows",
             f"intervals are of {len(set(drawn))} families, drawn with replacement",
         ],
         "summary": summary,
@@ -201,6 +203,22 @@ def _figures(counts, score, own, mask, family, n_resamples) -> dict:
     return figures
 
 
+def _unpaired(folds: list[Fold], rows: Structures) -> NDArray:
+    """(bases of all RNAs,); one that could not be folded has no pairs."""
+    return np.concatenate([fold.unpaired if fold.message is None else np.ones(n)
+                           for fold, n in zip(folds, rows.length, strict=True)])  # fmt: skip
+
+
+def _openness(unpaired: NDArray | None, rows: Structures, mask: NDArray[np.bool_]) -> dict:
+    """How well probabilities tell the bases of some RNAs that have no labelled pair."""
+    if unpaired is None:
+        return {}
+    of_group = np.repeat(mask, rows.length)
+    said, true = unpaired[of_group], rows.unpaired()[of_group]
+    area = ranking(true, said)["roc_auc"] if 0 < true.mean() < 1 else float("nan")
+    return {"unpaired": {"roc_auc": area, "brier": float(np.square(said - true).mean())}}
+
+
 def _peers(path: Path, rows: Structures) -> dict[str, NDArray[np.float64]]:
     """Published per-sequence F1 by method, NaN where a method has none; its own run of RNAfold is left out."""
     with path.open() as file:
@@ -212,12 +230,14 @@ def _peers(path: Path, rows: Structures) -> dict[str, NDArray[np.float64]]:
 
 def _group_table(group: str, scores: dict) -> str:
     header = ["predictor", "RNAs", "macro F1", "micro F1", "one base off allowed: macro", "micro",
-              "canonical nested truth: macro", "micro", "model's macro F1 less this [95 %]"]  # fmt: skip
+              "canonical nested truth: macro", "micro", "unpaired bases: ROC-AUC", "Brier score",
+              "model's macro F1 less this [95 %]"]  # fmt: skip
     lines = []
     for name, figures in sorted(scores.items(), key=lambda item: -item[1][TRUTHS[0]]["macro"]):
         strict, nested = figures[TRUTHS[0]], figures.get(TRUTHS[1], {})
         cells = [strict.get(key) for key in ("macro", "micro", "slip_macro", "slip_micro")]
         cells += [nested.get("macro"), nested.get("micro")]
+        cells += [figures.get("unpaired", {}).get(key) for key in ("roc_auc", "brier")]
         gain = figures.get("difference")
         text = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else "–"
         lines.append([f"**{name}**" if name == "model" else name, str(figures["n"]), *map(number, cells), text])

@@ -89,7 +89,7 @@ def read_start(start: str | Path, config: FoldConfig, validation: int) -> RNAfor
         FileNotFoundError: no such ``start``.
     """
     given = RNAformer.load(start)
-    own = ["passes", "threshold", "dropout"]
+    own = ["window", "passes", "threshold", "dropout"]
     own += [name for name, free in (("max_length", config.distance_buckets), ("energies", config.energies)) if free]
     for name, value in given.config.to_dict().items():
         now = getattr(config, name)
@@ -151,8 +151,8 @@ def train_fold(
         metadata: recorded with the weights, beside ``held_out_families_f1``: the mean F1 of the held-out RNAs at the
             threshold they chose.
         start: name or directory of a model that training goes on from, without the first stage; ``model_config`` is
-            then its own but for ``max_length``, ``passes``, ``threshold``, ``dropout`` and, if it learnt without them,
-            ``energies`` (``read_start``).
+            then its own but for ``max_length``, ``window``, ``passes``, ``threshold``, ``dropout`` and, if it learnt
+            without them, ``energies`` (``read_start``).
 
     Returns:
         The model as saved, or None where ``seconds`` ran out.
@@ -199,7 +199,8 @@ def train_fold(
             if not done or (name == "teach" and out_of_time):
                 return None
     counts = {"known": len(known), "teacher": 0 if teacher is None else len(teacher)}
-    about = {"trained_on": counts, "train": asdict(config), "torch": torch.__version__, **begun, **(metadata or {})}
+    about = {"trained_on": counts, "rows_sha256": rows, "train": asdict(config), "torch": torch.__version__}
+    about |= begun | (metadata or {})
     model.save(out / "model", about)
     served = RNAformer.load(out / "model").to(device)
     if len(checked):
