@@ -1,7 +1,6 @@
 """The cheap scan's kernels compute what the torch twin and the native engine compute."""
 
-import os
-from types import SimpleNamespace
+import dataclasses
 
 import numpy as np
 import pytest
@@ -13,13 +12,13 @@ from pairformer.engines import NativeEngine
 
 torch = pytest.importorskip("torch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 cheap_scan = pytest.importorskip("pairformer.kernels.cheap_scan")
 duplex = pytest.importorskip("pairformer.kernels.duplex")
+esa_scan = pytest.importorskip("pairformer.kernels.esa_scan")
 reference = pytest.importorskip("pairformer.kernels.reference")
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 RNG_SEED = 2020
 CONFIGS = {
     "default": CheapConfig(),
@@ -27,15 +26,6 @@ CONFIGS = {
     "wide": CheapConfig((40, 70), 40, 33),
     "one": CheapConfig((1, 1), 1, 1),
 }
-
-
-@pytest.fixture(autouse=True)
-def garbage_in_new_tensors(monkeypatch):
-    """NaN, or the largest integer, in all that a kernel does not write."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -51,16 +41,9 @@ def first_rows(candidates, n):
     return candidates.take(np.arange(n), np.minimum(candidates.offsets, n))
 
 
-def moved(candidates, device=DEVICE):
-    """Sequences and rows on a device."""
-    batch = {name: getattr(candidates.batch, name)
-             for name in ("mirna", "mirna_offsets", "utr", "utr_offsets", "bag_mirna", "bag_utr")}  # fmt: skip
-    rows = {name: getattr(candidates, name) for name in ("offsets", "start", "esa_score", "position")}
-    rows["alignment"] = candidates.alignment.view(np.int32)
-    return tuple(
-        SimpleNamespace(**{name: torch.tensor(values).to(device) for name, values in arrays.items()})
-        for arrays in (batch, rows)
-    )
+def moved(candidates):
+    """Sequences and rows on the device."""
+    return esa_scan.DevicePairs.of(candidates.batch, DEVICE), esa_scan.Rows.of(candidates, DEVICE)
 
 
 def model_of(config):
@@ -164,11 +147,7 @@ def test_no_rows(candidates):
 
 def test_wrong_inputs(candidates):
     scan = cheap_scan.CheapScan(model_of(CONFIGS["narrow"]).cheap, RNG_SEED, DEVICE)
-    pairs, rows = moved(candidates)
-
-    def broken(part, **fields):
-        return SimpleNamespace(**{**vars(part), **fields})
-
+    (pairs, rows), broken = moved(candidates), dataclasses.replace
     for bad, kind, message in [
         ((pairs, broken(rows, start=rows.start.long())), TypeError, "start must be torch.int32, got torch.int64"),
         ((broken(pairs, utr=pairs.utr.float()), rows), TypeError, "utr must be torch.uint8, got torch.float32"),
