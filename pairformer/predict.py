@@ -111,7 +111,7 @@ class Predictions:
         i = range(len(self))[i]
         number = int(np.searchsorted(self._firsts, i, side="right")) - 1
         batch, bag = self._batches[number], i - int(self._firsts[number])
-        span = slice(*batch.offsets[bag : bag + 2])
+        span = slice(*batch.candidates.offsets[bag : bag + 2])
         change, baseline, percentile = (
             None if column is None else float(column[i])
             for column in (self.log2_fold_change, self.baseline, self.percentile)
@@ -160,7 +160,6 @@ class _Batch:
     logit: NDArray[np.float32]
     candidates: Candidates
     """Selected rows only."""
-    offsets: NDArray[np.int64]
     cheap_logit: NDArray[np.float32]
     site_logit: NDArray[np.float32]
     reason: NDArray[np.uint8]
@@ -169,10 +168,8 @@ class _Batch:
     contribution: NDArray[np.float32] | None
     """(M,) log2."""
     n_candidates: NDArray[np.int64]
+    """Before the selection."""
     status: NDArray[np.str_]
-    utr_length: NDArray[np.int64]
-    n_dropped: NDArray[np.int64]
-    message: list[str | None]
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -283,7 +280,8 @@ class Scorer:
                 batches += pool.map(self._score, groups[1:])
         else:
             batches += map(self._score, groups[1:])
-        message = [text for batch in batches for text in batch.message]
+        bags = [batch.candidates for batch in batches]
+        message = [part.messages.get(bag) for part in bags for bag in range(len(part))]
         logit = np.concatenate([batch.logit for batch in batches])
         probability = sigmoid(self.engine.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
         changes = [batch.log2_fold_change for batch in batches if batch.log2_fold_change is not None]
@@ -291,8 +289,8 @@ class Scorer:
         n_candidates = np.concatenate([batch.n_candidates for batch in batches])
         return Predictions(
             probability.astype(np.float32), logit, n_candidates,
-            np.concatenate([batch.utr_length for batch in batches]),
-            np.concatenate([batch.n_dropped for batch in batches]),
+            np.concatenate([part.utr_length for part in bags]),
+            np.concatenate([part.n_dropped for part in bags]),
             np.concatenate([batch.status for batch in batches]), message, self.engine.name,
             change, None if change is None else _interval(change, self.engine.config),
             None if change is None else percentiles(mirnas, change, n_candidates), batches,
@@ -310,10 +308,8 @@ class Scorer:
             change, contribution = scale * scored.repression + 0.0, scale * scored.contribution + 0.0  # no -0
             change[list(candidates.messages)] = np.nan
         return _Batch(
-            logit, candidates.take(selection.rows, selection.offsets), selection.offsets,
-            scored.cheap_logit[selection.rows], scored.logit, selection.reason, scored.weight, change, contribution,
-            candidates.n_candidates, candidates.status, candidates.utr_length, candidates.n_dropped,
-            [candidates.messages.get(bag) for bag in range(len(candidates))],
+            logit, candidates.take(selection.rows, selection.offsets), scored.cheap_logit[selection.rows], scored.logit,
+            selection.reason, scored.weight, change, contribution, candidates.n_candidates, candidates.status,
         )  # fmt: skip
 
 
