@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pairformer.config import AggregatorConfig
+from pairformer.models.set_transformer import head
 
 
 class DeepSets(nn.Module):
@@ -20,7 +21,7 @@ class DeepSets(nn.Module):
         self.empty_logit = empty_logit
         self.project = nn.Linear(token_width, config.hidden)
         self.phi = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, config.width))
-        self.head = _head(config)
+        self.head = head(config)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (B, K, T) float, mask (B, K) bool True = real -> pair_logit (B,); ``empty_logit`` without a token."""
@@ -44,7 +45,7 @@ class GatedAttention(nn.Module):
         self.value = nn.Linear(config.width, config.hidden)
         self.gate = nn.Linear(config.width, config.hidden)
         self.weight = nn.Linear(config.hidden, 1, bias=False)
-        self.head = _head(config)
+        self.head = head(config)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (B, K, T) float, mask (B, K) bool True = real -> pair_logit (B,); ``empty_logit`` without a token."""
@@ -54,16 +55,6 @@ class GatedAttention(nn.Module):
         # The lowest finite number, not -inf: a bag without a token has a softmax too, which is then not used.
         attention = score.masked_fill(~real, torch.finfo(score.dtype).min).softmax(1) if mask.shape[1] else score
         return _logit(self.head, (attention * x).sum(1), mask, self.empty_logit)
-
-
-def _head(config: AggregatorConfig) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(config.width),
-        nn.Linear(config.width, config.width),
-        nn.ReLU(),
-        nn.Dropout(config.dropout),
-        nn.Linear(config.width, 1),
-    )
 
 
 def _logit(head: nn.Module, bag: Tensor, mask: Tensor, empty_logit: float) -> Tensor:

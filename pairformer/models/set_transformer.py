@@ -111,13 +111,7 @@ class SetTransformer(nn.Module):
             for _ in range(config.layers)
         )
         self.pool = PMA(*size, config.pool_seeds, config.dropout)
-        self.head = nn.Sequential(
-            nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.width),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.width, 1),
-        )
+        self.head = head(config)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (B, K, T) float, mask (B, K) bool True = real -> pair_logit (B,).
@@ -134,6 +128,17 @@ class SetTransformer(nn.Module):
             x = layer(x, attended)
         logit = self.head(self.pool(x, attended).mean(1))[:, 0]  # (B,)
         return torch.where(empty, torch.full_like(logit, self.empty_logit), logit)
+
+
+def head(config: AggregatorConfig) -> nn.Sequential:
+    """The layers after pooling, of every aggregator."""
+    return nn.Sequential(
+        nn.LayerNorm(config.width),
+        nn.Linear(config.width, config.width),
+        nn.ReLU(),
+        nn.Dropout(config.dropout),
+        nn.Linear(config.width, 1),
+    )
 
 
 def _feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
