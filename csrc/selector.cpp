@@ -30,28 +30,18 @@ PoolClass pool_class(const SelectorSettings& s, int64_t k) {
   return {s.n_bins[i], s.bin_size[i], static_cast<uint32_t>((uint64_t{1} << s.hash_bits[i]) - 1)};
 }
 
-// The first row that is not finite, whichever thread meets it: 2 * row, + 1 where only the position is bad.
-class FirstFault {
- public:
-  void note(int64_t code) {
-    int64_t known = code_.load();
-    while (code < known && !code_.compare_exchange_weak(known, code)) {
-    }
-  }
-  void raise(const float* logit, const float* position) const {
-    const int64_t code = code_.load();
-    if (code == INT64_MAX) return;
-    const bool is_position = code & 1;
-    const float value = (is_position ? position : logit)[code / 2];
+// Throws std::invalid_argument for the first row that is not finite, whichever thread met it.
+void refuse_first_fault(const Ragged<float>& logit, const float* position) {
+  for (int64_t row = 0; row < logit.offsets[logit.bags]; ++row) {
+    const bool is_position = !not_finite(logit.data[row]);
+    if (is_position && !(position && not_finite(position[row]))) continue;
+    const float value = (is_position ? position : logit.data)[row];
     throw std::invalid_argument(std::string(is_position ? "position" : "cheap_logit") +
                                 " must be finite, got " +
                                 (std::isnan(value) ? "nan" : std::to_string(value)) + " at row " +
-                                std::to_string(code / 2) + "; drop such rows before selecting");
+                                std::to_string(row) + "; drop such rows before selecting");
   }
-
- private:
-  std::atomic<int64_t> code_{INT64_MAX};
-};
+}
 
 // Selects from one bag at a time; keeps its buffers between bags.
 class BagSelector {
@@ -373,7 +363,7 @@ void select(const Ragged<float>& logit, const float* position, const uint8_t* ke
             const SelectorSettings& settings, const int64_t* out_offsets, int64_t* rows, uint8_t* reason,
             int threads) {
   const auto bit = bit_of_dimension(settings.rng_seed, hash.width);
-  FirstFault fault;
+  std::atomic<bool> faulty{false};
   if (logit.offsets[logit.bags] < kRowsWorthThreads) threads = 1;
   const int64_t per_task = threads == 1 ? std::max<int64_t>(1, logit.bags) : kBagsPerTask;
   parallel_for((logit.bags + per_task - 1) / per_task, threads, [&](int64_t task) {
@@ -381,17 +371,12 @@ void select(const Ragged<float>& logit, const float* position, const uint8_t* ke
     for (int64_t b = task * per_task; b < std::min(logit.bags, (task + 1) * per_task); ++b) {
       const int64_t first = logit.offsets[b], n = logit.size(b);
       const float* bag_position = position ? position + first : nullptr;
-      if (selector.select(logit.begin(b), bag_position, keep ? keep + first : nullptr, first, n,
-                          rows + out_offsets[b], reason + out_offsets[b])) {
-        continue;
-      }
-      for (int64_t row = first; row < first + n; ++row) {
-        if (not_finite(logit.data[row])) fault.note(2 * row);
-        if (position && not_finite(position[row])) fault.note(2 * row + 1);
-      }
+      if (!selector.select(logit.begin(b), bag_position, keep ? keep + first : nullptr, first, n,
+                           rows + out_offsets[b], reason + out_offsets[b]))
+        faulty = true;
     }
   });
-  fault.raise(logit.data, position);
+  if (faulty) refuse_first_fault(logit, position);
 }
 
 }  // namespace pairformer
