@@ -106,23 +106,22 @@ PAPER = ("paper's code on an RTX 4090, alignment not counted", 280)
 
 def draw(run: dict, path: Path) -> None:
     """Bars of pairs per second on a logarithmic axis, as SVG."""
-    from matplotlib.figure import Figure
+    from pairformer.evaluation.report import svg_figure
 
     found = {b["name"].removeprefix("bench_"): b["extra_info"].get("pairs_per_s") for b in run["benchmarks"]}
     rows = [(label, next(v for k, v in found.items() if k.startswith(name)), colour) for label, name, colour in DRAWN]
     rows = sorted([*rows, (*PAPER, PEERS)], key=lambda row: row[1])
-    figure = Figure(figsize=(8, 2.9), layout="constrained")
-    axes = figure.subplots()
-    axes.barh([row[0] for row in rows], [row[1] for row in rows], color=[row[2] for row in rows], height=0.7)
-    for i, (_, rate, _) in enumerate(rows):
-        axes.text(rate * 1.06, i, f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}", va="center", fontsize=9)
-    axes.set_xscale("log")
-    axes.set_xlim(3, 6000)
-    axes.set_xlabel("pairs per second, strings to probability, K = 64")
-    axes.set_title(f"{machine_of(run)}; 64 pairs, 1,330 candidates each on average", fontsize=10, loc="left")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(left=False)
-    figure.savefig(path, metadata={"Date": None})
+    with svg_figure(path, 8, 2.9) as figure:
+        axes = figure.subplots()
+        axes.barh([row[0] for row in rows], [row[1] for row in rows], color=[row[2] for row in rows], height=0.7)
+        for i, (_, rate, _) in enumerate(rows):
+            axes.text(rate * 1.06, i, f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}", va="center", fontsize=9)
+        axes.set_xscale("log")
+        axes.set_xlim(3, 6000)
+        axes.set_xlabel("pairs per second, strings to probability, K = 64")
+        axes.set_title(f"{machine_of(run)}; 64 pairs, 1,330 candidates each on average", fontsize=10, loc="left")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
 
 
 def machine_of(run: dict) -> str:
