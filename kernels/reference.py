@@ -47,14 +47,12 @@ def ragged_set_attention(
 
 
 @torch.no_grad()
-def cheap_scan(
-    encoder: CheapEncoder, candidates: Candidates, rng_seed: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor]:
+def cheap_scan(encoder: CheapEncoder, candidates: Candidates, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """As :class:`pairformer.kernels.cheap_scan.CheapScan` with the embedding, of an encoder in evaluation mode."""
     inputs = (candidates.encode(), candidates.esa_score, candidates.position)
-    logit, embedding = encoder(*(torch.from_numpy(values).to(device) for values in inputs))
-    dims = torch.from_numpy(_core.simhash_dims(rng_seed, embedding.shape[1])).to(device)
-    bits = (embedding[:, dims] > 0).long() << torch.arange(len(dims), device=device)
+    logit, embedding = encoder(*map(torch.from_numpy, inputs))
+    dims = torch.from_numpy(_core.simhash_dims(rng_seed, embedding.shape[1]))
+    bits = (embedding[:, dims] > 0).long() << torch.arange(len(dims))
     return logit, bits.sum(1).to(torch.int32), embedding
 
 
