@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ def heavy_tailed_pairs(rng: random.Random, n_pairs: int, mean: int = 2000) -> tu
     return [random_rna(rng, 22) for _ in lengths], [random_rna(rng, length) for length in lengths]
 
 
-@dataclass(frozen=True)
-class CheapSignals:
+class CheapSignals(NamedTuple):
     """What ``STSelector.select`` reads; unpack it: ``selector.select(*bags)``."""
 
     cheap_logit: np.ndarray
@@ -39,9 +38,6 @@ class CheapSignals:
 
     offsets: np.ndarray
     """(B + 1,) int64"""
-
-    def __iter__(self):
-        return iter((self.cheap_logit, self.cheap_embedding, self.position, self.offsets))
 
 
 def bags_of_sizes(rng: np.random.Generator, sizes: np.ndarray, dim: int = 64, spread: float = 1.0) -> CheapSignals:
@@ -69,9 +65,6 @@ def bags_of_sizes(rng: np.random.Generator, sizes: np.ndarray, dim: int = 64, sp
     return CheapSignals(logit, embedding, position, offsets)
 
 
-def heavy_tailed_bags(
-    rng: np.random.Generator, n_bags: int, mean: int = 1380, dim: int = 64, spread: float = 1.0
-) -> CheapSignals:
-    """Bags whose sizes are log-normal, sigma 1: most are below the mean, a few many times it."""
-    sizes = rng.lognormal(np.log(mean) - 0.5, 1.0, n_bags).astype(np.int64)
-    return bags_of_sizes(rng, sizes, dim, spread)
+def heavy_tailed_bags(rng: np.random.Generator, n_bags: int, spread: float = 1.0) -> CheapSignals:
+    """Bags whose sizes are log-normal, sigma 1, of mean 1,380: most are below the mean, a few many times it."""
+    return bags_of_sizes(rng, rng.lognormal(np.log(1380) - 0.5, 1.0, n_bags).astype(np.int64), spread=spread)
