@@ -5,7 +5,7 @@ import random
 import pytest
 
 torch = pytest.importorskip("torch")
-from pairformer import structures  # noqa: E402
+from pairformer import structures, testing  # noqa: E402
 from pairformer.fold import Folder  # noqa: E402
 
 THREADS = 2
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.benchmark(group="folding, two threads, and RNAfold on o
 
 def sequences(count, length):
     rng = random.Random(2020)
-    return ["".join(rng.choices("ACGU", k=length)) for _ in range(count)]
+    return [testing.random_rna(rng, length) for _ in range(count)]
 
 
 @pytest.mark.parametrize("model", ["fold", "energies"])

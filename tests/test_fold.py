@@ -14,6 +14,7 @@ import pytest
 
 import pairformer
 from pairformer.folding import decode, dot_bracket, equilibrium, f1, pairs_of
+from pairformer.testing import random_rna
 
 torch = pytest.importorskip("torch")
 from pairformer.fold import Folder  # noqa: E402
@@ -39,10 +40,6 @@ def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("fold")
     model.save(directory, half=False)
     return directory
-
-
-def random_rna(rng, length):
-    return "".join(rng.choices("ACGU", k=length))
 
 
 def mean_over_windows(model, sequence, window=WINDOW):
