@@ -117,8 +117,10 @@ class Transition(nn.Module):
 
     def forward(self, latent: Tensor, past: Tensor | None) -> Tensor:
         """latent (B, L, L, W), past (B, L, L, 1) True = padding or None for none -> (B, L, L, W)."""
-        x = self.enter(self.norm(latent, past).permute(0, 3, 1, 2))  # (B, hidden, L, L)
-        return self.out(_without(F.silu(x), past)).permute(0, 2, 3, 1)
+        x = F.silu(self.enter(self.norm(latent, past).permute(0, 3, 1, 2)))  # (B, hidden, L, L)
+        if past is not None:
+            x = x.masked_fill(past.permute(0, 3, 1, 2), 0.0)
+        return self.out(x).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -268,11 +270,6 @@ class RNAformer(SavedModule):
                 module.out.weight.data /= math.sqrt(2 * self.config.layers)
         if self.config.final_bias is not None:
             nn.init.constant_(self.head.bias, self.config.final_bias)
-
-
-def _without(x: Tensor, past: Tensor | None) -> Tensor:
-    """x (B, C, L, L) with padded cells 0; past (B, L, L, 1) True = padding, None for none."""
-    return x if past is None else x.masked_fill(past.permute(0, 3, 1, 2), 0.0)
 
 
 def distance_bucket(distance: Tensor, buckets: int, farthest: int) -> Tensor:
