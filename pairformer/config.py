@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
+Stored = TypeVar("Stored", bound="StoredConfig")
 _INT_MAX = 2**31 - 1
 SITE_FEATURES, CONTEXT_FEATURES, BAG_FEATURES = 10, 3, 12
 SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
@@ -210,7 +211,24 @@ class SelectorConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class StoredConfig:
+    """A config that is kept beside weights."""
+
+    def to_dict(self) -> dict:
+        """Plain nested dict, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[Stored], values: dict) -> Stored:
+        """Inverse of :meth:`to_dict`; an unknown name is an error."""
+        made: dict[str, Any] = {f.name: f.default_factory for f in fields(cls)}
+        check(set(values) <= set(made), "config", f"have fields among {sorted(made)}", sorted(values))
+        return cls(**{name: made[name](**value) if is_dataclass(made[name]) else value
+                      for name, value in values.items()})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig(StoredConfig):
     """A whole PAIR-Former."""
 
     expensive: ExpensiveConfig = field(default_factory=ExpensiveConfig)
@@ -269,19 +287,6 @@ class ModelConfig:
         growth = self.effect_widening
         check(len(growth) == 2 and all(0 <= g < math.inf for g in growth), "effect_widening",
               "be two numbers of 0 or more", growth)  # fmt: skip
-
-    def to_dict(self) -> dict:
-        """Plain nested dict, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> ModelConfig:
-        """Inverse of :meth:`to_dict`; an unknown name is an error."""
-        parts = {"expensive": ExpensiveConfig, "cheap": CheapConfig, "selector": SelectorConfig,
-                 "aggregator": AggregatorConfig}  # fmt: skip
-        known = {f.name for f in fields(cls)}
-        check(set(values) <= known, "config", f"have fields among {sorted(known)}", sorted(values))
-        return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
 
 
 @dataclass(frozen=True)

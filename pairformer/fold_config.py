@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from pairformer._core import LONGEST
-from pairformer.config import StageConfig, at_least, check, check_number
+from pairformer.config import StageConfig, StoredConfig, at_least, check, check_number
 
 
 @dataclass(frozen=True)
-class FoldConfig:
+class FoldConfig(StoredConfig):
     """An RNAformer; the defaults are the published form of width 64.
 
     Raises:
@@ -54,17 +54,6 @@ class FoldConfig:
     """Passes over the stack that :func:`pairformer.fold` makes."""
     threshold: float = 0.5
     """A pair that :func:`pairformer.fold` draws is more probable; 0.001 or more."""
-
-    def to_dict(self) -> dict:
-        """Plain dict, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> FoldConfig:
-        """Inverse of :meth:`to_dict`; an unknown name is an error."""
-        known = {f.name for f in fields(cls)}
-        check(set(values) <= known, "config", f"have fields among {sorted(known)}", sorted(values))
-        return cls(**values)
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
