@@ -19,7 +19,9 @@ from torch import Tensor
 
 from pairformer.bags import Candidates
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import EXPENSIVE_CHUNK, chunks, site_facts
+from pairformer.models.pair_former import chunks, site_facts
+
+MOST_WINDOWS = 1 << 14  # encoded at once: few launches, and 100 MiB of one-hot columns and activations
 
 
 class FusedPairFormer(PairFormer):
@@ -50,7 +52,7 @@ class FusedPairFormer(PairFormer):
         selected = torch.from_numpy(rows).to(self.device)
         embedding = torch.empty(len(rows), self.config.expensive.width, device=self.device)
         logit = embedding.new_empty(len(rows))
-        for chunk in chunks(len(rows), EXPENSIVE_CHUNK):
+        for chunk in chunks(len(rows), MOST_WINDOWS):
             embedding[chunk], logit[chunk] = self.expensive(windows(pairs, moved, selected[chunk], self._dtype))
         return embedding, logit
 
@@ -61,7 +63,9 @@ class FusedPairFormer(PairFormer):
         return facts
 
     def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+        # No cache of weights cast to the type: it is the process's, and threads work on streams of their own.
+        half = self._dtype != torch.float32
+        with torch.autocast(self.device.type, self._dtype, enabled=half, cache_enabled=False):
             return super().relational(padded, mask).float()
 
     def _moved(self, candidates: Candidates) -> tuple[DevicePairs, Rows]:

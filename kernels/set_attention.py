@@ -21,7 +21,7 @@ from torch import Tensor
 from pairformer.config import check
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-TILE = 128  # a bag of at most this many queries and keys has its backward pass in one program
+TILE = 90 << 10  # bytes: a bag whose arrays and scores are not larger has its backward pass in one program
 
 
 def set_attention(
@@ -162,7 +162,7 @@ class _Attention(torch.autograd.Function):
         if len(query) == 0 or len(key) == 0 or n_query == 0 or n_key == 0:
             for part in grads:
                 part.zero_()
-        elif max(n_query, n_key) <= TILE:
+        elif _tile_bytes(common, query.element_size()) <= TILE:
             _backward_tile[(bags * heads,)](D_QUERY=grads[0], D_KEY=grads[1], D_VALUE=grads[2], **common)
         else:
             delta = torch.empty_like(lse)
@@ -224,11 +224,23 @@ def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
     return [c for c in configs if all(c.kwargs[name] <= size for name, size in most.items())] or configs[:1]
 
 
+def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
+    """Shared memory of the backward pass of one bag in one program; RTX 30 and 40 have 99 KiB for it."""
+    queries, keys = arguments["POWER_Q"], arguments["POWER_K"]
+    return size * (2 * (queries + keys) * arguments["BLOCK_D"] + queries * keys)
+
+
+def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:
+    """Few threads for small bags alone: a large one would not fit their registers."""
+    return [c for c in configs if c.num_warps >= 4 or kwargs["POWER_Q"] * kwargs["POWER_K"] <= 64 * 64]
+
+
 _TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED"]
 _tuned = tuned(_configs(), key=_TUNED, prune_configs_by={"early_config_prune": _fitting})
 _tuned_tile = tuned(
-    [triton.Config({}, num_warps=warps, num_stages=1) for warps in ((4,) if INTERPRETED else (4, 8, 2, 1))], key=_TUNED
-)
+    [triton.Config({}, num_warps=warps, num_stages=1) for warps in ((4,) if INTERPRETED else (4, 8, 2, 1))],
+    key=_TUNED, prune_configs_by={"early_config_prune": _wide_enough},
+)  # fmt: skip
 
 
 @triton.jit

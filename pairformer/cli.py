@@ -189,7 +189,8 @@ def predict(
         rejected = ("where", "mirna_id", "utr_id", "message")
         reject_out = open_table(files, rejects, about, rejected) if rejects is not None else None
         told, dropped, holed = False, 0, None
-        for group in in_batches(records, lambda record: record.utr):
+        at_once = scorer.engine.in_flight
+        for group in in_batches(records, lambda record: record.utr, times=1 if at_once == 1 else 4 * at_once):
             predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
             messages = [r.fault or m for r, m in zip(group, predictions.message, strict=True)]
             write_pairs(pair_out, group, predictions)

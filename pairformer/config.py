@@ -434,6 +434,8 @@ class TrainConfig:
     """Budgets k_max that stage 3 draws from, one per batch, so that one model serves each; empty: the model's own."""
 
     def __post_init__(self) -> None:
+        check(not self.sources.instances or self.sources.labels > 0, "labels",
+              "have a share where instances do, which lie in labelled pairs", self.sources.labels)  # fmt: skip
         check(not self.sources.instances or self.stage3.joint_epochs > 0, "joint_epochs",
               "be 1 or more, with a joint_lr, where instances have a share", self.stage3.joint_epochs)  # fmt: skip
         object.__setattr__(self, "budgets", tuple(self.budgets))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ class TorchEngine:
 class TritonEngine(TorchEngine):
     """C++ scan and selection on the CPU, the rest in Triton kernels and PyTorch on a CUDA device.
 
-    Threads that score batches at once each have a stream of their own: one batch is scanned or selected while kernels
+    Batches that threads score at once each have a stream of their own: one batch is scanned or selected while kernels
     work on others. Results do not depend on it.
     """
 
@@ -174,7 +175,12 @@ class TritonEngine(TorchEngine):
     def __init__(self, model: PairFormer) -> None:
         super().__init__(model)
         self.in_flight = 3 if model.device.type == "cuda" else 1  # the interpreter is not for threads
-        self._thread = threading.local()
+        self._streams: queue.SimpleQueue = queue.SimpleQueue()  # the allocator keeps memory for each: no new ones
+        if model.device.type == "cuda":
+            import torch
+
+            for _ in range(self.in_flight):
+                self._streams.put(torch.cuda.Stream(model.device))
 
     @classmethod
     def load(cls, name_or_path: str | Path = "default", device: str = "auto", half: bool = False) -> TritonEngine:
@@ -214,10 +220,12 @@ class TritonEngine(TorchEngine):
         with exact_float32():
             if self.model.device.type == "cpu":
                 return self._scored(candidates, k_max, threads, explain)
-            if not hasattr(self._thread, "stream"):
-                self._thread.stream = torch.cuda.Stream(self.model.device)
-            with torch.cuda.stream(self._thread.stream):
-                return self._scored(candidates, k_max, threads, explain)
+            stream = self._streams.get()
+            try:
+                with torch.cuda.stream(stream):
+                    return self._scored(candidates, k_max, threads, explain)
+            finally:
+                self._streams.put(stream)
 
 
 @contextlib.contextmanager

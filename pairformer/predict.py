@@ -255,6 +255,7 @@ class Scorer:
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
         self.k_max, self.threads, self.explain = k_max, usable_threads(threads), explain
         self.engine = load_engine(engine, model, device)
+        self._warm = False
 
     @property
     def settings(self) -> dict[str, object]:
@@ -272,14 +273,16 @@ class Scorer:
         """Score equally many miRNAs and UTRs; invalid pairs keep their place."""
         pairs = zip(mirnas, utrs, strict=True)
         groups = list(in_batches(pairs, lambda pair: pair[1])) or [[]]  # no pair: one empty batch
-        batches = [self._score(groups[0])]  # alone: what is tuned on first use is tuned once
-        if self.engine.in_flight > 1 and len(groups) > 2:
+        first = 0 if self._warm else 1  # alone: what is tuned on first use is tuned once
+        batches = [self._score(group) for group in groups[:first]]
+        self._warm = True
+        if self.engine.in_flight > 1 and len(groups) > first + 1:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(self.engine.in_flight) as pool:
-                batches += pool.map(self._score, groups[1:])
+                batches += pool.map(self._score, groups[first:])
         else:
-            batches += map(self._score, groups[1:])
+            batches += map(self._score, groups[first:])
         bags = [batch.candidates for batch in batches]
         message = [part.messages.get(bag) for part in bags for bag in range(len(part))]
         logit = np.concatenate([batch.logit for batch in batches])
@@ -338,10 +341,12 @@ def percentiles(mirnas: Strings, change: NDArray[np.float32], n_candidates: NDAr
     return found
 
 
-def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object], most: int = BATCH_WINDOWS) -> Iterator[list[Pair]]:
+def in_batches(
+    pairs: Iterable[Pair], utr: Callable[[Pair], object], most: int = BATCH_WINDOWS, times: int = 1
+) -> Iterator[list[Pair]]:
     """Group consecutive pairs before their letters (``most``) or number grow too large to work on together.
 
-    What was read before a DataError comes before it.
+    ``times`` as many for what works on several batches at once. What was read before a DataError comes before it.
     """
     group: list[Pair] = []
     windows = 0
@@ -350,7 +355,7 @@ def in_batches(pairs: Iterable[Pair], utr: Callable[[Pair], object], most: int =
         for pair in pairs:
             text = utr(pair)
             length = len(text) if isinstance(text, str) else 0
-            if group and (windows + length > most or len(group) >= BATCH_PAIRS):
+            if group and (windows + length > times * most or len(group) >= times * BATCH_PAIRS):
                 yield group
                 group, windows = [], 0
             group.append(pair)

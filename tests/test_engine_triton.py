@@ -91,3 +91,12 @@ def test_another_device_is_refused(model, device):
 def test_scores_of_the_default_model_on_a_gpu(half):
     mirnas, utrs = testing.heavy_tailed_pairs(random.Random(0), 200, mean=1900)
     compare("default", mirnas, utrs, **({"half": True} if half else {}))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_results_on_a_gpu_are_the_same_every_time():
+    given = testing.heavy_tailed_pairs(random.Random(1), 3000, mean=1900)  # several batches in flight
+    one, other = (pairformer.predict(*given, engine="triton") for _ in range(2))
+    np.testing.assert_array_equal(one.logit, other.logit)
+    np.testing.assert_array_equal(one.log2_fold_change, other.log2_fold_change)

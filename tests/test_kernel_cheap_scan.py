@@ -28,6 +28,12 @@ CONFIGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch):
+    """One configuration: what the tuner would pick does not matter here, and tuning takes minutes."""
+    monkeypatch.setattr(cheap_scan._cheap_scan, "configs", cheap_scan._cheap_scan.configs[:1])
+
+
 @pytest.fixture
 def candidates(rng):
     """131 rows of 12 bags, so that a block of rows has several, two of them empty; with alignments of any score."""

@@ -47,7 +47,10 @@ class AdditiveHead(nn.Module):
         """
         stands = site[:, SITE_FEATURES]
         contribution = F.softplus(self.site(site)[:, 0]) * stands  # (M,)
-        return self.bag(bag)[:, 0].index_add(0, bag_of, contribution), contribution
+        count = bag_of.new_zeros(len(bag)).index_add(0, bag_of, torch.ones_like(bag_of))
+        # Not index_add, which adds floats in no fixed order on a GPU.
+        total = torch.segment_reduce(contribution, "sum", lengths=count, unsafe=True)
+        return self.bag(bag)[:, 0] + total, contribution
 
 
 class LengthGate(nn.Module):

@@ -58,7 +58,8 @@ def train(
         more: what is learnt from beside ``sites`` and ``pairs``.
         calibration: fields of the saved model's config that held-out folds gave, such as logit_scale.
         metadata: recorded with the weights.
-        device: where models learn; scan, selection and frozen encoders stay on the CPU.
+        device: where models learn, on a GPU with the fused attention; scan, selection and frozen encoders stay on the
+            CPU.
 
     Raises:
         ValueError: ``out`` holds a run with other settings or rows, pairs have one label only, or there are neither
@@ -78,6 +79,10 @@ def train(
     claim(out, run | ({"encoders": source.metadata["model_sha256"]} if source else {}))
     torch.manual_seed(config.rng_seed)
     model = PairFormer(model_config).to(device)
+    if model.device.type == "cuda":
+        from pairformer.kernels import use_kernels
+
+        use_kernels(model)
     if source is not None:
         load_encoders(model, source)
     elif sites is not None:
