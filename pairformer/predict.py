@@ -36,7 +36,7 @@ class Prediction:
     probability: float
     """That the transcript is repressed, at the prior asked for, even odds unless told; NaN for an invalid pair."""
     logit: float
-    """Of the aggregator; the model's constant (0) where there is no candidate."""
+    """Of additive heads and aggregators; the model's constant (0) where there is no candidate."""
     n_candidates: int
     """Windows with enough ESA score."""
     utr_length: int

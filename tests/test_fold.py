@@ -157,6 +157,7 @@ def test_what_energies_do_not_have(settings, message):
 def test_letters(place):
     given = ["acgtACGUnnGGGAAACCC", "", "ACGUACGUNNGGGAAACCC", "ACGURYGGGAAACCC", "ACGUNNGGGAAACCC", "ACG-U"]
     one, empty, other, ambiguous, plain, bad = pairformer.fold(given, model=place)
+    assert pairformer.fold("RYSWKMBDHVN", model=place).sequence == "N" * 11
     assert one.sequence == other.sequence
     np.testing.assert_allclose(one.matrix(), other.matrix(), atol=1e-6)
     assert ambiguous.sequence == plain.sequence
@@ -373,6 +374,8 @@ def test_canonical_nested():
     crossing = np.array([[0, 6], [1, 7], [2, 9]])  # (2, 9) crosses both others, those cross each other
     assert canonical_nested(sequence, crossing).tolist() == [[0, 6]]
     assert canonical_nested(sequence, np.empty((0, 2), np.int64)).shape == (0, 2)
+    shared = np.array([[0, 5], [0, 6], [1, 7]])  # (0, 6) shares a base with the first and crosses the last
+    assert canonical_nested("GGAAAUUC", shared).tolist() == [[0, 5]]
 
 
 @pytest.mark.parametrize("words", [["--train"], ["--stage3.epochs", "2"], ["--size", "paper"], ["--k-max", "4"]])

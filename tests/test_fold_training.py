@@ -299,6 +299,27 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     assert not (tmp_path / "other").exists()  # said before anything is folded
 
 
+def test_which_structures_are_learnt(tmp_path):
+    """Not what is near a test set; of equal sequences bpRNA's where its label has all pairs, else Rfam's."""
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    (tmp_path / "rna").mkdir()
+    row = {"bprna_id": "b", "split": "TR0", "label_kind": "full", "rfam_acc": "RF1", "length": 8, "pairs": "0-7",
+           "near_ts0": False, "near_pdb": False}  # fmt: skip
+    bprna = [row | {"sequence": "AAAAAAAA"}, row | {"sequence": "CCCCCCCC", "label_kind": "part"},
+             row | {"sequence": "GGGGGGGG", "near_ts0": True}, row | {"sequence": "UUUUUUUU", "near_pdb": True},
+             row | {"sequence": "ACACACAC", "split": "TS0"}]  # fmt: skip
+    seed = row | {"seq_name": "s", "clan": "CL1", "new_family": False, "pairs": "1-6"}
+    seeds = [seed | {"sequence": sequence} for sequence in ("AAAAAAAA", "CCCCCCCC")]
+    seeds += [seed | {"sequence": "AGAGAGAG", "new_family": True}, seed | {"sequence": "AUAUAUAU", "near_pdb": True}]
+    for name, rows in (("bprna1m90", bprna), ("rfam142_seed", seeds)):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rna" / f"{name}.parquet")
+    found = load_known(tmp_path)
+    assert {s: p.tolist() for s, p in zip(found.sequence, found.pairs, strict=True)} == {
+        "AAAAAAAA": [[0, 7]], "CCCCCCCC": [[1, 6]],
+    }  # fmt: skip
+    assert set(found.family) == {"CL1"}
+
+
 def test_real_pool(data):
     pytest.importorskip("pyarrow")
     training = load_known(data)

@@ -125,6 +125,8 @@ def test_labelled_windows_teach_where_they_are_selected(folder, tmp_path):
     assert found[1] > found[0] + 0.1
     with pytest.raises(ValueError, match="joint_epochs must be 1 or more, with a joint_lr, where"):
         TrainConfig(stage3=JointStageConfig(4, 16, 5e-3), sources=SourceConfig(instances=1.0))
+    with pytest.raises(ValueError, match="labels must have a share where instances do"):
+        replace(config, sources=SourceConfig(labels=0.0, decoys=1.0, instances=1.0))
 
 
 def test_decoys_are_drawn_anew_each_epoch(folder):
