@@ -134,7 +134,7 @@ class PairTable:
             if self._header.count(column) != 1:
                 raise DataError(
                     f"{path}:{number}: header must name {column} once, got {self._header.count(column)} times; "
-                    f"columns are {' '.join(self._header)[:200]}"
+                    f"columns, between tabs, are {' '.join(self._header)[:200] or 'none'}"
                 )
         self._at = [self._header.index(column) for column in PAIR_COLUMNS]
         self.extra_columns = tuple(column for column in self._header if column not in PAIR_COLUMNS)

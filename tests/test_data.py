@@ -113,7 +113,7 @@ def test_ragged_rows_keep_their_place(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "1: header must name mirna_id once, got 0 times; columns are "),
+        ("", "1: header must name mirna_id once, got 0 times; columns, between tabs, are none"),
         ("# only\n", "1: header must name mirna_id once, got 0 times"),
         ("# about\nmirna_id\tmirna_seq\tutr_id\n", "2: header must name utr_seq once, got 0 times"),
         (f"{HEADER}\tutr_id\n", "1: header must name utr_id once, got 2 times"),
