@@ -159,11 +159,13 @@ def cli() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 @click.option("--explain", is_flag=True, help="Add to each site the logit's change when it is left out.")
+@click.option("--accessibility", is_flag=True, help="Add to each site how likely its seed match is unpaired.")
 @click.option("--percentile", is_flag=True, help="Rank each pair among those of its miRNA, in the file of --output.")
 @click.option("--prior", type=float, default=0.5, show_default=True, help="Share of repressed pairs you expect.")
 @click.option("--strict", is_flag=True, help="Exit code 65 at the first pair that cannot be scored, after its batch.")
 def predict(
-    mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, percentile, prior, strict
+    mirna, utr, pairs, output, sites, rejects, model, k_max, engine, device, threads, explain, accessibility,
+    percentile, prior, strict,
 ):  # fmt: skip
     """Score MIRNA against UTR: sequences, or FASTA files ('-': standard input, gzip is detected).
 
@@ -171,10 +173,11 @@ def predict(
     status "invalid" and NA.
     """
     check_outputs((output, sites, rejects), (mirna, utr, pairs))
-    if explain and not sites:
-        raise click.UsageError("--explain adds a column to the site table; name one with --sites FILE")
+    for option, asked in (("--explain", explain), ("--accessibility", accessibility)):
+        if asked and not sites:
+            raise click.UsageError(f"{option} adds a column to the site table; name one with --sites FILE")
     records, extra_columns = _pair_records(mirna, utr, pairs)
-    scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
+    scorer = Scorer(model, k_max, engine, device, threads, explain, prior, accessibility)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
     into_file = output != "-" and not is_stream(output) and os.access(Path(output).resolve().parent, os.W_OK)
@@ -182,7 +185,8 @@ def predict(
         raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
     ranked: tuple[list[str], list[NDArray], list[NDArray]] = [], [], []
     pair_header = (*PAIR_HEADER, *EFFECT_HEADER) if additive else PAIR_HEADER
-    site_header = (*SITE_HEADER, *(("contribution",) if additive else ()), *(("weight",) if explain else ()))
+    added = {"contribution": additive, "weight": explain, "unpaired": accessibility}
+    site_header = (*SITE_HEADER, *(name for name, there in added.items() if there))
     with Progress() as progress, contextlib.ExitStack() as files:
         pair_out = open_table(files, output, about, [*pair_header, *_renamed(extra_columns)])
         site_out = open_table(files, sites, about, site_header, COORDINATES) if sites is not None else None

@@ -118,7 +118,9 @@ def write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) 
             as_text(site["cheap_logit"]), as_text(site["logit"]), as_text(site["position"]), reason,
             top, bottom,
         ]  # fmt: skip
-        cells += [as_text(site[name]) for name in ("contribution", "weight") if name in (table.dtype.names or ())]
+        cells += [
+            as_text(site[name]) for name in ("contribution", "weight", "unpaired") if name in (table.dtype.names or ())
+        ]
         write_row(out, cells)
 
 

@@ -170,6 +170,8 @@ class _Batch:
     n_candidates: NDArray[np.int64]
     """Before the selection."""
     status: NDArray[np.str_]
+    folding_threads: int | None
+    """To find out which sites are open; None: nobody asked."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -178,7 +180,9 @@ class _Batch:
     @functools.cached_property
     def sites(self) -> NDArray[np.void]:
         extra = {"contribution": self.contribution, "weight": self.weight}
-        return site_table(self.candidates, self.rows, self.cheap_logit, self.site_logit, self.reason, extra)
+        return site_table(
+            self.candidates, self.rows, self.cheap_logit, self.site_logit, self.reason, extra, self.folding_threads
+        )
 
 
 def predict(
@@ -193,6 +197,7 @@ def predict(
     explain: bool = False,
     prior: float = 0.5,
     strict: bool = False,
+    accessibility: bool = False,
 ) -> Prediction | Predictions:
     """Is the transcript repressed by the miRNA, and by which sites?
 
@@ -211,6 +216,8 @@ def predict(
         prior: share of repressed pairs among those asked about, in (0, 1): log(prior / (1 - prior)) is added to
             the scaled logit before the sigmoid. The order of pairs and the logits do not change.
         strict: raise for an invalid pair also in a list.
+        accessibility: fill ``sites["unpaired"]``: how open each seed match is (:func:`pairformer.sites.accessibility`);
+            no other result depends on it.
 
     Returns:
         Prediction for two strings, else Predictions. A pair without a candidate has the model's constant
@@ -232,7 +239,7 @@ def predict(
             fault = pair_fault(m, u)
             if fault is not None:
                 raise ValueError(fault)
-    scorer = Scorer(model, k_max, engine, device, threads, explain, prior)
+    scorer = Scorer(model, k_max, engine, device, threads, explain, prior, accessibility)
     predictions = scorer.score(mirnas, utrs)
     return predictions[0] if single else predictions
 
@@ -249,11 +256,13 @@ class Scorer:
         threads: int = 0,
         explain: bool = False,
         prior: float = 0.5,
+        accessibility: bool = False,
     ) -> None:
         if k_max is not None:
             k_max = operator.index(STSelector(k_max=k_max).config.k_max)
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
         self.k_max, self.threads, self.explain = k_max, usable_threads(threads), explain
+        self.folding_threads = self.threads if accessibility else None
         self.engine = load_engine(engine, model, device)
         self._warm = False
 
@@ -313,6 +322,7 @@ class Scorer:
         return _Batch(
             logit, candidates.take(selection.rows, selection.offsets), scored.cheap_logit[selection.rows], scored.logit,
             selection.reason, scored.weight, change, contribution, candidates.n_candidates, candidates.status,
+            self.folding_threads,
         )  # fmt: skip
 
 

@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
 from pairformer.config import SEED_TYPES, ModelConfig
+from pairformer.folding import equilibrium
 from pairformer.selector import Selection, STSelector
 
+SURROUNDINGS = 80  # letters that are folded to see whether a seed match is open
+FOLDED = 1000  # of them at a time
 REASONS = ("top", "coverage", "fill", "seed")
 SITE = np.dtype(
     [
@@ -89,6 +92,7 @@ def site_table(
     logit: NDArray[np.float32],
     reason: NDArray[np.uint8],
     extra: dict[str, NDArray[np.float32] | None],
+    folding_threads: int | None = None,
 ) -> NDArray[np.void]:
     """Structured array (M,) of selected candidates, in the order of ``rows``.
 
@@ -96,9 +100,12 @@ def site_table(
     site_id (0, 1, ... per pair from the 5' end, shared by windows over one seed match, -1 for none);
     seed_type; esa_score; cheap_logit; logit; position; reason; and those of ``extra`` that are there: contribution,
     the site's part of the log2 fold change (0 where another window stands for the site, or there is no seed match), and
-    weight, the pair logit minus the pair logit without this token.
+    weight, the pair logit minus the pair logit without this token. Last, where ``folding_threads`` says how many may
+    fold: unpaired, as :func:`accessibility` finds it.
     """
     kind, seed_start, seed_end, anchor = seed_matches(candidates, rows)
+    if folding_threads is not None:
+        extra = extra | {"unpaired": accessibility(candidates, rows, seed_start, seed_end, folding_threads)}
     more = {name: values for name, values in extra.items() if values is not None}
     table = np.empty(len(rows), [*SITE.descr, *((name, np.float32) for name in more)])
     table["start"] = candidates.start[rows]
@@ -112,6 +119,46 @@ def site_table(
     for name, values in more.items():
         table[name] = values
     return table
+
+
+def accessibility(
+    candidates: Candidates,
+    rows: NDArray[np.int64],
+    seed_start: NDArray[np.int32],
+    seed_end: NDArray[np.int32],
+    threads: int = 0,
+) -> NDArray[np.float32]:
+    """How open seed matches are: the mean probability of their letters to have no partner, by energies alone.
+
+    Folded are ``SURROUNDINGS`` letters of the UTR with the match in their middle, or at the UTR's end.
+
+    Args:
+        candidates: bags.
+        rows: (M,) int64.
+        seed_start, seed_end: (M,) as of :func:`seed_matches`.
+        threads: most threads to use, 0 for all the process may use.
+
+    Returns:
+        (M,) 0 to 1, NaN without a seed match.
+
+    Source: McCaskill, Biopolymers 1990; Bernhart et al., Bioinformatics 2006 (local folds tell what is accessible).
+    """
+    batch, typed = candidates.batch, np.flatnonzero(seed_start >= 0)
+    utr = batch.bag_utr[candidates.bag_of(rows[typed])]
+    matches, which = np.unique(np.stack([utr, seed_start[typed], seed_end[typed]], 1), axis=0, return_inverse=True)
+    begin, end = (batch.utr_offsets[matches[:, 0] + side] for side in (0, 1))
+    first = begin + (matches[:, 1] + matches[:, 2] - SURROUNDINGS) // 2
+    first = np.maximum(begin, np.minimum(first, end - SURROUNDINGS))
+    opened = np.empty(len(matches), np.float32)
+    for some in np.array_split(np.arange(len(matches)), len(matches) // FOLDED + 1):
+        spans = zip(first[some], np.minimum(first + SURROUNDINGS, end)[some], strict=True)
+        around = [_text(batch.utr[slice(*span)]) for span in spans]
+        for match, matrix in zip(some, equilibrium(around, threads), strict=True):
+            span = slice(*(begin[match] + matches[match, 1:] - first[match]))
+            opened[match] = 1 - matrix[span].sum(1).mean()
+    found = np.full(len(rows), np.nan, np.float32)
+    found[typed] = np.clip(opened, 0, 1)[which.reshape(-1)]
+    return found
 
 
 def draw(candidates: Candidates, row: int) -> str:

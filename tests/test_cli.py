@@ -104,7 +104,8 @@ def test_pair_table(command, files):
 
 def test_sites_file(command, files, model):
     """Columns of the contract, 1-based and inclusive, the same sites as in Python."""
-    code, out, _ = command("predict", "mirnas.fa", "utrs.fa.gz", "--explain", "--sites", "-", "-o", "pairs.out")
+    asked = ("--explain", "--accessibility", "--sites", "-", "-o", "pairs.out")
+    code, out, _ = command("predict", "mirnas.fa", "utrs.fa.gz", *asked)
     assert code == 0
     assert out.splitlines()[1] == "# coordinates are 1-based and inclusive"
     columns = (
@@ -113,7 +114,10 @@ def test_sites_file(command, files, model):
     )
     assert " ".join(SITE_HEADER) == columns
     header, *rows = cells(out)
-    assert header == [*SITE_HEADER, "weight"]
+    assert header == [*SITE_HEADER, "weight", "unpaired"]
+    assert all(
+        (row[16] == "NA") == (row[7] == "none") and (row[16] == "NA" or 0 <= float(row[16]) <= 1) for row in rows
+    )
     utrs = [line.split("\n", 1)[1].replace("\n", "") for line in _text(files / "utrs.fa.gz").split(">")[1:]]
     expected = []
     for number in (0, 2):
@@ -249,6 +253,11 @@ def test_foreign_bytes_in_names(command, files):
         (["", "ACGU"], 66, "mirna must be letters ACGUTN or a FASTA file, got ''; no such file"),
         ([LET7, "utrs"], 66, "utr must be letters ACGUTN or a FASTA file, got 'utrs'; no such file"),
         (["mirnas.fa", "utrs.fa.gz", "--explain"], 2, "--explain adds a column to the site table; name one"),
+        (
+            ["mirnas.fa", "utrs.fa.gz", "--accessibility"],
+            2,
+            "--accessibility adds a column to the site table; name one",
+        ),
         ([LET7, "."], 66, "utr must be letters ACGUTN or a FASTA file, got the directory ."),
         (
             [LET7, "ACGU", "--model", "none"],

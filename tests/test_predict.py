@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pairformer
+import pairformer.sites as sites_module
 from pairformer import testing
 from pairformer.models import PairFormer
 from pairformer.predict import in_batches
@@ -274,6 +275,32 @@ def test_weight_is_the_change_when_a_site_is_left_out(model, rng, k_max):
         rest = tokens[[j for j in range(len(tokens)) if j != i]][None]
         without = loaded.aggregators[0](rest, rest.new_ones(rest.shape[:2], dtype=bool))
         assert weight == pytest.approx(found.logit - without.item(), abs=1e-6)
+
+
+def test_accessibility_is_that_of_80_letters_around(model, rng, monkeypatch):
+    monkeypatch.setattr(sites_module, "FOLDED", 2)
+    seed = "CUACCUC"
+    utrs = [testing.random_rna(rng, 60) + seed + testing.random_rna(rng, n) for n in (5, 20, 200)]
+    utrs += [utrs[2][:50] + "n" + utrs[2][51:], "ACGU", "AAUU" * 20 + seed + "A" * 6]
+    pairs = [LET7] * len(utrs) + [testing.random_rna(rng, 22)] * len(utrs), utrs * 2
+    found = pairformer.predict(*pairs, model=model, threads=1, accessibility=True)
+    plain = pairformer.predict(*pairs, model=model, threads=1)
+    assert "unpaired" not in (plain[0].sites.dtype.names or ())
+    np.testing.assert_array_equal(found.logit, plain.logit)
+    seen = 0
+    for p, utr in zip(found, pairs[1], strict=True):
+        for site in p.sites:
+            begin, end = site["seed_start"], site["seed_end"]
+            if site["seed_type"] == "none":
+                assert np.isnan(site["unpaired"])
+                continue
+            left = max(0, min((begin + end - 80) // 2, len(utr) - 80))
+            local = pairformer.fold(utr[left : left + 80], model="energies", threads=1)
+            expected = local.matrix()[begin - left : end - left].sum(1)
+            assert site["unpaired"] == pytest.approx(1 - expected.mean(), abs=0.01)
+            seen += 1
+    assert seen > 10
+    assert np.nanmin(found.site_table()[1]["unpaired"]) < 0.9
 
 
 @pytest.mark.parametrize("k_max", [1, 5, None])
