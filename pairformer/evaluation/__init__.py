@@ -55,16 +55,16 @@ def evaluate(
     name: str,
     folder: Path,
     out: Path,
-    model: str | Path | None,
-    model_config: ModelConfig,
-    config: TrainConfig,
-    rng_seeds: Sequence[int],
-    cache: Path | None,
-    allow_overlap: bool,
-    n_resamples: int,
-    k_max: Sequence[int],
-    baselines: bool,
-    device: str,
+    model: str | Path | None = None,
+    model_config: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    rng_seeds: Sequence[int] = (2020,),
+    cache: Path | None = None,
+    allow_overlap: bool = False,
+    n_resamples: int = 1000,
+    k_max: Sequence[int] = (),
+    baselines: bool = True,
+    device: str = "cpu",
 ) -> dict:
     """Run a protocol; write ``report.json``, ``report.md``, plots, the folds and each fold's model and scores.
 
@@ -76,7 +76,7 @@ def evaluate(
         out: directory of the run.
         model: name or directory of a saved model to score; None: one is trained on each fold.
         model_config: of the trained model.
-        config: of the training.
+        config: of the training; None: the default with the protocol's epochs.
         rng_seeds: one training each.
         cache: directory of encoders and pooled site scores, keyed by content; None: in ``out``. Share it freely.
         allow_overlap: go on where a protocol's claim does not hold; the report then says so first.
@@ -94,6 +94,8 @@ def evaluate(
     if name not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
     protocol, cache = PROTOCOLS[name], cache or out / "cache"
+    model_config = model_config or ModelConfig()
+    config = config or replace(TrainConfig(), stage3=replace(TrainConfig().stage3, epochs=protocol.epochs))
     given = PairFormer.load(model) if model is not None else None
     if given is not None:
         rng_seeds = rng_seeds[:1]
