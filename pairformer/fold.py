@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -114,6 +115,7 @@ def fold(
         ValueError: an invalid single sequence, a setting out of range, or a damaged model.
         TypeError: ``sequence`` is neither a string nor a sequence, or a setting is of another kind.
         FileNotFoundError: no such model.
+        ImportError: PyTorch is missing.
 
     Source: RNAformer (arXiv 2307.10073), inference; windows and nested pairs are not published.
     """
@@ -145,6 +147,11 @@ class Folder:
             check(str(device) in ("auto", "cpu"), "device", "be auto or cpu for energies", repr(device))
             self.model, config = None, FoldConfig(max_length=LONGEST)
         else:
+            if importlib.util.find_spec("torch") is None:
+                raise ImportError(
+                    f"model {model} needs PyTorch; install pairformer with its extra torch, as in "
+                    "pip install '.[torch]', or take model energies"
+                )
             from pairformer.engines import usable_device
             from pairformer.models import RNAformer
 

@@ -140,9 +140,12 @@ def test_energies_need_no_pytorch():
     code = (
         "import sys; sys.modules['torch'] = None; import pairformer; "
         "one, two, bad = pairformer.fold(['GGGGAAAACCCC', 'gggtaaaaaccc', 'x'], model='energies', threads=2); "
-        "assert one.structure == '((((....))))', one; assert two.sequence == 'GGGUAAAAACCC'; assert bad.message"
+        "assert one.structure == '((((....))))', one; assert two.sequence == 'GGGUAAAAACCC'; assert bad.message\n"
+        "try: pairformer.fold('ACGU')\nexcept ImportError as error: print(error)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("model fold needs PyTorch; install pairformer with its extra torch")
+    assert "or take model energies" in done.stdout
 
 
 @pytest.mark.parametrize(("settings", "message"), [
