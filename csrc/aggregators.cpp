@@ -260,7 +260,8 @@ LengthGate::LengthGate(const Weights& weights, const std::string& name)
 
 float LengthGate::operator()(const float* bag) const {
   static const float window = 7 - std::log(51.0f);
-  return 1 / (1 + std::exp(-10 * (bias_ - slope_ * (bag[0] + window))));
+  const float share = 1 / (1 + std::exp(-10 * (bias_ - slope_ * (bag[0] + window))));
+  return share < kLeastShare ? 0 : share;
 }
 
 float AdditiveHead::operator()(const Kernels& kernels, const float* site, int64_t n, int64_t ld,

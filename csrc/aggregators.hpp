@@ -56,9 +56,11 @@ class AdditiveHead {
   float site3_bias_, bag2_bias_, gain_;
 };
 
-// Share of an aggregator's logit in the pair logit, by the UTR's length.
+// Share of an aggregator's logit in the pair logit, by the UTR's length; 0 where it is under kLeastShare.
 class LengthGate {
  public:
+  static constexpr float kLeastShare = 1e-6f;
+
   LengthGate(const Weights& weights, const std::string& name);
   // bag has the bag_features.
   float operator()(const float* bag) const;

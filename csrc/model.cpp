@@ -234,9 +234,10 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
       for (int64_t m = 0; m < aggregators; ++m) {
         float* const mine = projected + (m * count + at) * wide;
         const int64_t own = m * (end - begin) + order[task];
+        share[own] = gates_.empty() ? 1 : gates_[m](feature);
+        if (share[own] == 0) continue;  // as for most UTRs: whatever it would say
         aggregators_[m]->project(kernels_, token + at * ld, n, ld, mine);
         logit[own] = aggregators_[m]->logit(kernels_, mine, n);
-        share[own] = gates_.empty() ? 1 : gates_[m](feature);
         sum += share[own] * logit[own];
       }
       out.pair_logit[bag] = sum / members;
@@ -254,10 +255,11 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
       const Floats others(n * wide);
       float sum = 0;
       for (int64_t m = 0; m < aggregators; ++m) {
+        const int64_t own = m * (end - begin) + row.bag - begin;
+        if (share[own] == 0) continue;
         const float* all = projected + (m * count + chosen.offsets[row.bag] - first) * wide;
         std::copy_n(all, left * wide, static_cast<float*>(others));
         std::copy_n(all + (left + 1) * wide, (n - left) * wide, others + left * wide);
-        const int64_t own = m * (end - begin) + row.bag - begin;
         sum += share[own] * (logit[own] - aggregators_[m]->logit(kernels_, others, n));
       }
       out.weight[row.first] += sum / members;

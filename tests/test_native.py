@@ -255,6 +255,27 @@ def test_real_pairs_select_the_same_rows(data):
         np.testing.assert_allclose(*swapped, rtol=0, atol=1e-5)
 
 
+def test_aggregators_that_do_not_count_change_nothing(candidates):
+    config = CONFIGS["ensemble"]
+    model, arrays = torch_model(config), arrays_of(config)
+    found = []
+    for bias, times in ((-1.3, 1.0), (-2.0, 1.0), (-2.0, 100.0)):  # a share of 1e-6 and more at 50 nt, and less
+        for name in arrays:
+            if name.startswith("gates.") and name.endswith("bias"):
+                arrays[name] = np.array(bias, np.float32)
+        given = {name: np.array(times * a if name.startswith("aggregators.") else a, np.float32)
+                 for name, a in arrays.items()}  # fmt: skip
+        model.load_state_dict({name: pytest.importorskip("torch").from_numpy(a) for name, a in given.items()})
+        one, other = NativeEngine(config, given, {}), TorchEngine(model)
+        found.append(one.score(candidates, explain=True))
+        expected = other.score(candidates, explain=True)
+        close(found[-1].pair_logit, expected.pair_logit, 2e-5)
+        close(found[-1].weight, expected.weight, 4e-5)
+    assert (found[0].pair_logit != found[1].pair_logit).any()
+    np.testing.assert_array_equal(found[1].pair_logit, found[2].pair_logit)
+    np.testing.assert_array_equal(found[1].weight, found[2].weight)
+
+
 @pytest.mark.parametrize("variant", _core.variants())
 @pytest.mark.parametrize("name", ["narrow", "wide", "induced", "additive", "ensemble", "deep_sets", "gated"])
 def test_threads_and_batch_change_nothing(candidates, name, variant):
