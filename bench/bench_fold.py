@@ -23,7 +23,7 @@ def bench_fold(timed, model, count, length):
     given, folder = sequences(count, length), Folder(model, threads=THREADS)
     for fold in folder.fold(given):
         assert len(fold.structure) == length
-        assert (fold.unpaired[fold.pairs] < 1 - folder.config.threshold + 1e-3).all()
+        assert (fold.matrix()[tuple(fold.pairs.T)] > folder.config.threshold).all()
     timed(lambda: folder.fold(given), count * length, "base", rounds=5)
 
 

@@ -518,7 +518,7 @@ def audit(a, b, data, disjoint):
 
     claims = disjoint.replace(" ", "").split(",") if disjoint else []
     if not set(claims) <= set(RELATIONS):
-        raise click.UsageError(f"--disjoint must be among {', '.join(RELATIONS)}, got {disjoint}")
+        raise click.UsageError(f"--disjoint must name some of {', '.join(RELATIONS)}, got {disjoint}")
     folder = data_folder(data) if data or os.environ.get(DATA_VARIABLE) else None
     found = overlap(*(load_pairs(path, folder, labelled=False) for path in (a, b)))
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
