@@ -51,6 +51,7 @@ from pairformer.outputs import (
     is_stream,
     open_output,
     open_table,
+    renamed,
     write_candidates,
     write_dot_bracket,
     write_fold_json,
@@ -188,7 +189,7 @@ def predict(
     added = {"contribution": additive, "weight": explain, "unpaired": accessibility}
     site_header = (*SITE_HEADER, *(name for name, there in added.items() if there))
     with Progress() as progress, contextlib.ExitStack() as files:
-        pair_out = open_table(files, output, about, [*pair_header, *_renamed(extra_columns)])
+        pair_out = open_table(files, output, about, [*pair_header, *renamed(extra_columns)])
         site_out = open_table(files, sites, about, site_header, COORDINATES) if sites is not None else None
         rejected = ("where", "mirna_id", "utr_id", "message")
         reject_out = open_table(files, rejects, about, rejected) if rejects is not None else None
@@ -581,17 +582,6 @@ def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, .
         PairRecord(m.name, m.sequence, u.name, u.sequence, where=m.where, utr_where=u.where)
         for u in utrs for m in mirnas
     ), ()  # fmt: skip
-
-
-def _renamed(columns: Iterable[str]) -> list[str]:
-    """Extra input columns; one that is named as another is, such as of a table scored before, gets "input_"."""
-    columns, names = list(columns), []
-    for column in columns:
-        name = column
-        while name in (*PAIR_HEADER, *EFFECT_HEADER, PERCENTILE) or (name != column and name in columns):
-            name = f"input_{name}"
-        names.append(name)
-    return names
 
 
 def _records(argument: str, name: str) -> Iterator[Record]:

@@ -201,6 +201,17 @@ def open_table(files: contextlib.ExitStack, path: str, about: str, header: Itera
     return out
 
 
+def renamed(columns: Iterable[str]) -> list[str]:
+    """Extra input columns; one that is named as another is, such as of a table scored before, gets "input_"."""
+    columns, names = list(columns), []
+    for column in columns:
+        name = column
+        while name in (*PAIR_HEADER, *EFFECT_HEADER, PERCENTILE) or (name != column and name in columns):
+            name = f"input_{name}"
+        names.append(name)
+    return names
+
+
 def add_column(path: Path, name: str, values: Iterable[float]) -> None:
     """Write a table again with one more column; a reader sees the old or the new one whole."""
     path, cells = path.resolve(), itertools.chain([name], map(as_text, values))
