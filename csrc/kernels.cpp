@@ -436,11 +436,11 @@ void sign_bits(const float* x, int64_t rows, int n, uint32_t* bits) {
   }
 }
 
-// The whole registers of `width` columns by body(i), the columns left by last(i).
-template <class Body, class Last>
+// The whole steps of `width` columns by body(i), the columns left by last(i).
+template <int kStep = kLanes, class Body, class Last>
 inline void columns(int width, Body&& body, Last&& last) {
   int i = 0;
-  for (; i + kLanes <= width; i += kLanes) body(i);
+  for (; i + kStep <= width; i += kStep) body(i);
   for (; i < width; ++i) last(i);
 }
 
@@ -509,36 +509,25 @@ void sum_rows(const float* x, int rows, int64_t n, ptrdiff_t ld, const float* we
   }
 }
 
-template <int kStep, class Body, class Last>
-inline void in_rows(int rows, int n, Body&& body, Last&& last) {
-  for (int row = 0; row < rows; ++row) {
-    int i = 0;
-    for (; i + kStep <= n; i += kStep) body(row, i);
-    for (; i < n; ++i) last(row, i);
-  }
-}
-
 double dot_rows(const double* x, ptrdiff_t ldx, const double* w, ptrdiff_t ldw, int rows, int n) {
   Doubles even{}, odd{};
   double rest = 0;
-  in_rows<2 * kDoubles>(
-      rows, n,
-      [&](int row, int i) {
-        even += load(x + row * ldx + i) * load(w + row * ldw + i);
-        odd += load(x + row * ldx + i + kDoubles) * load(w + row * ldw + i + kDoubles);
-      },
-      [&](int row, int i) { rest += x[row * ldx + i] * w[row * ldw + i]; });
+  for (int row = 0; row < rows; ++row, x += ldx, w += ldw)
+    columns<2 * kDoubles>(
+        n,
+        [&](int i) {
+          even += load(x + i) * load(w + i);
+          odd += load(x + i + kDoubles) * load(w + i + kDoubles);
+        },
+        [&](int i) { rest += x[i] * w[i]; });
   return sum_of(even + odd) + rest;
 }
 
 void add_rows(double scale, const double* w, ptrdiff_t ldw, int rows, int n, double* y, ptrdiff_t ldy) {
-  in_rows<kDoubles>(
-      rows, n,
-      [&](int row, int i) {
-        double* const to = y + row * ldy + i;
-        store(to, load(to) + load(w + row * ldw + i) * scale);
-      },
-      [&](int row, int i) { y[row * ldy + i] += w[row * ldw + i] * scale; });
+  for (int row = 0; row < rows; ++row, w += ldw, y += ldy)
+    columns<kDoubles>(
+        n, [&](int i) { store(y + i, load(y + i) + load(w + i) * scale); },
+        [&](int i) { y[i] += w[i] * scale; });
 }
 
 constexpr Kernels kTable = {PAIRFORMER_NAME, count_windows, align_windows, gemm,     gemm_mean, pack,

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
 from pairformer.config import SEED_TYPES, ModelConfig
-from pairformer.folding import equilibrium
 from pairformer.selector import Selection, STSelector
 
 SURROUNDINGS = 80  # letters that are folded to see whether a seed match is open
@@ -150,12 +149,13 @@ def accessibility(
     first = begin + (matches[:, 1] + matches[:, 2] - SURROUNDINGS) // 2
     first = np.maximum(begin, np.minimum(first, end - SURROUNDINGS))
     opened = np.empty(len(matches), np.float32)
+    place = np.arange(SURROUNDINGS)
     for some in np.array_split(np.arange(len(matches)), len(matches) // FOLDED + 1):
-        spans = zip(first[some], np.minimum(first + SURROUNDINGS, end)[some], strict=True)
-        around = [_text(batch.utr[slice(*span)]) for span in spans]
-        for match, matrix in zip(some, equilibrium(around, threads), strict=True):
-            span = slice(*(begin[match] + matches[match, 1:] - first[match]))
-            opened[match] = 1 - matrix[span].sum(1).mean()
+        letters = batch.utr[np.minimum(first[some, None] + place, len(batch.utr) - 1)]
+        length = np.minimum(end - first, SURROUNDINGS)[some]
+        unpaired = 1 - _core.pair_probabilities(letters, length, threads).sum(2)
+        seed = (begin + matches[:, 1:].T - first)[:, some, None]  # where it begins and ends there
+        opened[some] = unpaired.mean(1, where=(place >= seed[0]) & (place < seed[1]))
     found = np.full(len(rows), np.nan, np.float32)
     found[typed] = np.clip(opened, 0, 1)[which.reshape(-1)]
     return found

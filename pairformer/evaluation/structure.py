@@ -116,6 +116,7 @@ def evaluate_structure(
     if importlib.util.find_spec("RNA"):
         predicted["RNAfold"] = list(rnafold(sequences, folding.threads, False).pairs)
         unpaired["RNAfold"] = rnafold(sequences, folding.threads).unpaired()
+    open_bases = rows.unpaired()
     truths = dict(zip(TRUTHS, (rows.pairs.tolist(), [*map(canonical_nested, rows.sequence, rows.pairs)]), strict=True))
     counts = {
         key: {(truth, slip): np.array([matches(p, t, slip) for p, t in zip(pairs, true, strict=True)])
@@ -133,7 +134,7 @@ def evaluate_structure(
     family = np.unique(drawn, return_inverse=True)[1]
     summary = {
         group: {key: _figures(counts.get(key), score[key], score["model"], mask, family, n_resamples)
-                | _openness(unpaired.get(key), rows, mask)
+                | _openness(unpaired.get(key), open_bases, np.repeat(mask, length))
                 for key in score if (mask & ~np.isnan(score[key])).any()}
         for group, mask in groups.items() if mask.any()
     }  # fmt: skip
@@ -209,12 +210,11 @@ def _unpaired(folds: list[Fold], rows: Structures) -> NDArray:
                            for fold, n in zip(folds, rows.length, strict=True)])  # fmt: skip
 
 
-def _openness(unpaired: NDArray | None, rows: Structures, mask: NDArray[np.bool_]) -> dict:
-    """How well probabilities tell the bases of some RNAs that have no labelled pair."""
+def _openness(unpaired: NDArray | None, open_bases: NDArray, mask: NDArray[np.bool_]) -> dict:
+    """How well probabilities tell which of some bases have no labelled pair."""
     if unpaired is None:
         return {}
-    of_group = np.repeat(mask, rows.length)
-    said, true = unpaired[of_group], rows.unpaired()[of_group]
+    said, true = unpaired[mask], open_bases[mask]
     area = ranking(true, said)["roc_auc"] if 0 < true.mean() < 1 else float("nan")
     return {"unpaired": {"roc_auc": area, "brier": float(np.square(said - true).mean())}}
 
