@@ -156,7 +156,7 @@ class DevicePairs:
         windows = np.maximum(np.diff(batch.utr_offsets) - (WINDOW - 1), 0)
         arrays = (batch.mirna, batch.mirna_offsets, batch.utr, batch.utr_offsets, batch.bag_mirna, batch.bag_utr)
         return cls(
-            *(_moved(array, device) for array in arrays),
+            *(moved(array, device) for array in arrays),
             n_windows=int(windows[batch.bag_utr].sum()),
             has_foreign=bool(batch.utr.max(initial=0) > 3),
         )
@@ -178,7 +178,7 @@ class Rows:
         """Copy the rows of a scan on the CPU to a device, without waiting for it."""
         arrays = (candidates.offsets, candidates.start, candidates.esa_score, candidates.position,
                   candidates.alignment.view(np.int32), candidates.n_dropped)  # fmt: skip
-        return cls(*(_moved(array, device) for array in arrays))
+        return cls(*(moved(array, device) for array in arrays))
 
 
 def esa_scan(batch: DevicePairs, esa_min: int = ESA_MIN, *, block: int = BLOCK) -> Rows:
@@ -229,10 +229,10 @@ def esa_scan(batch: DevicePairs, esa_min: int = ESA_MIN, *, block: int = BLOCK) 
     return Rows(bag_row[beginning], *rows, n_dropped)
 
 
-def _moved(array: NDArray[Any], device: torch.device | str) -> Tensor:
+def moved(array: NDArray[Any], device: torch.device | str) -> Tensor:
     """A copy on a device, from pinned memory where it is a CUDA device."""
     on_cuda = torch.device(device).type == "cuda"
-    host = torch.empty(len(array), dtype=getattr(torch, array.dtype.name), pin_memory=on_cuda)
+    host = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), pin_memory=on_cuda)
     host.numpy()[:] = array
     return host.to(device, non_blocking=True)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pairformer.kernels import use_kernels
 from pairformer.kernels.cheap_scan import CheapScan, windows
 from pairformer.kernels.duplex import duplex_energy
-from pairformer.kernels.esa_scan import DevicePairs, Rows
+from pairformer.kernels.esa_scan import DevicePairs, Rows, moved
 from torch import Tensor
 
 from pairformer.bags import Candidates
@@ -38,37 +38,39 @@ class FusedPairFormer(PairFormer):
         """
         use_kernels(self)
         self._cheap = CheapScan(self.cheap, self.config.selector.rng_seed, self.device)
-        self._dtype = dtype
+        self.dtype = dtype
         self._last = threading.local()
         self.expensive.to(dtype)
         return self.eval()
 
     def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-        logit, keys, _ = self._cheap(*self._moved(candidates))
+        logit, keys, _ = self._cheap(*self._candidates(candidates))
         return logit.cpu().numpy(), keys.cpu().numpy().view(np.uint32)
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        pairs, moved = self._moved(candidates)
-        selected = torch.from_numpy(rows).to(self.device)
+        selected, (pairs, scanned) = self.moved(rows), self._candidates(candidates)
         embedding = torch.empty(len(rows), self.config.expensive.width, device=self.device)
         logit = embedding.new_empty(len(rows))
         for chunk in chunks(len(rows), MOST_WINDOWS):
-            embedding[chunk], logit[chunk] = self.expensive(windows(pairs, moved, selected[chunk], self._dtype))
+            embedding[chunk], logit[chunk] = self.expensive(windows(pairs, scanned, selected[chunk], self.dtype))
         return embedding, logit
 
     def site_facts(self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
-        facts = torch.from_numpy(site_facts(candidates, rows, offsets)).to(self.device)
+        facts = self.moved(site_facts(candidates, rows, offsets))
         if "duplex" in self.config.token:
-            facts[:, 2] = duplex_energy(*self._moved(candidates), torch.from_numpy(rows).to(self.device)) / 10
+            facts[:, 2] = duplex_energy(*self._candidates(candidates), self.moved(rows)) / 10
         return facts
 
     def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
         # No cache of weights cast to the type: it is the process's, and threads work on streams of their own.
-        half = self._dtype != torch.float32
-        with torch.autocast(self.device.type, self._dtype, enabled=half, cache_enabled=False):
+        half = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False):
             return super().relational(padded, mask).float()
 
-    def _moved(self, candidates: Candidates) -> tuple[DevicePairs, Rows]:
+    def moved(self, array: NDArray) -> Tensor:
+        return moved(array, self.device)
+
+    def _candidates(self, candidates: Candidates) -> tuple[DevicePairs, Rows]:
         """The candidates on the device; those moved last by this thread are there."""
         if getattr(self._last, "candidates", None) is not candidates:
             self._last.candidates = candidates

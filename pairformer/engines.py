@@ -23,9 +23,10 @@ from pairformer.selector import Selection
 from pairformer.sites import select_sites
 
 if TYPE_CHECKING:
+    from pairformer.kernels.pipeline import FusedPairFormer
     from pairformer.models import PairFormer
 
-ENGINES = ("native", "torch", "triton")
+ENGINES = ("native", "torch", "triton", "triton-bf16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,15 +171,14 @@ class TritonEngine(TorchEngine):
     work on others. Results do not depend on it.
     """
 
-    name = "triton"
+    def __init__(self, model: FusedPairFormer) -> None:
+        import torch
 
-    def __init__(self, model: PairFormer) -> None:
         super().__init__(model)
+        self.name = "triton" if model.dtype == torch.float32 else "triton-bf16"
         self.in_flight = 3 if model.device.type == "cuda" else 1  # the interpreter is not for threads
         self._streams: queue.SimpleQueue = queue.SimpleQueue()  # the allocator keeps memory for each: no new ones
         if model.device.type == "cuda":
-            import torch
-
             for _ in range(self.in_flight):
                 self._streams.put(torch.cuda.Stream(model.device))
 
@@ -292,7 +292,7 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
     """An engine by name with a model on a device; one that was loaded before is kept until its files change.
 
     Args:
-        name: "native", "torch", "triton", or "auto": native for ``device`` "auto" or "cpu", torch for any other.
+        name: one of ``ENGINES``, or "auto": native for ``device`` "auto" or "cpu", torch for any other.
         model: "default", "paper" or a directory written by ``PairFormer.save``.
         device: "auto", "cpu", or for torch any that PyTorch finds, for triton a CUDA device.
 
@@ -317,4 +317,6 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
 def _loaded(name: str, directory: Path, files: tuple[tuple[int, int], ...], device: str) -> Engine:
     if name == "native":
         return NativeEngine.load(directory)
-    return (TorchEngine if name == "torch" else TritonEngine).load(directory, device)
+    if name == "torch":
+        return TorchEngine.load(directory, device)
+    return TritonEngine.load(directory, device, half=name == "triton-bf16")

@@ -207,9 +207,8 @@ def predict(
             equally long; a single string is broadcast.
         model: "default", "paper" (the paper's form and labels) or a directory written by ``PairFormer.save``.
         k_max: candidates the expensive encoder may read per pair, at least 1; None for the model's own.
-        engine: "native" (C++ on the CPU), "torch", "triton", or "auto": native unless ``device`` names another than the
-            CPU.
-            One asked for by name never falls back to another.
+        engine: "native" (C++ on the CPU), "torch", "triton", "triton-bf16" (bfloat16 after selection), or "auto":
+            native unless ``device`` names another than the CPU. One asked for by name never falls back to another.
         device: "auto", "cpu"; for torch also "cuda", ..., and "auto" is then a CUDA device if there is one.
         threads: 0 for all this process may use.
         explain: fill ``sites["weight"]``: the logit's change when that one token is left out.

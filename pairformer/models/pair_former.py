@@ -129,8 +129,8 @@ class PairFormer(SavedModule):
         for rows in chunks(count, CHEAP_CHUNK):
             logit, embedding = self.cheap(
                 self._windows(candidates, rows),
-                torch.from_numpy(candidates.esa_score[rows]).to(self.device),
-                torch.from_numpy(candidates.position[rows]).to(self.device),
+                self.moved(candidates.esa_score[rows]),
+                self.moved(candidates.position[rows]),
             )
             logits[rows] = logit.cpu().numpy()
             keys[rows] = selector.keys(embedding.cpu().numpy(), threads=1)
@@ -165,16 +165,19 @@ class PairFormer(SavedModule):
     ) -> Tokens:
         """Tokens of the given rows (M,), bag by bag at ``offsets`` (B + 1,)."""
         facts = self.site_facts(candidates, rows, offsets)
-        bag = torch.from_numpy(candidates.bag_features()).to(embedding)
-        return self.pack(facts, bag, offsets, embedding, logit)
+        return self.pack(facts, self.moved(candidates.bag_features()), offsets, embedding, logit)
 
     def site_facts(self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
         """What :func:`site_facts` says of the parts that this model's tokens have."""
-        return torch.from_numpy(site_facts(candidates, rows, offsets, self.config.token)).to(self.device)
+        return self.moved(site_facts(candidates, rows, offsets, self.config.token))
+
+    def moved(self, array: NDArray) -> Tensor:
+        """A copy on the model's device."""
+        return torch.from_numpy(array).to(self.device)
 
     def _windows(self, candidates: Candidates, rows) -> Tensor:
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-        return torch.from_numpy(candidates.encode(rows)).to(self.device)
+        return self.moved(candidates.encode(rows))
 
     def pack(self, facts: Tensor, bag: Tensor, offsets: NDArray[np.int64], embedding: Tensor, logit: Tensor) -> Tokens:
         """Tokens from :func:`site_facts` (M, 16), bag features (B, 12) and what the encoder says."""
@@ -203,7 +206,7 @@ class PairFormer(SavedModule):
             logit = tokens.bag.new_zeros(len(self.additives), len(tokens.bag))
         if not self.additives:
             return logit, None, None
-        bag_of = tokens.mask.nonzero()[:, 0]
+        bag_of = torch.repeat_interleave(tokens.mask.sum(1), output_size=len(tokens.site))
         heads = [head(tokens.site, bag_of, tokens.bag) for head in self.additives]
         repression, contribution = (torch.stack(part) for part in zip(*heads, strict=True))
         logit = torch.where(filled, logit + self._gain * repression, self.config.empty_logit)
@@ -271,11 +274,10 @@ def pack_tokens(tokens: Tensor, offsets: NDArray[np.int64]) -> tuple[Tensor, Ten
         tokens (B, K, T) with zeros where there is none, mask (B, K) True = real; K is the longest bag.
     """
     sizes = np.diff(offsets)
-    rows, mask = padded_rows(offsets, int(sizes.max(initial=0)))
-    real = torch.from_numpy(mask).to(tokens.device)
-    padded = tokens.new_zeros(*rows.shape, tokens.shape[1])
-    padded[real] = tokens
-    return padded, real
+    _, mask = padded_rows(offsets, int(sizes.max(initial=0)))
+    place = torch.from_numpy(np.flatnonzero(mask)).to(tokens.device)  # numbers, as a mask would wait for a GPU
+    padded = tokens.new_zeros(mask.size, tokens.shape[1]).index_copy(0, place, tokens)
+    return padded.view(*mask.shape, tokens.shape[1]), torch.from_numpy(mask).to(tokens.device)
 
 
 def chunks(count: int, size: int) -> list[slice]:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +20,9 @@ from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import Bags, train_aggregator
 
 __all__ = [
-    "Bags", "claim", "content_hash", "encoders_key", "finished", "load_encoders", "on_device", "train",
-    "train_aggregator", "train_encoders",
+    "Bags", "claim", "content_hash", "encoders_key", "finished", "load_encoders", "train", "train_aggregator",
+    "train_encoders",
 ]  # fmt: skip
-Module = TypeVar("Module", bound=torch.nn.Module)
 NOTHING_MORE = MoreSources()
 ENCODER_STAGES: dict[str, Callable[[PairFormer, Sites, TrainConfig, Path], None]] = {
     "stage1": train_encoder,
@@ -80,7 +78,7 @@ def train(
     run = {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows}
     claim(out, run | ({"encoders": source.metadata["model_sha256"]} if source else {}))
     torch.manual_seed(config.rng_seed)
-    model = on_device(PairFormer(model_config), device)
+    model = PairFormer(model_config).to(device)
     if source is not None:
         load_encoders(model, source)
     elif sites is not None:
@@ -140,16 +138,6 @@ def load_encoders(model: PairFormer, source: PairFormer) -> None:
         if own != other:
             raise ValueError(f"encoders must have the {name} encoder's config {own}, got {other}")
         getattr(model, name).load_state_dict(getattr(source, name).state_dict())
-
-
-def on_device(model: Module, device: str) -> Module:
-    """The model, moved there; on a GPU the fused kernels attend."""
-    model = model.to(device)
-    if next(model.parameters()).is_cuda:
-        from pairformer.kernels import use_kernels
-
-        use_kernels(model)
-    return model
 
 
 def content_hash(rows: Labelled) -> str:

@@ -27,7 +27,7 @@ from pairformer.structures import (
     save_structures,
     teacher_sequences,
 )
-from pairformer.training import claim, finished, on_device
+from pairformer.training import claim, finished
 from pairformer.training.loop import fit
 
 CHECKED = 300  # held-out RNAs that every epoch is scored on
@@ -182,7 +182,7 @@ def train_fold(
         model.load_state_dict(state)
         begun = {"start_sha256": given.metadata["model_sha256"]}
     claim(out, {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows, **begun})
-    model = on_device(model, device)
+    model = model.to(device)
     with each_on_one_core(model, threads) as work:
         for name in ("teach", "tune") if teacher is not None and start is None else ("tune",):
             stage: FoldStageConfig = getattr(config, name)

@@ -38,6 +38,8 @@ def fit(
 ) -> bool:
     """Train ``module`` in place; at the end it holds the averaged weights of the last epoch, or of the best.
 
+    On a GPU its attention blocks attend by the fused kernels from here on.
+
     Every epoch draws its order and dropout from (rng_seed, stage, epoch), so a run that was stopped and
     started again gives the same weights as one that was not.
 
@@ -64,6 +66,10 @@ def fit(
     if n_rows < 1:
         raise ValueError(f"{stage} must have rows to train on, got {n_rows}; give one of its sources a share and rows")
     run_dir.mkdir(parents=True, exist_ok=True)
+    if any(parameter.is_cuda for parameter in module.parameters()):
+        from pairformer.kernels import use_kernels
+
+        use_kernels(module)
     joint_epochs, joint_lr = (
         (config.joint_epochs, config.joint_lr) if isinstance(config, JointStageConfig) else (0, 0.0)
     )
