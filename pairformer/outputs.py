@@ -27,7 +27,7 @@ from pairformer.saved import whole_file
 
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
-EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high")
+EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high", "baseline")
 PERCENTILE = "percentile"
 SITE_HEADER = (
     "mirna_id", "utr_id", "start", "end", "seed_start", "seed_end", "site_id", "seed_type", "esa_score",
@@ -91,10 +91,10 @@ def write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, ro
 def write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
     """A row of each pair of a group."""
     effects: Iterable[list[float]] = ([] for _ in group)
-    if predictions.log2_fold_change is not None:
+    if predictions.log2_fold_change is not None and predictions.baseline is not None:
         interval = predictions.interval
         ends = np.full((len(group), 2), np.nan) if interval is None else interval
-        effects = np.column_stack([predictions.log2_fold_change, ends]).tolist()
+        effects = np.column_stack([predictions.log2_fold_change, ends, predictions.baseline]).tolist()
     columns = zip(
         group, predictions.utr_length, predictions.n_candidates, predictions.probability, predictions.logit,
         predictions.status, effects, strict=True,

@@ -72,13 +72,14 @@ def test_columns_of_fold_changes(additive_model, tmp_path, rng, command):
     words = ("predict", "--pairs", tmp_path / "pairs.tsv", "--model", additive_model, "--explain", *outputs)
     assert command(*words) == 0
     _, header, *rows = (line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines())
-    assert header[7:] == ["log2_fold_change", "log2_fold_change_low", "log2_fold_change_high", "input_log2_fold_change"]
+    added = ["log2_fold_change", "log2_fold_change_low", "log2_fold_change_high", "baseline"]
+    assert header[7:] == [*added, "input_log2_fold_change"]
     expected = pairformer.predict(LET7, utr, model=additive_model)
-    assert [float(cell) for cell in rows[0][7:10]] == pytest.approx(
-        [expected.log2_fold_change, *expected.interval], rel=1e-4
+    assert [float(cell) for cell in rows[0][7:11]] == pytest.approx(
+        [expected.log2_fold_change, *expected.interval, expected.baseline], rel=1e-4
     )
-    assert rows[0][10] == "mine"
-    assert rows[1][7:] == ["NA", "NA", "NA", "yours"]
+    assert rows[0][11] == "mine"
+    assert rows[1][7:] == ["NA", "NA", "NA", "NA", "yours"]
     *_, site_header, first = (line.split("\t") for line in (tmp_path / "sites.tsv").read_text().splitlines()[:4])
     assert site_header[-2:] == ["contribution", "weight"]
     assert len(first) == len(site_header)
