@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pairformer import _core
 from pairformer.bags import Candidates
 from pairformer.config import ModelConfig, check
-from pairformer.saved import FILES, model_directory, read_model
+from pairformer.saved import model_files, read_model
 from pairformer.selector import Selection
 from pairformer.sites import select_sites
 
@@ -308,9 +308,7 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
         name = "native" if on_cpu else "torch"
     if name == "native" and not on_cpu:
         raise ValueError(f"device must be auto or cpu for engine native, got {device}; pass engine='torch'")
-    directory = model_directory(model).resolve()
-    files = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in (directory / name for name in FILES))
-    return _loaded(name, directory, files, "cpu" if name == "native" else device)
+    return _loaded(name, *model_files(model), "cpu" if name == "native" else device)
 
 
 @functools.lru_cache(maxsize=4)

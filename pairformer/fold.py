@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,11 @@ from pairformer.config import check
 from pairformer.fold_config import FoldConfig
 from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium
 from pairformer.predict import in_batches, usable_threads
+from pairformer.saved import model_files
 from pairformer.scan import check_strings
+
+if TYPE_CHECKING:
+    from pairformer.models import RNAformer
 
 GROUP = 20_000  # bases folded before their results are put together: bounds memory whatever their number
 FAINT = 0.001  # a pair of less probability is not kept
@@ -153,9 +158,8 @@ class Folder:
                     "pip install '.[torch]', or take model energies"
                 )
             from pairformer.engines import usable_device
-            from pairformer.models import RNAformer
 
-            self.model = RNAformer.load(model).to(usable_device(device))
+            self.model = _loaded(*model_files(model, FoldConfig), usable_device(device))
             config = self.model.config
         given: dict[str, Any] = {"passes": passes, "threshold": threshold}
         self.config = replace(config, **{name: x for name, x in given.items() if x is not None})
@@ -215,6 +219,14 @@ class Folder:
         once = drawn(possible[above], probability[above], threshold, "nested") if self.method == "raw" else pairs
         structure = dot_bracket(once, len(sequence), skip=True)
         return Fold(sequence, pairs, structure, unpaired, possible, probability)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(directory: Path, files: tuple[tuple[int, int], ...], device: str) -> RNAformer:
+    """A model that was read before is kept until its files change."""
+    from pairformer.models import RNAformer
+
+    return RNAformer.load(directory).to(device)
 
 
 def sequence_fault(sequence: object) -> str | None:

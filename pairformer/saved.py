@@ -36,6 +36,13 @@ def model_directory(name_or_path: str | Path, kind: type = ModelConfig) -> Path:
     return directory
 
 
+def model_files(name_or_path: str | Path, kind: type = ModelConfig) -> tuple[Path, tuple[tuple[int, int], ...]]:
+    """Directory of a model, and what changes when its files do: what a model that was read can be kept by."""
+    directory = model_directory(name_or_path, kind).resolve()
+    stats = [(directory / name).stat() for name in FILES]
+    return directory, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+
 def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, dict, dict[str, NDArray[np.float32]]]:
     """Read a saved model.
 

@@ -102,6 +102,15 @@ def test_windows_longer_than_what_was_trained_on(place, tmp_path, rng):
         assert np.diff(found.possible).max() >= WINDOW
 
 
+def test_rewritten_model_is_read_again(place, tmp_path, rng):
+    sequence, model = random_rna(rng, 30), RNAformer.load(place)
+    model.save(tmp_path, half=False)
+    first = pairformer.fold(sequence, model=tmp_path).matrix()
+    model.head.bias.data += 1
+    model.save(tmp_path, half=False)
+    assert (pairformer.fold(sequence, model=tmp_path).matrix() > first).sum() > 30
+
+
 def test_nearest_pairs_are_impossible(place):
     found, free = pairformer.fold("ACGU", model=place), pairformer.fold("ACGU", model=place, min_loop=0)
     assert (len(found.possible), found.unpaired.min()) == (0, 1)

@@ -171,7 +171,7 @@ def test_bad_mirna(model, mirna, message):
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"engine": "fast"}, ValueError, "engine must be auto or one of native, torch, triton, got fast"),
+        ({"engine": "fast"}, ValueError, "engine must be auto or one of native, torch, triton, triton-bf16, got fast"),
         ({"k_max": 0}, ValueError, r"k_max must be in \[1, 2147483647\], got 0"),
         ({"k_max": 2**40}, ValueError, r"k_max must be in \[1, 2147483647\]"),
         ({"k_max": 2.0}, TypeError, r"k_max must be an int, got 2\.0"),
