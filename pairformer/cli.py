@@ -52,6 +52,7 @@ from pairformer.outputs import (
     open_output,
     open_table,
     renamed,
+    tell_equal_names,
     write_candidates,
     write_dot_bracket,
     write_fold_json,
@@ -193,7 +194,7 @@ def predict(
         site_out = open_table(files, sites, about, site_header, COORDINATES) if sites is not None else None
         rejected = ("where", "mirna_id", "utr_id", "message")
         reject_out = open_table(files, rejects, about, rejected) if rejects is not None else None
-        told, dropped, holed = False, 0, None
+        told = False
         at_once = scorer.engine.in_flight
         for group in in_batches(records, lambda record: record.utr, times=1 if at_once == 1 else 4 * at_once):
             predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
@@ -215,13 +216,8 @@ def predict(
                 ranked[0].extend(record.mirna for record in group)
                 ranked[1].append(predictions.log2_fold_change)
                 ranked[2].append(predictions.n_candidates)
-            for number in np.flatnonzero(predictions.n_dropped):
-                dropped, holed = dropped + 1, holed or (group[number], predictions.n_dropped[number])
             progress.add(len(group), sum(message is not None for message in messages))
-        if holed:
-            record, windows = holed
-            click.echo(f"{record.utr_where}: UTR {record.utr_id}: {windows} windows hold letters outside ACGU and were "
-                       f"passed over; pairs like this: {dropped}", err=True)  # fmt: skip
+            progress.passed_over(group, predictions.n_dropped)
     if percentile:
         change, n_candidates = (np.concatenate([*part, np.empty(0, np.float32)]) for part in ranked[1:])
         add_column(Path(output), PERCENTILE, percentiles(ranked[0], change, n_candidates))
@@ -251,6 +247,7 @@ def scan_command(mirna, utr, output, esa_min, threads):
                 rows = np.arange(first, min(first + ROWS, len(found.start)))
                 write_candidates(out, group, found, rows)
             progress.add(len(group), len(found.messages))
+            progress.passed_over(group, found.n_dropped)
 
 
 def _model_options(function: Callable) -> Callable:
@@ -311,6 +308,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     windows, counts = None, dict[str, int]()
     if not encoders:
         windows, counts = load_sites(sites or data_folder(data) / SITES, folder, model_config.esa_min)
+        click.echo("windows: {used} of {rows}, {in_a_pair} in a pair, {no_candidate} no site".format(**counts), err=True)
     labelled, aside = load_pairs(pairs or data_folder(data) / PAIRS, folder), None
     if validation:
         groups = labelled.family if len(set(labelled.family)) >= 20 else labelled.gene
@@ -329,6 +327,9 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     )  # fmt: skip
     if stage in ("stage3", "all"):
         click.echo(f"model written to {out / 'model'}", err=True)
+        if model_config.aggregator.additive and "effect_scale" not in calibration:
+            click.echo("its log2_fold_change ranks but has no scale and no interval; --calibrate the report.json of "
+                       "evaluate --protocol fold-change gives both", err=True)  # fmt: skip
 
 
 @cli.command("train fold", cls=ConfigCommand, short_help="Train a structure model.")
@@ -524,6 +525,9 @@ def audit(a, b, data, disjoint):
     found = overlap(*(load_pairs(path, folder, labelled=False) for path in (a, b)))
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
     click.echo("\n".join(found.lines(*names)))
+    if alias := int((found.near_identical & ~found.gene).sum()):
+        click.echo(f"gene: {alias} rows of {names[1]} have a near-identical UTR in {names[0]} under no gene name of "
+                   "theirs; name genes alike in both (gene_symbol), or claim near_identical too", err=True)  # fmt: skip
     if broken := found.violations(claims):
         raise DataError(f"{b}: table must share nothing by {disjoint} with {a}, got {'; '.join(broken)}")
 
@@ -590,7 +594,7 @@ def _records(argument: str, name: str) -> Iterator[Record]:
     if os.path.isdir(argument):
         raise IsADirectoryError(f"{name} must be letters ACGUTN or a FASTA file, got the directory {argument}")
     if argument == "-" or os.path.exists(argument):
-        return read_fasta(argument)
+        return tell_equal_names(read_fasta(argument))
     if argument and set(argument) <= set("ACGUTNacgutn"):
         return iter([Record(name, argument, f"argument {name.upper()}")])
     raise FileNotFoundError(f"{name} must be letters ACGUTN or a FASTA file, got {argument[:80]!r}; no such file")

@@ -397,13 +397,15 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
     _check_mirnas(rows)
     kept = [row for row in rows if not row.get("in_miraw_pair")]
     counts = {"rows": len(rows), "in_a_pair": len(rows) - len(kept)}
-    candidates = scan([r["mirna_seq"] for r in kept], [r["mrna_seq"] for r in kept], esa_min, strict=True)
+    candidates = scan(_rna(kept, "mirna_seq"), _rna(kept, "mrna_seq"), esa_min, strict=True)
     is_site = (candidates.n_candidates > 0) & (candidates.utr_length == WINDOW)
     counts["no_candidate"] = int((~is_site).sum())
     kept = [row for row, site in zip(kept, is_site, strict=True) if site]
     counts["used"] = len(kept)
     if len({row["label"] for row in kept}) < 2:
-        raise DataError(f"{table}:1: windows of 40 nt with a candidate must have both labels, got {len(kept)} rows")
+        other = int((candidates.utr_length != WINDOW).sum())
+        raise DataError(f"{table}:1: windows of {WINDOW} nt with a candidate must have both labels, got {len(kept)} "
+                        f"such rows of {len(rows)}, {other} of which have another length")  # fmt: skip
     gene = [",".join(symbols.get(name) or name for name in row["mrna_id"].split(",")) for row in kept]
     found = candidates.offsets[:-1][is_site]  # a window of 40 nt is one candidate
     sites = Sites(
@@ -540,7 +542,7 @@ def _column(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
 
 
 def _rna(rows: list[dict[str, str]], name: str) -> NDArray[np.object_]:
-    return np.array([as_rna(row[name]) for row in rows], object)
+    return np.array([as_rna("".join(row[name].split())) for row in rows], object)
 
 
 def _labels(rows: list[dict[str, str]]) -> NDArray[np.float32]:

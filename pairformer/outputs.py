@@ -229,6 +229,20 @@ def as_text(value: float) -> str:
     return "NA" if np.isnan(value) else f"{value:.6g}"
 
 
+def tell_equal_names(records: Iterator[Record]) -> Iterator[Record]:
+    """The records; the first whose name another had is told, since rows of both look alike in what is written."""
+    seen: set[int] = set()
+    told = False
+    for record in records:
+        if not told and (name := hash(record.name)) in seen:
+            told = True
+            click.echo(f"{record.where}: {record.name}: another record has that name, which ends at the first blank; "
+                       "rows of both look alike", err=True)  # fmt: skip
+        elif not told:
+            seen.add(name)
+        yield record
+
+
 class Progress:
     """Records done, on stderr: rewritten in place on a terminal, one line at the end otherwise."""
 
@@ -237,6 +251,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.pairs, self.invalid, self.began, self.shown = 0, 0, time.monotonic(), 0.0
+        self.holed: tuple[PairRecord, int] | None = None
+        self.dropped = 0
         return self
 
     def add(self, pairs: int, invalid: int) -> None:
@@ -245,10 +261,20 @@ class Progress:
             self.shown = time.monotonic()
             click.echo(f"\r{self._text()}", err=True, nl=False)
 
+    def passed_over(self, group: list[PairRecord], n_dropped: NDArray[np.int64]) -> None:
+        """Take note of windows (B,) with unknown letters, of pairs; the first of these is told at the end."""
+        for number in np.flatnonzero(n_dropped):
+            self.holed = self.holed or (group[number], int(n_dropped[number]))
+            self.dropped += 1
+
     def __exit__(self, kind, *_) -> None:
         if kind is not None:
             click.echo("\n" if self.shown else "", err=True, nl=False)  # keep the message off the progress line
         else:
+            if self.holed is not None:
+                record, windows = self.holed
+                click.echo(f"{record.utr_where}: UTR {record.utr_id}: {windows} windows hold letters outside ACGU and "
+                           f"were passed over; pairs like this: {self.dropped}", err=True)  # fmt: skip
             click.echo(("\r" if sys.stderr.isatty() else "") + self._text(), err=True)
 
     def _text(self) -> str:

@@ -185,6 +185,17 @@ def test_nothing_asked(command, files):
     assert err.startswith("0 pairs, 0 invalid, ")
 
 
+def test_records_of_one_name_are_told(command, files, rng):
+    utrs = [testing.random_rna(rng, 60) for _ in range(4)]
+    records = [f">{name}\n{utr}\n" for name, utr in zip(["a 1", "b", "a 2", "b"], utrs, strict=True)]
+    (files / "u.fa").write_text("".join(records))
+    code, out, err = command("predict", LET7, "u.fa")
+    assert [row[1] for row in cells(out)[1:]] == ["a", "b", "a", "b"]
+    assert (code, err.splitlines()[0]) == (0, "u.fa:5: a: another record has that name, which ends at the first blank; "
+                                              "rows of both look alike")  # fmt: skip
+    assert len(err.splitlines()) == 2
+
+
 def test_letters_passed_over_are_told(command, files, rng, model):
     """Gaps of an alignment, or a protein, took windows away and nothing said so."""
     utr = testing.random_rna(rng, 100)
@@ -196,6 +207,7 @@ def test_letters_passed_over_are_told(command, files, rng, model):
     told, summary = err.splitlines()
     assert told == ("p.fa:3: UTR gap: 40 windows hold letters outside ACGU and were passed over; pairs like this: 2")
     assert summary.startswith("4 pairs, 0 invalid")
+    assert command("scan", LET7, "p.fa")[2].splitlines()[0] == told
     found = pairformer.predict([LET7] * 3, [f"{utr[:50]}-{utr[50:]}", utr, f"{utr[:50]} {utr[50:]}"], model=model)
     assert found.n_dropped.tolist() == [40, 0, 0]
     assert found[0].n_dropped == 40

@@ -437,6 +437,12 @@ def test_audit_command(folder, tmp_path, command, capsys):
     assert re.search(rf"{b}: table must share nothing by family,gene with {a}, got family: ", capsys.readouterr().err)
     assert command("audit", a, a, "--disjoint", "color") == 2
     assert command("audit", a, folder / PAIRS, "--data", folder) == 0
+    renamed = tmp_path / "renamed.tsv"
+    header, *lines = a.read_text().splitlines()
+    renamed.write_text("\n".join([header, *(line.rsplit("\t", 1)[0] + "\tENSG0" for line in lines)]))
+    capsys.readouterr()
+    assert command("audit", a, renamed, "--disjoint", "gene") == 0
+    assert re.match(rf"gene: \d+ rows of {renamed.name} have a near-identical UTR in {a.name}", capsys.readouterr().err)
 
 
 def test_evaluate_usage(folder, tmp_path, command, capsys):

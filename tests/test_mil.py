@@ -367,8 +367,11 @@ def test_bag_classifier(labelled, k_max):
     for wrong, message in (([0, np.nan], "y contains NaN"), ([0, 1, 2], "y must hold two classes for 3 bags, got 3")):
         with pytest.raises(ValueError, match=message):
             mil.BagClassifier().fit([np.ones((1, 2))] * len(wrong), wrong)
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
-        mil.BagClassifier(batch_size=0).fit([np.ones((1, 2))] * 2, [0, 1])
+    for name in ("batch_size", "epochs"):
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+            mil.BagClassifier(**{name: 0}).fit([np.ones((1, 2))] * 2, [0, 1])
+    with pytest.raises(ValueError, match="finite numbers, got NaN or infinity in float32 at bag 1"):
+        mil.BagClassifier().fit([np.ones((1, 2)), np.full((1, 2), np.nan)], [0, 1])
     unfitted = mil.BagClassifier()
     with pytest.raises(ValueError, match="y must hold two classes for 3 bags, got 1"):
         unfitted.fit(bags[:3], [0, 0, 0])

@@ -183,7 +183,7 @@ def _numbers(path: Path, name: str) -> NDArray:
     try:
         return np.load(path)
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(f"{name} must have a file of {path.stem}, got none in {path.parent}") from None
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: {name} must be readable as .npy, got {error}") from error
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import assert_all_finite
+from sklearn.utils import assert_all_finite, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from pairformer.config import as_int
 from pairformer.mil.aggregator import SetAggregator
 from pairformer.mil.budgeted import BudgetedMIL
 from pairformer.mil.selectors import STSelector
@@ -52,20 +53,21 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
             ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
                 classes, ``batch_size`` is below 1, or ``validation`` leaves no bag to train on.
         """
-        y = np.asarray(y)
+        y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) != 2 or len(y) != len(X):
             raise ValueError(f"y must hold two classes for {len(X)} bags, got {len(self.classes_)} in {len(y)}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        for name in ("batch_size", "epochs"):
+            if as_int(name, getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not 0 <= self.validation < 1 or round(self.validation * len(X)) == len(X):
             raise ValueError(f"validation must be in [0, 1) and leave bags to train on, got {self.validation}")
         filled = [bag for bag in X if len(bag)]
         if not filled:
             raise ValueError("X must hold an instance, got empty bags only")
         self.n_features_in_ = np.shape(filled[0])[-1]
-        instances = np.concatenate([self._bag(bag) for bag in filled]).astype(np.float64)
+        instances = np.concatenate([self._bag(bag, i) for i, bag in enumerate(X) if len(bag)]).astype(np.float64)
         self.mean_, self.scale_ = instances.mean(0), instances.std(0)
         self.scale_[self.scale_ == 0] = 1
         with torch.random.fork_rng(devices=[]):
@@ -102,15 +104,20 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         encoder = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64))
         return BudgetedMIL(nn.Linear(width, 1), encoder, SetAggregator(64), STSelector(self.k_max))
 
-    def _bag(self, bag: Any) -> NDArray[np.float32]:
+    def _bag(self, bag: Any, number: int) -> NDArray[np.float32]:
         array = np.asarray(bag, np.float32)
         if array.ndim != 2 or array.shape[1] != self.n_features_in_ or not np.isfinite(array).all():
-            raise ValueError(f"X must hold arrays (n, {self.n_features_in_}) of finite numbers, got {array.shape}")
+            right = array.ndim == 2 and array.shape[1] == self.n_features_in_
+            got = "NaN or infinity in float32" if right else array.shape
+            raise ValueError(
+                f"X must hold arrays (n, {self.n_features_in_}) of finite numbers, got {got} at bag {number}"
+            )
         return array
 
     def _standardised(self, X: Sequence[NDArray]) -> list[torch.Tensor]:
         empty = np.empty((0, self.n_features_in_), np.float32)
-        arrays = [(self._bag(bag if len(bag) else empty) - self.mean_) / self.scale_ for bag in X]
+        bags = (self._bag(bag if len(bag) else empty, i) for i, bag in enumerate(X))
+        arrays = [(bag - self.mean_) / self.scale_ for bag in bags]
         return [torch.from_numpy(array).float() for array in arrays]
 
     def _train(self, bags: list[torch.Tensor], target: torch.Tensor) -> None:
