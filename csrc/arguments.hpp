@@ -46,11 +46,18 @@ inline void check_rows(const py::array& array, const std::string& name, int64_t 
   }
 }
 
+// A copy, which no other thread changes, of an array of shape (M,).
+template <class T>
+std::vector<T> copied(const py::array& array, const std::string& name, const char* shape) {
+  const T* data = checked<T>(array, name, 1, shape);
+  return {data, data + array.shape(0)};
+}
+
 // Offsets start at 0, never fall and end at n, the number of entries of `what`.
-inline const int64_t* checked_offsets(const py::array& array, const std::string& name, int64_t n,
-                                      const std::string& what) {
-  const int64_t* offsets = checked<int64_t>(array, name, 1, "(B + 1,)");
-  const int64_t size = array.shape(0);
+inline std::vector<int64_t> checked_offsets(const py::array& array, const std::string& name, int64_t n,
+                                            const std::string& what) {
+  auto offsets = copied<int64_t>(array, name, "(B + 1,)");
+  const auto size = static_cast<int64_t>(offsets.size());
   if (size == 0 || offsets[0] != 0) {
     throw py::value_error(name + " must start at 0, got " +
                           (size == 0 ? "no entry" : std::to_string(offsets[0])));
@@ -69,8 +76,8 @@ inline const int64_t* checked_offsets(const py::array& array, const std::string&
 }
 
 // Offsets are those of a batch's bags.
-inline void check_bags(const py::array& offsets, const std::string& name, int64_t bags) {
-  if (offsets.size() != bags + 1)
+inline void check_bags(const std::vector<int64_t>& offsets, const std::string& name, int64_t bags) {
+  if (static_cast<int64_t>(offsets.size()) != bags + 1)
     throw py::value_error(name + " must have one entry more than there are bags (" + std::to_string(bags) +
                           "), got " + std::to_string(offsets.size()));
 }
@@ -91,13 +98,14 @@ struct CodedStrings {
   std::vector<bool> has_other;
 
   CodedStrings(const py::list& strings, int threads) : offsets(static_cast<py::ssize_t>(strings.size()) + 1) {
-    std::vector<py::object> held;
+    std::vector<py::object> held;  // another thread may empty the list
     std::vector<Text> texts;
     int64_t* end = offsets.mutable_data();
     *end = 0;
     for (const py::handle string : strings) {
       if (!PyUnicode_Check(string.ptr())) throw py::type_error("sequences must be strings");
       const auto* letters = static_cast<const uint8_t*>(PyUnicode_DATA(string.ptr()));
+      held.push_back(py::reinterpret_borrow<py::object>(string));
       if (!PyUnicode_IS_ASCII(string.ptr())) {
         PyObject* bytes = PyUnicode_AsEncodedString(string.ptr(), "ascii", "replace");
         if (!bytes) throw py::error_already_set();

@@ -68,21 +68,22 @@ Model model_of(const py::object& config, const py::dict& arrays, const std::stri
 
 // The arrays of a pairformer.Candidates, checked and held.
 struct HeldCandidates {
-  py::array offsets, start, esa_score, position, alignment;
+  py::array start, esa_score, position, alignment;
+  std::vector<int64_t> offsets;
   py::object held_batch;
   const HeldBatch& batch;
   Candidates view;
 
   explicit HeldCandidates(const py::object& candidates)
-      : offsets(candidates.attr("offsets")),
-        start(candidates.attr("start")),
+      : start(candidates.attr("start")),
         esa_score(candidates.attr("esa_score")),
         position(candidates.attr("position")),
         alignment(candidates.attr("alignment")),
+        offsets(checked_offsets(candidates.attr("offsets"), "offsets", start.size(), "start")),
         held_batch(candidates.attr("batch")),
         batch(held_batch.cast<const HeldBatch&>()),
         view{batch.view,
-             checked_offsets(offsets, "offsets", start.size(), "start"),
+             offsets.data(),
              checked<int32_t>(start, "start", 1, "(N,)"),
              checked<uint8_t>(esa_score, "esa_score", 1, "(N,)"),
              checked<float>(position, "position", 1, "(N,)"),
@@ -93,13 +94,13 @@ struct HeldCandidates {
     check_rows(alignment, "alignment", start.size(), "start");
   }
 
-  const int64_t* rows(const py::array& numbers) const {
-    const int64_t* data = checked<int64_t>(numbers, "rows", 1, "(M,)");
-    for (int64_t i = 0; i < numbers.size(); ++i)
-      if (data[i] < 0 || data[i] >= start.size())
+  std::vector<int64_t> rows(const py::array& numbers) const {
+    auto found = copied<int64_t>(numbers, "rows", "(M,)");
+    for (const int64_t row : found)
+      if (row < 0 || row >= start.size())
         throw py::value_error("rows must be in [0, " + std::to_string(start.size()) + "), got " +
-                              std::to_string(data[i]));
-    return data;
+                              std::to_string(row));
+    return found;
   }
 };
 
@@ -126,14 +127,14 @@ py::tuple encode(const Model& model, const py::object& candidates, const py::arr
                  int64_t threads_asked) {
   const int threads = checked_threads(threads_asked);
   const HeldCandidates held(candidates);
-  const int64_t* chosen = held.rows(rows);
+  const auto chosen = held.rows(rows);
   const int64_t n = rows.size();
   py::array_t<float> embedding({n, model.expensive_width()}), logit(n);
   float* embedding_data = embedding.mutable_data();
   float* logit_data = logit.mutable_data();
   {
     const py::gil_scoped_release unlocked;
-    model.encode(held.view, chosen, n, threads, embedding_data, logit_data);
+    model.encode(held.view, chosen.data(), n, threads, embedding_data, logit_data);
   }
   return py::make_tuple(embedding, logit);
 }
@@ -143,8 +144,9 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
   const int threads = checked_threads(threads_asked);
   const HeldCandidates held(candidates);
   const int64_t bags = held.view.batch.bags, n = rows.size();
-  const ChosenRows chosen{held.rows(rows), checked_offsets(row_offsets, "row_offsets", n, "rows")};
-  check_bags(row_offsets, "row_offsets", bags);
+  const auto numbers = held.rows(rows), ends = checked_offsets(row_offsets, "row_offsets", n, "rows");
+  const ChosenRows chosen{numbers.data(), ends.data()};
+  check_bags(ends, "row_offsets", bags);
   for (int64_t bag = 0; bag < bags; ++bag)
     for (int64_t i = chosen.offsets[bag]; i < chosen.offsets[bag + 1]; ++i)
       if (chosen.rows[i] < held.view.offsets[bag] || chosen.rows[i] >= held.view.offsets[bag + 1])

@@ -16,12 +16,12 @@ using namespace pairformer;
 
 namespace {
 
-py::tuple scan(const HeldBatch& held, int esa_min, int64_t threads_asked, const std::string& variant) {
+py::tuple scan(const HeldBatch& held, int64_t esa_min, int64_t threads_asked, const std::string& variant) {
   const int threads = checked_threads(threads_asked);
   if (esa_min < 0 || esa_min > kSeedPart)
     throw py::value_error("esa_min must be in 0..10, got " + std::to_string(esa_min));
   const PairBatch& batch = held.view;
-  Scanner scanner(batch, esa_min, variant);
+  Scanner scanner(batch, static_cast<int>(esa_min), variant);
   py::array_t<int64_t> offsets(batch.bags + 1), n_dropped(batch.bags);
   int64_t* const offsets_data = offsets.mutable_data();
   int64_t* const dropped_data = n_dropped.mutable_data();
@@ -98,20 +98,18 @@ py::array aligned(const HeldBatch& held, const py::array& bag, const py::array& 
   return text;
 }
 
-// Bags and window starts, checked against the batch they point into; copies, which no other thread changes.
+// Bags and window starts, checked against the batch they point into.
 struct Windows {
   std::vector<int64_t> bag;
   std::vector<int32_t> start;
   int64_t count;
 
   Windows(const PairBatch& batch, const py::array& bags, const py::array& starts) : count(bags.size()) {
-    const int64_t* const first_bag = checked<int64_t>(bags, "bag", 1, "(M,)");
-    const int32_t* const first_start = checked<int32_t>(starts, "start", 1, "(M,)");
+    bag = copied<int64_t>(bags, "bag", "(M,)");
+    start = copied<int32_t>(starts, "start", "(M,)");
     if (starts.size() != count)
       throw py::value_error("start must have one entry per bag, got " + std::to_string(starts.size()) +
                             " for " + std::to_string(count));
-    bag.assign(first_bag, first_bag + count);
-    start.assign(first_start, first_start + count);
     for (int64_t i = 0; i < count; ++i) check_window(batch, bag[i], start[i]);
   }
 };
@@ -175,15 +173,15 @@ py::tuple duplex_costs() {
 
 py::array_t<float> context(const HeldBatch& held, const py::array& offsets, const py::array& start) {
   const PairBatch& batch = held.view;
-  const int32_t* starts = checked<int32_t>(start, "start", 1, "(M,)");
-  const int64_t* ends = checked_offsets(offsets, "offsets", start.size(), "start");
-  check_bags(offsets, "offsets", batch.bags);
+  const auto starts = copied<int32_t>(start, "start", "(M,)");
+  const auto ends = checked_offsets(offsets, "offsets", start.size(), "start");
+  check_bags(ends, "offsets", batch.bags);
   py::array_t<float> feature({static_cast<int64_t>(start.size()), int64_t{kContextFeatures}});
   float* data = feature.mutable_data();
   for (int64_t bag = 0; bag < batch.bags; ++bag) {
     const int64_t first = ends[bag], end = ends[bag + 1];
     for (int64_t i = first; i < end; ++i) check_window(batch, bag, starts[i]);
-    site_context(SitePair(batch, bag), starts + first, end - first, data + first * kContextFeatures,
+    site_context(SitePair(batch, bag), starts.data() + first, end - first, data + first * kContextFeatures,
                  kContextFeatures);
   }
   return feature;
@@ -208,12 +206,7 @@ SelectorSettings selector_settings(const py::object& config) {
   const auto variant = config.attr("variant").cast<std::string>();
   const auto integer = [&](const char* name) { return config.attr(name).cast<int64_t>(); };
   const auto real = [&](const char* name) { return config.attr(name).cast<double>(); };
-  const auto at = [&](const char* name, int i) {
-    return config.attr(name).cast<py::sequence>()[i].cast<int64_t>();
-  };
-  const auto per_pool = [&](const char* name) {
-    return std::array<int64_t, 3>{at(name, 0), at(name, 1), at(name, 2)};
-  };
+  const auto per_pool = [&](const char* name) { return config.attr(name).cast<std::array<int64_t, 3>>(); };
   return {integer("k_max"),
           real("rho"),
           variant != "S0",
@@ -222,7 +215,7 @@ SelectorSettings selector_settings(const py::object& config) {
           integer("pool_factor"),
           integer("pool_min"),
           integer("pool_max"),
-          {at("pool_steps", 0), at("pool_steps", 1)},
+          config.attr("pool_steps").cast<std::array<int64_t, 2>>(),
           per_pool("n_bins"),
           per_pool("bin_size"),
           per_pool("hash_bits"),
@@ -241,8 +234,10 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   const int threads = checked_threads(threads_asked);
   const auto settings = selector_settings(config);
   const float* logit = checked<float>(cheap_logit, "cheap_logit", 1, "(N,)");
-  const int64_t n = cheap_logit.shape(0), bags = offsets.ndim() > 0 ? offsets.shape(0) - 1 : 0;
-  const Ragged<float> rows_in{logit, checked_offsets(offsets, "offsets", n, "cheap_logit"), bags};
+  const int64_t n = cheap_logit.shape(0);
+  const auto starts = checked_offsets(offsets, "offsets", n, "cheap_logit");
+  const auto bags = static_cast<int64_t>(starts.size()) - 1;
+  const Ragged<float> rows_in{logit, starts.data(), bags};
 
   HashSource hash{nullptr, nullptr, 0};
   if (cheap_embedding) {
@@ -290,14 +285,15 @@ py::array_t<uint32_t> keys_of(const py::array& embedding, uint32_t rng_seed, int
   const int threads = checked_threads(threads_asked);
   const float* data = checked<float>(embedding, "embedding", 2, "(N, D)");
   const int64_t n = embedding.shape(0), width = embedding.shape(1);
-  const int64_t* ends = offsets ? checked_offsets(*offsets, "offsets", n, "embedding") : nullptr;
-  const int64_t bags = offsets ? offsets->shape(0) - 1 : 0;
+  std::vector<int64_t> ends;
+  if (offsets) ends = checked_offsets(*offsets, "offsets", n, "embedding");
   py::array_t<uint32_t> keys(n);
   uint32_t* out = keys.mutable_data();
   {
     const py::gil_scoped_release released;
-    if (ends)
-      pairformer::centred_simhash_keys(data, width, ends, bags, rng_seed, out, threads);
+    if (offsets)
+      pairformer::centred_simhash_keys(data, width, ends.data(), static_cast<int64_t>(ends.size()) - 1,
+                                       rng_seed, out, threads);
     else
       pairformer::simhash_keys(data, n, width, rng_seed, out, threads);
   }
@@ -315,12 +311,10 @@ py::array_t<float> pair_probabilities(const py::array& codes, const py::array& l
   const int threads = checked_threads(threads_asked);
   const Kernels& kernels = kernels_of(variant);
   const uint8_t* const first_code = checked<uint8_t>(codes, "codes", 2, "(B, L)");
-  const int64_t* const first_length = checked<int64_t>(lengths, "lengths", 1, "(B,)");
+  const auto length = copied<int64_t>(lengths, "lengths", "(B,)");
   const int64_t count = codes.shape(0), side = codes.shape(1);
   check_rows(lengths, "lengths", count, "codes");
-  // Copies, which no other thread changes.
-  const std::vector<uint8_t> code(first_code, first_code + count * side);
-  const std::vector<int64_t> length(first_length, first_length + count);
+  const std::vector<uint8_t> code(first_code, first_code + count * side);  // no other thread changes it
   const int64_t most = std::min<int64_t>(side, Ensemble::kLongest);
   for (int64_t row = 0; row < count; ++row)
     if (length[row] < 0 || length[row] > most)

@@ -73,7 +73,7 @@ class Scanner {
     uint32_t hit_blocks;  // bit i: block i has a row; only those are aligned
   };
 
-  PairBatch batch_;
+  const PairBatch& batch_;
   int esa_min_;
   const Kernels& kernels_;
   std::vector<Task> tasks_;

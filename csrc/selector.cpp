@@ -103,16 +103,10 @@ class BagSelector {
   bool rank(const float* logit) {
     keys_.resize(n_);
     bool bad = false;
-    if (position_) {
-      for (int64_t i = 0; i < n_; ++i) {
-        bad |= not_finite(logit[i]) | not_finite(position_[i]);
-        keys_[i] = static_cast<uint64_t>(~ascending(logit[i])) << 32 | ascending(position_[i]);
-      }
-    } else {
-      for (int64_t i = 0; i < n_; ++i) {
-        bad |= not_finite(logit[i]);
-        keys_[i] = static_cast<uint64_t>(~ascending(logit[i])) << 32;
-      }
+    for (int64_t i = 0; i < n_; ++i) {
+      const float position = position_ ? position_[i] : 0;
+      bad |= not_finite(logit[i]) | not_finite(position);
+      keys_[i] = static_cast<uint64_t>(~ascending(logit[i])) << 32 | ascending(position);
     }
     return !bad;
   }
@@ -147,7 +141,7 @@ class BagSelector {
     bin_.resize(n_);
     const auto n_bins = static_cast<double>(pool_.n_bins);
     for (int64_t i = 0; i < n_; ++i) {
-      bin_[i] = static_cast<int32_t>(std::min(std::max(position_[i] * n_bins, 0.0), n_bins - 1));
+      bin_[i] = static_cast<int32_t>(std::min(std::max(0.0, position_[i] * n_bins), n_bins - 1));
     }
     rest_.resize(n_);
     bin_count_.assign(pool_.n_bins, 0);
@@ -242,11 +236,10 @@ class BagSelector {
   // Step C. Keeps the key_cap best of each bin and hash key; a bin's survivors stay best first.
   void drop_duplicates() {
     const uint32_t* hash = hash_.keys ? hash_.keys + first_row_ : hash_binned();
-    const int64_t most = *std::max_element(bin_count_.begin(), bin_count_.end());
-    int shift = 31;  // the table has 2^(32 - shift) >= 2 most entries
-    while ((int64_t{1} << (32 - shift)) < 2 * most) --shift;
-    const size_t wrap = (size_t{1} << (32 - shift)) - 1;
     for (int64_t b = 0; b < pool_.n_bins; ++b) {
+      int shift = 31;  // the table has 2^(32 - shift) >= 2 bin_count_[b] entries
+      while ((int64_t{1} << (32 - shift)) < 2 * bin_count_[b]) --shift;
+      const size_t wrap = (size_t{1} << (32 - shift)) - 1;
       seen_.assign(wrap + 1, {0, 0});
       Ranked* bin = binned_.data() + bin_start_[b];
       int64_t held = 0;
@@ -365,7 +358,8 @@ void select(const Ragged<float>& logit, const float* position, const uint8_t* ke
   const auto bit = bit_of_dimension(settings.rng_seed, hash.width);
   std::atomic<bool> faulty{false};
   if (logit.offsets[logit.bags] < kRowsWorthThreads) threads = 1;
-  const int64_t per_task = threads == 1 ? std::max<int64_t>(1, logit.bags) : kBagsPerTask;
+  const int64_t per_task = threads == 1 ? std::max<int64_t>(1, logit.bags)
+                                        : std::clamp<int64_t>(logit.bags / (4 * threads), 1, kBagsPerTask);
   parallel_for((logit.bags + per_task - 1) / per_task, threads, [&](int64_t task) {
     BagSelector selector(settings, hash, bit);
     for (int64_t b = task * per_task; b < std::min(logit.bags, (task + 1) * per_task); ++b) {

@@ -118,8 +118,9 @@ void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int
     std::vector<Site> sites;
     for (int64_t row = offsets[bag]; row < offsets[bag + 1]; ++row) {
       mark[row] = kNoSeed;
-      check_window(batch, bag, start[row]);
-      const SeedMatch match = seed_match(pair, start[row]);
+      const int32_t window = start[row];
+      check_window(batch, bag, window);
+      const SeedMatch match = seed_match(pair, window);
       if (match.kind < least) continue;
       // Windows of one site follow each other, so it is among the last found.
       const auto recent = sites.end() - std::min<int64_t>(kSharing, static_cast<int64_t>(sites.size()));

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import _core
+from pairformer.config import as_int, check
 
 WINDOW = 40
 STATUS = ("ok", "no_window", "no_candidate", "invalid")
@@ -77,7 +78,7 @@ class Candidates:
 
         Source: TargetNet's layout with the extended seed alignment at columns 5 onwards.
         """
-        return _core.encode(self.batch, *self._rows(rows), threads)
+        return _core.encode(self.batch, *self._rows(rows), as_int("threads", threads))
 
     def site_features(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """What the windows are as target sites.
@@ -111,7 +112,7 @@ class Candidates:
         Source: Rehmsmeier et al., RNA 2004 (RNAhybrid); Mathews et al., PNAS 2004 (stacks). Loops are simplified.
         """
         bag, start, _ = self._rows(rows)
-        return _core.duplex_energy(self.batch, bag, start, threads)
+        return _core.duplex_energy(self.batch, bag, start, as_int("threads", threads))
 
     def site_context(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the windows are beside the others that were selected with them.
@@ -125,7 +126,11 @@ class Candidates:
             sees most of it, of equal ones the first), else 0; log(1 + distance) over 10 to the nearest other site of
             the bag's rows upstream, and downstream, in nt, at most 10,000 and that much where there is none.
         """
-        return _core.site_context(self.batch, offsets, self.start[rows])
+        bag, start, _ = self._rows(rows)
+        feature = _core.site_context(self.batch, offsets, start)
+        check(bool(np.all(bag == np.repeat(np.arange(len(self)), np.diff(offsets)))), "rows",
+              "be bag by bag at offsets", "rows of other bags")  # fmt: skip
+        return feature
 
     def bag_features(self) -> NDArray[np.float32]:
         """What is known of the pairs before any site.
@@ -171,6 +176,6 @@ def padded_rows(offsets: NDArray[np.int64], k_max: int) -> tuple[NDArray[np.int6
     sizes = np.diff(offsets)
     if len(sizes) and sizes.max() > k_max:
         raise ValueError(f"k_max must be at least {sizes.max()} (the largest bag), got {k_max}")
-    column = np.arange(k_max)
+    column = np.arange(as_int("k_max", k_max))
     mask = column < sizes[:, None]
     return np.where(mask, offsets[:-1, None] + column, -1), mask

@@ -308,7 +308,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     windows, counts = None, dict[str, int]()
     if not encoders:
         windows, counts = load_sites(sites or data_folder(data) / SITES, folder, model_config.esa_min)
-        click.echo("windows: {used} of {rows}, {in_a_pair} in a pair, {no_candidate} no site".format(**counts), err=True)
+        click.echo("windows: {used} of {rows}; {in_a_pair} in pairs, {no_candidate} no site".format(**counts), err=True)
     labelled, aside = load_pairs(pairs or data_folder(data) / PAIRS, folder), None
     if validation:
         groups = labelled.family if len(set(labelled.family)) >= 20 else labelled.gene

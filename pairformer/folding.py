@@ -38,6 +38,7 @@ def equilibrium(sequences: Sequence[str], threads: int = 1) -> list[NDArray[np.f
 
     Source: McCaskill, Biopolymers 1990; energies of Mathews et al., PNAS 2004, but for those of single loops.
     """
+    threads = as_int("threads", threads)
     check(not isinstance(sequences, str), "sequences", "be a list of strings", repr(sequences))
     longest = max(map(len, sequences), default=0)
     check(longest <= LONGEST, "sequences", f"have {LONGEST} letters at most", f"{longest}; pairformer.fold with "
@@ -51,7 +52,7 @@ def equilibrium(sequences: Sequence[str], threads: int = 1) -> list[NDArray[np.f
         rows, order = order[:count], order[count:]
         codes, lengths = letter_codes([sequences[row] for row in rows])
         for row, n, matrix in zip(rows, lengths, _core.pair_probabilities(codes, lengths, threads), strict=True):
-            found[row] = matrix[:n, :n]
+            found[row] = matrix[:n, :n].copy()  # not a view, which would keep all of them
     return found
 
 

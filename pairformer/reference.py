@@ -10,12 +10,13 @@ import numpy as np
 
 from pairformer.config import SelectorConfig
 
+_LETTERS = str.maketrans("acgutT", "ACGUUU")
 _PAIRS = {("A", "U"), ("U", "A"), ("C", "G"), ("G", "C"), ("G", "U"), ("U", "G")}
 
 
 def clean(text: str) -> str:
     """Upper case, T as U, anything outside ACGU as N."""
-    return "".join(c if c in "ACGU" else "N" for c in text.upper().replace("T", "U"))
+    return "".join(c if c in "ACGU" else "N" for c in text.translate(_LETTERS))
 
 
 def esa_align(mirna: str, window: str) -> tuple[int, str, str]:

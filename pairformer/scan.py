@@ -12,7 +12,7 @@ from pairformer.bags import Candidates
 from pairformer.config import as_int
 
 ESA_MIN = 6
-MIRNA_MAX = 35
+MIRNA_MAX, UTR_MAX = 35, 2**31 - 1
 Strings = Sequence[str] | NDArray[np.object_]
 _MIRNA_LETTERS = frozenset("ACGUTacgut")
 _BLANKS = "\n \r\t"
@@ -64,12 +64,11 @@ def scan(
     utr_length = np.zeros(len(mirnas), np.int64)
     for bag, (m, u) in enumerate(zip(mirnas, utrs, strict=True)):
         message = pair_fault(m, u)
+        utr_length[bag] = len(u) if isinstance(u, str) else 0
         if message is not None:
             if single or strict:
                 raise ValueError(message)
             messages[bag] = message
-        utr_length[bag] = len(u) if isinstance(u, str) else 0
-        if message is not None:
             m = u = ""
         bag_mirna[bag] = mirna_number.setdefault(m, len(mirna_number))
         bag_utr[bag] = utr_number.setdefault(id(u), len(distinct_utrs))
@@ -115,6 +114,8 @@ def pair_fault(mirna: object, utr: object) -> str | None:
         return f"utr must be a string, got {type(utr).__name__}"
     if not 1 <= len(mirna) <= MIRNA_MAX:
         return f"mirna must have 1 to {MIRNA_MAX} letters, got {len(mirna)}"
+    if len(utr) > UTR_MAX:
+        return f"utr must have at most {UTR_MAX} letters, got {len(utr)}"
     wrong = [(i, letter) for i, letter in enumerate(mirna) if letter not in _MIRNA_LETTERS]
     if wrong:
         return f"mirna must have letters ACGU (or T) only, got {wrong[0][1]!r} at position {wrong[0][0] + 1}"

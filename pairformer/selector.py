@@ -135,7 +135,7 @@ class STSelector:
             (N,) uint32; bit t is 1 where embedding[:, dims[t]] > 0, dims being the first min(32, D) entries
             of a permutation seeded with ``rng_seed``.
         """
-        ends = None if offsets is None else to_numpy("offsets", offsets)
+        ends, threads = None if offsets is None else to_numpy("offsets", offsets), as_int("threads", threads)
         keys = _core.simhash_keys(to_numpy("embedding", embedding), self.config.rng_seed, threads, ends)
         return like(embedding, keys)
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import SEED_TYPES, ModelConfig
+from pairformer.config import SEED_TYPES, ModelConfig, as_int, check
 from pairformer.selector import Selection, STSelector
 
 SURROUNDINGS = 80  # letters that are folded to see whether a seed match is open
@@ -47,7 +47,8 @@ def seed_matches(candidates: Candidates, rows: NDArray[np.int64]) -> tuple[NDArr
 
     Source: Bartel, Cell 2009 (site types).
     """
-    return _core.seed_matches(candidates.batch, candidates.bag_of(rows), candidates.start[rows])
+    bag, start, _ = candidates._rows(rows)
+    return _core.seed_matches(candidates.batch, bag, start)
 
 
 def seed_windows(
@@ -66,7 +67,8 @@ def seed_windows(
         one that sees the longest match, of those the one of the best logit,
         of those the first. None for "none".
     """
-    least = SEED_TYPES.index(seed_type)
+    check(seed_type in SEED_TYPES, "seed_type", f"be one of {', '.join(SEED_TYPES)}", repr(seed_type))
+    least, threads = SEED_TYPES.index(seed_type), as_int("threads", threads)
     return _core.seed_windows(candidates, cheap_logit, least, threads) if least else None
 
 

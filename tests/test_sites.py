@@ -293,6 +293,51 @@ def test_bag_features_are_the_twin_s():
     assert counted == [4, 0, 1, 0]
 
 
+def context_twin(mirna, utr, starts):
+    """Slow twin of Candidates.site_context for the chosen windows of one bag."""
+    best, anchors = {}, []
+    for i, start in enumerate(starts):
+        seed_type, _, _, anchor = window_match(mirna, utr[start : start + 40])
+        anchors.append(start + (34 if seed_type == "none" else anchor))
+        rank = SEED_TYPES.index(seed_type)
+        if rank and rank > best.get(anchors[-1], (0, 0))[0]:
+            best[anchors[-1]] = (rank, i)
+    standing = {i for _, i in best.values()}
+    for i, anchor in enumerate(anchors):
+        upstream = min([anchor - site for site in best if site < anchor] + [10_000])
+        downstream = min([site - anchor for site in best if site > anchor] + [10_000])
+        yield [i in standing, np.log1p(upstream) / 10, np.log1p(downstream) / 10]
+
+
+@pytest.mark.parametrize("mirna", [LET7, "ACGUACGUA", "UGAG"])
+def test_site_context_is_the_twin_s(rng, mirna):
+    parts = [complement(mirna[a:b]) + letter for a, b, letter in ((1, 8, "A"), (1, 7, "C"), (2, 8, "G"), (1, 8, ""))]
+    utrs = ["".join(testing.random_rna(rng, rng.randint(0, 50)) + part for part in parts * 2) for _ in range(3)]
+    candidates = pairformer.scan([mirna] * 3, utrs, esa_min=4)
+    rows = np.array(sorted(rng.sample(range(len(candidates.start)), len(candidates.start) * 2 // 3)))
+    offsets = np.searchsorted(rows, candidates.offsets)
+    starts = np.split(candidates.start[rows], offsets[1:-1])
+    expected = [line for utr, some in zip(utrs, starts, strict=True) for line in context_twin(mirna, utr, list(some))]
+    np.testing.assert_allclose(candidates.site_context(rows, offsets), expected, rtol=1e-6)
+    assert sum(line[0] for line in expected) >= (3 if len(mirna) > 4 else 0)
+
+
+def test_rows_of_other_bags_are_refused(rng):
+    candidates = pairformer.scan([LET7] * 2, [testing.random_rna(rng, 200) for _ in range(2)], esa_min=0)
+    rows = np.arange(candidates.offsets[1], candidates.offsets[2])
+    with pytest.raises(ValueError, match="rows must be bag by bag at offsets, got rows of other bags"):
+        candidates.site_context(rows, np.array([0, len(rows), len(rows)]))
+    with pytest.raises(ValueError, match=r"rows must be in 0\.\.\d+, got -1\.\.0"):
+        candidates.site_context(np.array([-1, 0]), np.array([0, 1, 2]))
+    with pytest.raises(TypeError, match="rows must be row numbers, got bool"):
+        seed_matches(candidates, candidates.start > 3)
+    with pytest.raises(ValueError, match=r"seed_type must be one of none, offset 6mer, .* got '7mer'"):
+        seed_windows(candidates, np.zeros(len(candidates.start), np.float32), "7mer")
+    for call in (candidates.encode, candidates.duplex_energy):
+        with pytest.raises(TypeError, match=r"threads must be an int, got 1\.5"):
+            call(rows, threads=1.5)
+
+
 def test_a_full_three_prime_match_in_register_scores_most():
     utr = "C" * 20 + complement(LET7)[:-1] + "A" + "C" * 40
     candidates = pairformer.scan(LET7, utr)
