@@ -330,7 +330,7 @@ def test_ts0_report(place, protocols, command, capsys):
     printed = capsys.readouterr().out
     assert "1 of 8 sequences stand letter for letter in the training pool" in printed
     report = json.loads((out / "report.json").read_text())["summary"]
-    assert list(report) == ["all", "up to 20 nt", "up to 80 nt", "longer than 20 nt"]
+    assert list(report) == ["all", "up to 80 nt", "up to 20 nt, the longest learnt"]
     rnas = list(csv.DictReader((out / "rnas.tsv").read_text().splitlines(), delimiter="\t"))
     own = np.array([float(row["model"]) for row in rnas])
     np.testing.assert_allclose(report["all"]["model"]["all pairs"]["macro"], own.mean(), atol=1e-4)
@@ -339,7 +339,7 @@ def test_ts0_report(place, protocols, command, capsys):
     assert peer["n"] == 7
     np.testing.assert_allclose(peer["difference"]["mean"], (own - np.arange(8) / 10)[there].mean(), atol=1e-4)
     assert peer["difference"]["low"] <= peer["difference"]["mean"] <= peer["difference"]["high"]
-    assert report["longer than 20 nt"]["model"]["n"] == sum(int(row["length"]) > 20 for row in rnas)
+    assert report["up to 20 nt, the longest learnt"]["model"]["n"] == sum(int(row["length"]) <= 20 for row in rnas)
     folds = pairformer.fold([row["sequence"] for row in read_parquet(protocols / TEST)], model=place)
     right = sum(len({(1, 9), (2, 8), (0, 11)} & {*map(tuple, fold.pairs.tolist())}) for fold in folds)
     micro = 2 * right / (sum(len(fold.pairs) for fold in folds) + 3 * len(folds))

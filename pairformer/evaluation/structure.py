@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ from pairformer.structures import BPRNA, TEST, Structures, known, load_known, re
 RELABELLED, NEW, PEERS = "rna/ts0_rfam_relabel.parquet", "rna/bprna_new.parquet", "rna/ts0_peer_f1.csv"
 CANONICAL = {"AU", "UA", "CG", "GC", "GU", "UG"}
 TRUTHS = ("all pairs", "canonical nested")
-SHORT = 80  # bases; RNAs up to here have figures of their own, whatever the model's window
+LENGTHS = (80, 160, 320)  # bases; RNAs up to each, longer than the one before, have figures of their own
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,12 @@ def evaluate_structure(
     longest, length = folding.config.max_length, rows.length
     groups = {
         "all": length >= 0,
-        **{f"up to {most} nt": length <= most for most in sorted({SHORT, longest})},
-        f"longer than {longest} nt": length > longest,
+        f"up to {LENGTHS[0]} nt": length <= LENGTHS[0],
+        **{f"{least + 1} to {most} nt": (least < length) & (length <= most) for least, most in pairwise(LENGTHS)},
+        f"longer than {LENGTHS[-1]} nt": length > LENGTHS[-1],
     }
+    if (length > longest).any():
+        groups[f"up to {longest} nt, the longest learnt"] = length <= longest
     drawn = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
     family = np.unique(drawn, return_inverse=True)[1]
     summary = {
