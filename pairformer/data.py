@@ -397,7 +397,8 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
     _check_mirnas(rows)
     kept = [row for row in rows if not row.get("in_miraw_pair")]
     counts = {"rows": len(rows), "in_a_pair": len(rows) - len(kept)}
-    candidates = scan(_rna(kept, "mirna_seq"), _rna(kept, "mrna_seq"), esa_min, strict=True)
+    mirna, window = _rna(kept, "mirna_seq"), _rna(kept, "mrna_seq")
+    candidates = scan(mirna, window, esa_min, strict=True)
     is_site = (candidates.n_candidates > 0) & (candidates.utr_length == WINDOW)
     counts["no_candidate"] = int((~is_site).sum())
     kept = [row for row, site in zip(kept, is_site, strict=True) if site]
@@ -409,7 +410,7 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
     gene = [",".join(symbols.get(name) or name for name in row["mrna_id"].split(",")) for row in kept]
     found = candidates.offsets[:-1][is_site]  # a window of 40 nt is one candidate
     sites = Sites(
-        _labels(kept), _rna(kept, "mirna_seq"), np.array(gene, object), _rna(kept, "mrna_seq"),
+        _labels(kept), mirna[is_site], np.array(gene, object), window[is_site],
         candidates.encode(found), candidates.esa_score[found], candidates.position[found],
         np.ones(len(kept), np.float32),
     )  # fmt: skip

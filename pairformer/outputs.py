@@ -232,15 +232,15 @@ def as_text(value: float) -> str:
 def tell_equal_names(records: Iterator[Record]) -> Iterator[Record]:
     """The records; the first whose name another had is told, since rows of both look alike in what is written."""
     seen: set[int] = set()
-    told = False
     for record in records:
-        if not told and (name := hash(record.name)) in seen:
-            told = True
+        if again := hash(record.name) in seen:
             click.echo(f"{record.where}: {record.name}: another record has that name, which ends at the first blank; "
                        "rows of both look alike", err=True)  # fmt: skip
-        elif not told:
-            seen.add(name)
+        seen.add(hash(record.name))
         yield record
+        if again:
+            break
+    yield from records
 
 
 class Progress:

@@ -51,7 +51,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
-                classes, ``batch_size`` is below 1, or ``validation`` leaves no bag to train on.
+                classes, ``batch_size`` or ``epochs`` is below 1, or ``validation`` leaves no bag to train on.
         """
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
