@@ -105,7 +105,8 @@ class BagSelector {
     bool bad = false;
     for (int64_t i = 0; i < n_; ++i) {
       const float position = position_ ? position_[i] : 0;
-      bad |= not_finite(logit[i]) | not_finite(position);
+      bad |= not_finite(logit[i]);
+      bad |= not_finite(position);
       keys_[i] = static_cast<uint64_t>(~ascending(logit[i])) << 32 | ascending(position);
     }
     return !bad;

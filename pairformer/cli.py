@@ -476,7 +476,7 @@ def evaluate(
         if given - used:
             raise click.UsageError(f"--protocol {protocol} takes --model, --data, --out, --resamples, --threads alone")
         evaluate_structure(protocol, data_folder(data), out, model or "fold", threads=threads, n_resamples=resamples)
-        click.echo((out / "report.md").read_text())
+        click.echo((out / "report.md").read_text(encoding="utf-8"))
         return
     if protocol not in PROTOCOLS:
         raise click.UsageError(
@@ -501,7 +501,7 @@ def evaluate(
         protocol, data_folder(data), out, model, model_config, config, seeds, cache, allow_overlap, resamples, k_max,
         baselines, device,
     )  # fmt: skip
-    click.echo((out / "report.md").read_text())
+    click.echo((out / "report.md").read_text(encoding="utf-8"))
 
 
 @cli.command(short_help="What two labelled tables share.")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from pairformer.data import PAIRS, Pairs, load_pairs
+from pairformer.testing import random_rna
+
+pytest.importorskip("torch")
 from pairformer.evaluation.audit import NEIGHBOURS, RELATIONS, near_identical_groups, overlap
 from pairformer.evaluation.protocols import PROTOCOLS
-from pairformer.testing import random_rna
 
 MIRNA, OTHER = "UGAGGUAGUAGGUUGUAUAGUU", "CAUUGCACUUGUCUCGGUCUGA"
 

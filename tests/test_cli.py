@@ -13,9 +13,11 @@ import pytest
 import pairformer
 from pairformer import testing
 from pairformer.cli import main
-from pairformer.models import PairFormer
 from pairformer.outputs import PAIR_HEADER, SITE_HEADER
 from pairformer.saved import WEIGHTS
+
+pytest.importorskip("torch")
+from pairformer.models import PairFormer
 
 LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
 

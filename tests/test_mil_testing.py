@@ -9,9 +9,10 @@ import pytest
 
 from pairformer import mil
 from pairformer.mil import testing
-from pairformer.models.pair_former import pack_tokens
 
 torch = pytest.importorskip("torch")
+from pairformer.models.pair_former import pack_tokens  # noqa: E402
+
 RULES = [
     mil.STSelector, mil.TopK, mil.Random, mil.UniformPosition, mil.FarthestPoint, mil.KMeansPlusPlus, mil.MMR,
     mil.FacilityLocation,

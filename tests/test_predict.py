@@ -8,15 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 import pairformer
 import pairformer.sites as sites_module
 from pairformer import testing
-from pairformer.models import PairFormer
 from pairformer.predict import in_batches
 from pairformer.scan import pair_fault
 from pairformer.sites import SEED_TYPES
+
+torch = pytest.importorskip("torch")
+from pairformer.models import PairFormer  # noqa: E402
 
 LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
 predict_module = sys.modules["pairformer.predict"]

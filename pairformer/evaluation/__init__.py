@@ -364,7 +364,7 @@ def _write_folds(folds: list[Fold], place: Path) -> list[str]:
         path.write_bytes(gzip.compress(text, mtime=0))
         counts = {role: len(getattr(fold, role)) for role in ("train", "validation", "test")}
         index[path.name] = {"name": fold.name, "text_sha256": hashlib.sha256(text).hexdigest(), **counts}
-    (place / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (place / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [entry["text_sha256"] for entry in index.values()]
 
 

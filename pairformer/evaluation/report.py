@@ -146,7 +146,7 @@ def write(report: dict, results: list[FoldResult], out: Path, *, tables: list[st
         tables: Markdown to put in place of the summary's tables and plots, for a summary of another shape.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(_strict(report), indent=1, allow_nan=False) + "\n")
+    (out / "report.json").write_text(json.dumps(_strict(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if tables is None:
         tables = [*_tables(report["summary"]), _plots(report["summary"], results, out)]
     parts = [f"# {report['protocol']}", report["statement"]]
@@ -154,7 +154,7 @@ def write(report: dict, results: list[FoldResult], out: Path, *, tables: list[st
         parts.append(f"**{report['warning']}**")
     parts += [*tables, "## Audit", _bullets(report["audit"]), "## Run"]
     parts.append(_bullets(f"{key}: {value}" for key, value in report["run"].items()))
-    (out / "report.md").write_text("\n\n".join(parts) + "\n")
+    (out / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _has_both(label: NDArray) -> bool:
@@ -433,7 +433,7 @@ def read_calibration(path: Path, names: Sequence[str]) -> tuple[str, dict, dict]
         DataError: it is no report, or of folds whose genes and families were not held out.
     """
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         protocol, found = report["protocol"], {name: report[name] for name in names if name in report}
         scores = {name: score.get("metrics", score) for name, score in report["summary"]["scores"].items()}
         means = {name: {figure: _rounded(figures[figure]["mean"]) for figure in KEPT if figure in figures}

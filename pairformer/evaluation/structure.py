@@ -170,7 +170,7 @@ def evaluate_structure(
     lines = ["\t".join(["name", "length", *score])]
     lines += ["\t".join([str(n), str(length), *(f"{value:.4f}" for value in values)])
               for n, length, *values in zip(rows.name, rows.length, *score.values(), strict=True)]  # fmt: skip
-    (out / "rnas.tsv").write_text("\n".join(lines) + "\n")
+    (out / "rnas.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     click.echo(f"{name}: {len(rows)} RNAs folded in {seconds:.0f} s", err=True)
     return report
 
@@ -225,7 +225,7 @@ def _openness(unpaired: NDArray | None, open_bases: NDArray, mask: NDArray[np.bo
 
 def _peers(path: Path, rows: Structures) -> dict[str, NDArray[np.float64]]:
     """Published per-sequence F1 by method, NaN where a method has none; its own run of RNAfold is left out."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         reader = csv.DictReader(file)
         found = {row["bprna_id"]: row for row in reader}
     methods = [name for name in reader.fieldnames or () if name not in ("bprna_id", "RNAfold")]

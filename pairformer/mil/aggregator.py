@@ -107,7 +107,7 @@ class SetAggregator(SetTransformer):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        (directory / FILES[0]).write_text(json.dumps(self.arguments, indent=2) + "\n")
+        (directory / FILES[0]).write_text(json.dumps(self.arguments, indent=2) + "\n", encoding="utf-8")
         save_file(weights, directory / FILES[1], metadata={"format": "pt"})
 
     @classmethod
@@ -120,7 +120,7 @@ class SetAggregator(SetTransformer):
         """
         config, weights = (Path(directory) / name for name in FILES)
         try:
-            module = cls(**json.loads(config.read_text()))
+            module = cls(**json.loads(config.read_text(encoding="utf-8")))
             module.load_state_dict(load_file(weights))
         except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"directory must hold what save_pretrained wrote, got {directory}: {error}") from error

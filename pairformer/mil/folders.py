@@ -193,7 +193,7 @@ def _column(folder: Path, name: str) -> NDArray[np.float64]:
     for suffix in (".npy", ".txt", ".csv"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
-            values = _numbers(path, "scores") if suffix == ".npy" else path.read_text().split()
+            values = _numbers(path, "scores") if suffix == ".npy" else path.read_text(encoding="utf-8").split()
             try:
                 return np.asarray(values, np.float64)
             except ValueError as error:

@@ -97,11 +97,9 @@ def _selector_padding(on: _Choice) -> None:
         for values in (on.scores, on.embeddings, on.positions):
             padded.append(np.full((*mask.shape, *values.shape[1:]), filler, np.float32))
             padded[-1][mask] = values
-        for dtype in (np.bool_, np.uint8):
+        for dtype in ("bool", "uint8"):
             found = [set(rows) for rows in on(*padded, mask=mask.astype(dtype))]
-            assert found == expected, (
-                f"padded bags (mask {dtype.__name__}, True = real, padding {filler:g}) gave other rows"
-            )
+            assert found == expected, f"padded bags (mask {dtype}, True = real, padding {filler:g}) gave other rows"
 
 
 SELECTOR_CHECKS: dict[str, Callable[[_Choice], None]] = {

@@ -34,7 +34,7 @@ class SavedModule(nn.Module):
         model_path.chmod(0o644)  # the library writes it for its owner alone
         values = {"config": self.config.to_dict(), **(metadata or self.metadata)}
         values.pop("model_sha256", None)  # of the files this model was read from
-        config_path.write_text(json.dumps(values, indent=2) + "\n")
+        config_path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls: type[Saved], name_or_path: str | Path | None = None) -> Saved:

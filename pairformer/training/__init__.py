@@ -154,7 +154,7 @@ def claim(out: Path, run: dict) -> None:
     """Write ``run.json``, or check that the one there asks for the same."""
     path = out / "run.json"
     text = json.dumps(run, indent=2)
-    if path.exists() and path.read_text() != text:
+    if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"out must be a new directory or hold the same run, got {out} with other settings in run.json")
     with whole_file(path) as file:
         file.write(text.encode())

@@ -124,7 +124,7 @@ def fit(
             if metrics.get("pr_auc", -1.0) > best.get("pr_auc", -1.0):
                 best = {"pr_auc": metrics["pr_auc"], "average": {n: value.clone() for n, value in average.items()}}
             record |= {name: round(value, 4) for name, value in metrics.items()}
-        with (run_dir / "log.jsonl").open("a") as log:
+        with (run_dir / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(record) + "\n")
         click.echo(json.dumps(record), err=True)
         _checkpoint(run_dir / f"{stage}.pt", module, optimizer, schedule, average, best, epoch + 1)
@@ -180,10 +180,10 @@ def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
     state = torch.load(path, map_location=next(module.parameters()).device, weights_only=True)
     # A run stopped between its log line and its checkpoint does that epoch again.
     log = path.with_name("log.jsonl")
-    text = log.read_text() if log.exists() else ""
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
     kept = "".join(line for line in text.splitlines(True) if not _is_after(line, path.stem, state["epochs_done"]))
     if kept != text:
-        log.write_text(kept)
+        log.write_text(kept, encoding="utf-8")
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
