@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -484,11 +485,11 @@ def check(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def as_int(name: str, value: Any) -> int:
-    """TypeError for what is none."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    """TypeError for what is none, or true or false."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name} must be an int, got {value!r}")
 
 
 def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:

@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """B pairs, in the order asked; index for one :class:`Prediction`, iterate for all."""
+    """B pairs, in the order asked; index for one :class:`Prediction`, slice for a list of them, iterate for all."""
 
     probability: NDArray[np.float32]
     """(B,) at the prior asked for, even odds unless told; NaN where invalid."""
@@ -104,8 +104,16 @@ class Predictions:
     def __iter__(self) -> Iterator[Prediction]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, i: int) -> Prediction:
-        i = operator.index(i)
+    @overload
+    def __getitem__(self, i: int) -> Prediction: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[Prediction]: ...
+
+    def __getitem__(self, i: int | slice) -> Prediction | list[Prediction]:
+        if isinstance(i, slice):
+            return [self[place] for place in range(len(self))[i]]
+        i = as_int("index", i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"index must be in {-len(self)}..{len(self) - 1}, got {i}")
         i = range(len(self))[i]

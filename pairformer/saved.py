@@ -26,6 +26,8 @@ FILES = ("config.json", "model.safetensors")
 
 def model_directory(name_or_path: str | Path, kind: type = ModelConfig) -> Path:
     """Directory of a model, whose config is of a kind, by name or path; FileNotFoundError where there is none."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"model must be a name or a directory, got {name_or_path!r}")
     directory = WEIGHTS / name_or_path if str(name_or_path) in NAMES[kind] else Path(name_or_path)
     for name in FILES:
         if not (directory / name).is_file():

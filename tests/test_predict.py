@@ -135,8 +135,10 @@ def test_single_and_lists(model):
     assert len(pairformer.predict(np.array([LET7, LET7], object), utr, model=model)) == 2
     with pytest.raises(IndexError, match=r"index must be in -2\.\.1, got 2"):
         many[2]
-    with pytest.raises(TypeError, match="slice"):
-        many[:1]
+    with pytest.raises(TypeError, match=r"index must be an int, got 1\.0"):
+        many[1.0]
+    assert len(many[1:]) == 1
+    assert_same(many[1:][0], many[1])
 
 
 def test_prior(model):
@@ -176,11 +178,13 @@ def test_bad_mirna(model, mirna, message):
         ({"k_max": 0}, ValueError, r"k_max must be in \[1, 2147483647\], got 0"),
         ({"k_max": 2**40}, ValueError, r"k_max must be in \[1, 2147483647\]"),
         ({"k_max": 2.0}, TypeError, r"k_max must be an int, got 2\.0"),
+        ({"k_max": True}, TypeError, "k_max must be an int, got True"),
         ({"threads": -1}, ValueError, r"threads must be 0 \(all\) or more, got -1"),
         ({"threads": "2"}, TypeError, "threads must be an int, got '2'"),
         ({"prior": "0.1"}, TypeError, "prior must be a number, got '0.1'"),
         ({"device": "abacus"}, ValueError, "device must be auto, cpu or one PyTorch finds here, got abacus"),
         ({"device": "meta"}, ValueError, "device must be auto, cpu or one PyTorch finds here, got meta"),
+        ({"model": None}, TypeError, "model must be a name or a directory, got None"),
         ({"model": "no/such"}, FileNotFoundError, "model must be default, paper or a directory with .*, got no/such"),
     ],
 )
