@@ -106,7 +106,9 @@ def fold(
             for :func:`pairformer.folding.equilibrium`, far faster and without PyTorch: the threshold is 0.5, there are
             no passes, and a CPU works. W is 500 in both.
         passes: over the stack; None for the model's own number.
-        threshold: a pair is drawn if its probability is above, at least 0.001; None for the model's own.
+        threshold: a pair is drawn if its probability is above, at least 0.001; None for the model's own: with "fold"
+            each RNA has that of 0.1 to 0.5 whose pairs have the greatest expected F1
+            (:func:`pairformer.folding.decode`).
         method: see :func:`pairformer.folding.decode`.
         min_loop: least number of bases between two that pair; nearer ones have probability 0.
         device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
@@ -214,9 +216,8 @@ class Folder:
         possible = np.argwhere(band >= FAINT)
         possible[:, 1] += possible[:, 0]
         probability, threshold = band[band >= FAINT], self.config.threshold
-        above = probability > threshold
-        pairs = drawn(possible[above], probability[above], threshold, self.method)
-        once = drawn(possible[above], probability[above], threshold, "nested") if self.method == "raw" else pairs
+        pairs = drawn(possible, probability, threshold, self.method)
+        once = drawn(possible, probability, threshold, "nested") if self.method == "raw" else pairs
         structure = dot_bracket(once, len(sequence), skip=True)
         return Fold(sequence, pairs, structure, unpaired, possible, probability)
 

@@ -52,14 +52,16 @@ class FoldConfig(StoredConfig):
     """First value of the bias of a head with one logit; None: the published head of two classes without a bias."""
     passes: int = 6
     """Passes over the stack that :func:`pairformer.fold` makes."""
-    threshold: float = 0.5
-    """A pair that :func:`pairformer.fold` draws is more probable; 0.001 or more."""
+    threshold: float | None = 0.5
+    """A pair that :func:`pairformer.fold` draws is more probable; 0.001 or more. None: each RNA has its own, as
+    :func:`pairformer.folding.decode` says."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
             at_least(self, name, 1)
-        check_number("threshold", self.threshold)
-        check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
+        if self.threshold is not None:
+            check_number("threshold", self.threshold)
+            check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
         for name in ("distance_buckets", "window"):
             at_least(self, name, 0)
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)

@@ -19,6 +19,7 @@ ALPHABET = "ACGUN"
 LETTERS = len(ALPHABET)
 CELLS = 4_000_000  # of the squares that energies are at a time
 METHODS = ("nested", "matching", "raw")
+CHOICES = (0.1, 0.2, 0.3, 0.4, 0.5)  # thresholds, of which each RNA can have its own
 OPENING = "([{<" + string.ascii_uppercase
 CLOSING = ")]}>" + string.ascii_lowercase
 
@@ -67,13 +68,14 @@ def letter_codes(sequences: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[n
 
 
 def decode(
-    probability: ArrayLike, threshold: float = 0.5, method: str = "nested", min_loop: int = 0
+    probability: ArrayLike, threshold: float | None = 0.5, method: str = "nested", min_loop: int = 0
 ) -> NDArray[np.int64]:
     """Base pairs of a matrix of pair probabilities.
 
     Args:
         probability: (L, L) in [0, 1]; averaged with its transpose, on the diagonal anything in this range.
-        threshold: A pair's probability is above this.
+        threshold: A pair's probability is above this. None: that of 0.1, 0.2, 0.3, 0.4 and 0.5 whose pairs have the
+            greatest expected F1, 2 s / (n + a) for n pairs, their probabilities' sum s and that of all above 0.1, a.
         method: "nested": each base pairs at most once; the pairs without crossings whose probabilities less the
             threshold have the greatest sum, then, of bases left over, pairs above (1 + threshold) / 2 as "matching"
             takes them: what crosses has to be sure. "matching": the most probable pair first, of equals that with the
@@ -87,17 +89,19 @@ def decode(
         ValueError: the matrix is not square or a value not a probability, or a setting is out of its range.
         TypeError: ``min_loop`` is not an integer.
 
-    Source: RNAformer (arXiv 2307.10073), inference, for "raw"; Nussinov et al., SIAM J Appl Math 1978, for "nested".
+    Source: RNAformer (arXiv 2307.10073), inference, for "raw"; Nussinov et al., SIAM J Appl Math 1978, for "nested";
+    Hamada et al., BMC Bioinformatics 2010, for what an RNA's own threshold is.
     """
     values = np.asarray(probability, np.float64)
     check(values.ndim == 2 and values.shape[0] == values.shape[1], "probability", "have shape (L, L)", values.shape)
     outside = values[~((values >= 0) & (values <= 1))]
     check(len(outside) == 0, "probability", "be in [0, 1]", outside[:1])
-    check_number("threshold", threshold)
+    if threshold is not None:
+        check_number("threshold", threshold)
     check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
     check(as_int("min_loop", min_loop) >= 0, "min_loop", "be 0 or more", min_loop)
     values = (values + values.T) / 2
-    pairs = np.argwhere(np.triu(values > threshold, 1 + min_loop))
+    pairs = np.argwhere(np.triu(values > (CHOICES[0] if threshold is None else threshold), 1 + min_loop))
     return drawn(pairs, values[tuple(pairs.T)], threshold, method)
 
 
@@ -190,13 +194,23 @@ def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, 
     return _found(one, other, slip), len(one), _found(other, one, slip), len(other)
 
 
-def drawn(pairs: NDArray[np.int64], value: NDArray, threshold: float, method: str) -> NDArray[np.int64]:
-    """Of pairs (N, 2) above a threshold, in ascending order, those that a method of :func:`decode` keeps."""
+def drawn(pairs: NDArray[np.int64], value: NDArray, threshold: float | None, method: str) -> NDArray[np.int64]:
+    """Of pairs (N, 2) in ascending order those that :func:`decode` draws, by their probabilities."""
+    value = value.astype(np.float64)
+    above = value > (CHOICES[0] if threshold is None else threshold)
+    pairs, value = pairs[above], value[above]
+    if threshold is None:
+        place = [1 + pairs.max(initial=0), 1]  # of a pair among all, as one number
+
+        def expected_f1(chosen: NDArray[np.int64]) -> float:
+            found = value[np.searchsorted(pairs @ place, chosen @ place)].sum()
+            return 2 * found / max(1e-12, len(chosen) + value.sum())
+
+        return max((drawn(pairs, value, choice, method) for choice in CHOICES), key=expected_f1)
     if method == "raw":
         return _sorted(pairs)
     if method == "matching":
         return _matching(pairs, value)
-    value = value.astype(np.float64)
     chosen = _nested(pairs, value - threshold)
     rest = ~np.isin(pairs, pairs[chosen]).any(1) & (value > (1 + threshold) / 2)
     return _sorted(np.concatenate([pairs[chosen], _matching(pairs[rest], value[rest])]))

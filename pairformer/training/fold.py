@@ -31,7 +31,7 @@ from pairformer.training import claim, finished
 from pairformer.training.loop import fit
 
 CHECKED = 300  # held-out RNAs that every epoch is scored on
-THRESHOLDS = np.round(np.arange(0.1, 0.65, 0.05), 2)
+THRESHOLDS = (None, *np.round(np.arange(0.1, 0.65, 0.05), 2).tolist())  # None: each RNA its own
 
 
 def prepare(
@@ -140,7 +140,7 @@ def train_fold(
 
     Args:
         known: structures to learn, up to the model's ``max_length``. One family in ``config.validation`` is held out
-            and chooses the probability above which a pair is drawn.
+            and chooses the probability above which a pair is drawn, or that each RNA has its own.
         teacher: the thermodynamic model's folds; None: no first stage.
         out: checkpoints, ``log.jsonl``, ``run.json`` and, at the end, ``model/``.
         model_config: the model.
@@ -202,7 +202,7 @@ def train_fold(
     if len(checked):
         scores = _mean_f1(served, checked, THRESHOLDS, threads, False)
         best = len(scores) - 1 - int(np.argmax(scores[::-1]))  # of equal ones the largest
-        served.config = replace(model_config, threshold=float(THRESHOLDS[best]))
+        served.config = replace(model_config, threshold=THRESHOLDS[best])
         about["held_out_families_f1"] = round(float(scores[best]), 4)
         served.save(out / "model", about)
     return RNAformer.load(out / "model")
@@ -261,7 +261,7 @@ class _Stage:
 
 
 def _mean_f1(
-    model: RNAformer, rows: Structures, thresholds: Sequence[float] | NDArray, threads: int, half: bool
+    model: RNAformer, rows: Structures, thresholds: Sequence[float | None], threads: int, half: bool
 ) -> NDArray[np.float64]:
     """Mean F1 at each threshold."""
     total = np.zeros(len(thresholds))
