@@ -75,7 +75,7 @@ def decode(
     Args:
         probability: (L, L) in [0, 1]; averaged with its transpose, on the diagonal anything in this range.
         threshold: A pair's probability is above this. None: that of 0.1, 0.2, 0.3, 0.4 and 0.5 whose pairs have the
-            greatest expected F1, 2 s / (n + a) for n pairs, their probabilities' sum s and that of all above 0.1, a.
+            greatest expected F1, 2 s / (n + a) for n pairs, their probabilities' sum s and that of all pairs, a.
         method: "nested": each base pairs at most once; the pairs without crossings whose probabilities less the
             threshold have the greatest sum, then, of bases left over, pairs above (1 + threshold) / 2 as "matching"
             takes them: what crosses has to be sure. "matching": the most probable pair first, of equals that with the
@@ -101,7 +101,7 @@ def decode(
     check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
     check(as_int("min_loop", min_loop) >= 0, "min_loop", "be 0 or more", min_loop)
     values = (values + values.T) / 2
-    pairs = np.argwhere(np.triu(values > (CHOICES[0] if threshold is None else threshold), 1 + min_loop))
+    pairs = np.argwhere(np.triu(values > (threshold or 0), 1 + min_loop))
     return drawn(pairs, values[tuple(pairs.T)], threshold, method)
 
 
@@ -197,8 +197,6 @@ def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, 
 def drawn(pairs: NDArray[np.int64], value: NDArray, threshold: float | None, method: str) -> NDArray[np.int64]:
     """Of pairs (N, 2) in ascending order those that :func:`decode` draws, by their probabilities."""
     value = value.astype(np.float64)
-    above = value > (CHOICES[0] if threshold is None else threshold)
-    pairs, value = pairs[above], value[above]
     if threshold is None:
         place = [1 + pairs.max(initial=0), 1]  # of a pair among all, as one number
 
@@ -207,6 +205,8 @@ def drawn(pairs: NDArray[np.int64], value: NDArray, threshold: float | None, met
             return 2 * found / max(1e-12, len(chosen) + value.sum())
 
         return max((drawn(pairs, value, choice, method) for choice in CHOICES), key=expected_f1)
+    above = value > threshold
+    pairs, value = pairs[above], value[above]
     if method == "raw":
         return _sorted(pairs)
     if method == "matching":

@@ -58,6 +58,24 @@ def test_matching_takes_the_best_free_pair_again_and_again(probability, threshol
     np.testing.assert_array_equal(pairs, decode(probability.T, threshold, "matching", min_loop))
 
 
+@pytest.mark.parametrize("method", ["nested", "matching", "raw"])
+@given(probability=matrices(), min_loop=st.integers(0, 3))
+@settings(deadline=None)
+def test_an_rna_s_own_threshold_has_the_greatest_expected_f1(method, probability, min_loop):
+    """Any pair, drawn or not, is true with its probability."""
+    both = (probability + probability.T) / 2
+    all_pairs = [both[i, j] for i, j in itertools.combinations(range(len(both)), 2) if j - i > min_loop]
+    true = sum(all_pairs)
+
+    def expected_f1(pairs):
+        return 2 * sum(both[i, j] for i, j in pairs) / (len(pairs) + true) if true else 0.0
+
+    found = decode(probability, None, method, min_loop).tolist()
+    choices = [decode(probability, t, method, min_loop).tolist() for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert found in choices
+    assert expected_f1(found) == pytest.approx(max(map(expected_f1, choices)))
+
+
 def nested_sum(pairs, gain):
     """Slow twin: the greatest sum of gains of pairs that neither cross nor share a base."""
     if not pairs:
