@@ -17,7 +17,7 @@ from pairformer import _core
 from pairformer._core import LONGEST
 from pairformer.config import check
 from pairformer.fold_config import FoldConfig
-from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium
+from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium, expected_f1
 from pairformer.predict import in_batches, usable_threads
 from pairformer.saved import model_files
 from pairformer.scan import check_strings
@@ -51,6 +51,12 @@ class Fold:
     """(M,) theirs."""
     message: str | None = None
     """Why there is nothing; None for a sequence that was folded."""
+
+    @property
+    def expected_f1(self) -> float:
+        """How sure ``pairs`` are: their F1, were each pair true with its probability
+        (:func:`pairformer.folding.expected_f1`)."""
+        return expected_f1(self.pairs, self.possible, self.probability)
 
     def matrix(self) -> NDArray[np.float32]:
         """(L, L) symmetric pair probabilities, those under 0.001 as 0."""

@@ -75,7 +75,7 @@ def decode(
     Args:
         probability: (L, L) in [0, 1]; averaged with its transpose, on the diagonal anything in this range.
         threshold: A pair's probability is above this. None: that of 0.1, 0.2, 0.3, 0.4 and 0.5 whose pairs have the
-            greatest expected F1, 2 s / (n + a) for n pairs, their probabilities' sum s and that of all pairs, a.
+            greatest :func:`expected_f1`.
         method: "nested": each base pairs at most once; the pairs without crossings whose probabilities less the
             threshold have the greatest sum, then, of bases left over, pairs above (1 + threshold) / 2 as "matching"
             takes them: what crosses has to be sure. "matching": the most probable pair first, of equals that with the
@@ -186,6 +186,20 @@ def f1_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where((predicted == 0) & (true == 0), 1.0, found)
 
 
+def expected_f1(chosen: NDArray[np.int64], pairs: NDArray[np.int64], probability: NDArray) -> float:
+    """F1 of the pairs that are chosen, were each pair true with its probability: 2 s / (n + a) for n pairs, the sum s
+    of their probabilities and that of all pairs, a; 0 where none is chosen.
+
+    Args:
+        chosen: (n, 2), some of ``pairs``.
+        pairs: (N, 2) in ascending order.
+        probability: (N,) theirs.
+    """
+    key = [1 + pairs.max(initial=0), 1]  # of a pair, one number
+    found = probability[np.searchsorted(pairs @ key, chosen @ key)].sum(dtype=np.float64)
+    return float(2 * found / (len(chosen) + probability.sum(dtype=np.float64))) if len(chosen) else 0.0
+
+
 def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, int, int, int]:
     """What :func:`f1` is made of: predicted pairs as good as a true one, all predicted, true pairs as good as a
     predicted one, all true."""
@@ -198,13 +212,8 @@ def drawn(pairs: NDArray[np.int64], value: NDArray, threshold: float | None, met
     """Of pairs (N, 2) in ascending order those that :func:`decode` draws, by their probabilities."""
     value = value.astype(np.float64)
     if threshold is None:
-        place = [1 + pairs.max(initial=0), 1]  # of a pair among all, as one number
-
-        def expected_f1(chosen: NDArray[np.int64]) -> float:
-            found = value[np.searchsorted(pairs @ place, chosen @ place)].sum()
-            return 2 * found / max(1e-12, len(chosen) + value.sum())
-
-        return max((drawn(pairs, value, choice, method) for choice in CHOICES), key=expected_f1)
+        choices = (drawn(pairs, value, choice, method) for choice in CHOICES)
+        return max(choices, key=lambda chosen: expected_f1(chosen, pairs, value))
     above = value > threshold
     pairs, value = pairs[above], value[above]
     if method == "raw":

@@ -293,6 +293,7 @@ def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
     assert [pair[:2] for pair in rows[0]["pairs"]] == (pairs_of(rows[0]["structure"]) + 1).tolist()
     np.testing.assert_allclose([pair[2] for pair in rows[0]["possible"]], found[0].probability, atol=1e-4)
     np.testing.assert_allclose(rows[0]["unpaired"], found[0].unpaired, atol=1e-4)
+    assert rows[0]["expected_f1"] == pytest.approx(found[0].expected_f1, abs=1e-4)
     assert command("fold", sequences[2], "--model", place) == 0
     assert capsys.readouterr().out == f">sequence\n{sequences[2]}\n{found[2].structure}\n"
 
@@ -334,13 +335,15 @@ def test_ts0_report(place, protocols, command, capsys):
     rnas = list(csv.DictReader((out / "rnas.tsv").read_text().splitlines(), delimiter="\t"))
     own = np.array([float(row["model"]) for row in rnas])
     np.testing.assert_allclose(report["all"]["model"]["all pairs"]["macro"], own.mean(), atol=1e-4)
+    folds = pairformer.fold([row["sequence"] for row in read_parquet(protocols / TEST)], model=place)
+    for row, fold in zip(rnas, folds, strict=True):
+        assert float(row["expected"]) == pytest.approx(fold.expected_f1, abs=1e-4)
     peer = report["all"]["Peer"]
     there = np.arange(8) != 3
     assert peer["n"] == 7
     np.testing.assert_allclose(peer["difference"]["mean"], (own - np.arange(8) / 10)[there].mean(), atol=1e-4)
     assert peer["difference"]["low"] <= peer["difference"]["mean"] <= peer["difference"]["high"]
     assert report["up to 20 nt, the longest learnt"]["model"]["n"] == sum(int(row["length"]) <= 20 for row in rnas)
-    folds = pairformer.fold([row["sequence"] for row in read_parquet(protocols / TEST)], model=place)
     right = sum(len({(1, 9), (2, 8), (0, 11)} & {*map(tuple, fold.pairs.tolist())}) for fold in folds)
     micro = 2 * right / (sum(len(fold.pairs) for fold in folds) + 3 * len(folds))
     np.testing.assert_allclose(report["all"]["model"]["all pairs"]["micro"], micro, atol=1e-6)

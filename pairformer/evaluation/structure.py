@@ -78,7 +78,7 @@ PROTOCOLS = {
 def evaluate_structure(
     name: str, folder: Path, out: Path, model: str | Path = "fold", threads: int = 0, n_resamples: int = 1000
 ) -> dict:
-    """Fold the RNAs of a protocol; write ``report.json``, ``report.md`` and ``rnas.tsv``.
+    """Fold the RNAs of a protocol; write ``report.json``, ``report.md`` and, RNA by RNA, ``rnas.tsv``.
 
     F1 counts pairs of one RNA, (i, j) alone or as good as a pair one base away; macro is the mean over RNAs, micro is
     of all pairs together. The truth is all labelled pairs, or those of AU, GC and GU without the ones that cross:
@@ -144,6 +144,7 @@ def evaluate_structure(
     }  # fmt: skip
     same = sum(sequence in trained for sequence in rows.sequence)
     failed = sum(fold.message is not None for fold in folds)
+    expected = [fold.expected_f1 for fold in folds]
     report: dict = {
         "protocol": name,
         "statement": protocol.statement,
@@ -161,15 +162,16 @@ def evaluate_structure(
             f"{failed} sequences could not be folded and count as without pairs",
             f"trained on RNAs of up to {longest} bases; those longer than {folding.window} are folded in windows",
             f"intervals are of {len(set(drawn))} families, drawn with replacement",
+            f"the model expects a macro F1 of {np.mean(expected):.3f}",
         ],
         "summary": summary,
     }
     if protocol.warning:
         report["warning"] = protocol.warning
     write(report, [], out, tables=[_group_table(group, scores) for group, scores in summary.items()])
-    lines = ["\t".join(["name", "length", *score])]
-    lines += ["\t".join([str(n), str(length), *(f"{value:.4f}" for value in values)])
-              for n, length, *values in zip(rows.name, rows.length, *score.values(), strict=True)]  # fmt: skip
+    lines = ["\t".join(["name", "length", "expected", *score])]
+    cells = zip(rows.name, rows.length, expected, *score.values(), strict=True)
+    lines += ["\t".join([str(n), str(length), *(f"{value:.4f}" for value in values)]) for n, length, *values in cells]
     (out / "rnas.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     click.echo(f"{name}: {len(rows)} RNAs folded in {seconds:.0f} s", err=True)
     return report
