@@ -252,7 +252,7 @@ def training(ceiling: dict) -> list[dict]:
                 with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
                     logit = model.eval()(tokens, mask).float()
                 expected = logit if expected is None else expected
-                assert (logit - expected).norm() < 5e-2 * expected.norm()
+                assert (logit - expected).abs().max() < 2e-2  # logits are near 0 before they learn
                 model.train()
                 run = torch.compile(model, dynamic=False) if form == "torch.compile" else model
                 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -308,9 +308,11 @@ def axial(ceiling: dict) -> list[dict]:
     return found
 
 
-SECTIONS = {"set attention, forward and backward, bf16": attention, "whole path": pipeline, "cheap scan": cheap,
-            "axial attention, forward and backward, bf16, head width 16": axial, "stages of 64 pairs": stages,
-            "training step": training, "ESA scan": scan, "duplex energies": energies}  # fmt: skip
+# The quick ones first, should time run out.
+SECTIONS = {"ESA scan": scan, "duplex energies": energies, "cheap scan": cheap, "stages of 64 pairs": stages,
+            "set attention, forward and backward, bf16": attention,
+            "axial attention, forward and backward, bf16, head width 16": axial, "whole path": pipeline,
+            "training step": training}  # fmt: skip
 
 
 def main(out: Path) -> int:

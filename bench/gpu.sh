@@ -9,7 +9,7 @@ mkdir -p "$out"
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONUNBUFFERED=1
 python3 -m pip install --no-build-isolation --no-deps --no-index --editable . >"$out/build.log" 2>&1 ||
   { cat "$out/build.log"; exit 1; }
-timeout 180 python3 -m pytest -m gpu -q -p no:cacheprovider tests 2>&1 | tee "$out/tests.log"
+timeout -s INT -k 10 180 python3 -m pytest -m gpu -v --tb=short -p no:cacheprovider tests 2>&1 | tee "$out/tests.log"
 tests=$?
 timeout 300 python3 bench/gpu.py "$out" 2>&1 | tee "$out/bench.log"
 measured=$?

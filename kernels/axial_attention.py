@@ -54,7 +54,8 @@ def axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
     check(lengths.shape == qkv.shape[:1], "lengths", f"have shape {(len(qkv),)}", tuple(lengths.shape))
     check(lengths.dtype in (torch.int32, torch.int64), "lengths", "be int32 or int64", lengths.dtype)
     check(lengths.device == qkv.device, "lengths", f"be on {qkv.device}", lengths.device)
-    return _AxialAttention.apply(qkv, lengths, axis == "column")
+    with torch.cuda.device_of(qkv):
+        return _AxialAttention.apply(qkv, lengths.contiguous(), axis == "column")
 
 
 class _AxialAttention(torch.autograd.Function):

@@ -61,7 +61,7 @@ def set_attention(
     if mask is not None:
         check(mask.shape == (bags, n_key), "mask", f"have shape {(bags, n_key)}", tuple(mask.shape))
         check(mask.dtype == torch.bool, "mask", "be bool, True = real", mask.dtype)
-        mask = mask.reshape(-1)
+        mask = mask.reshape(-1).contiguous()  # which a view of one column is not
     rows = (part.reshape(-1, heads, width) for part in (query, key, value))
     out = _attend(*rows, mask, bias, dropout, seed, None, None, bags, n_query, n_key)
     return out.view(query.shape)
@@ -103,6 +103,7 @@ def ragged_set_attention(
     for name, part in (("cu_query", cu_query), ("cu_key", cu_key)):
         check(part.shape == (bags + 1,) and bags >= 0, name, f"have shape {(bags + 1,)}", tuple(part.shape))
         check(part.dtype in (torch.int32, torch.int64), name, "be int32 or int64", part.dtype)
+    cu_query, cu_key = cu_query.contiguous(), cu_key.contiguous()
     return _attend(query, key, value, None, bias, dropout, seed, cu_query, cu_key, bags, max_query, max_key)
 
 
@@ -120,7 +121,8 @@ def _attend(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags
         check(shape in (expected, (bags, 1, *expected[2:])), "bias", f"have shape {expected} or one head", shape)
     if dropout and seed is None:
         seed = torch.randint(2**31, (1,), device=query.device)
-    return _Attention.apply(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key)
+    with torch.cuda.device_of(query):
+        return _Attention.apply(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key)
 
 
 class _Attention(torch.autograd.Function):

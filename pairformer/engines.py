@@ -209,7 +209,7 @@ class TritonEngine(TorchEngine):
         _check_device(device, rule)
         model = FusedPairFormer.load(name_or_path).to(device).fuse(torch.bfloat16 if half else torch.float32)
         if not INTERPRETED:
-            torch.cuda.synchronize()  # before other streams read the weights
+            torch.cuda.synchronize(model.device)  # before other streams read the weights
         return cls(model)
 
     def score(

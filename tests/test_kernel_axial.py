@@ -55,6 +55,7 @@ def compare(qkv, axis, lengths, precision):
 def test_outputs_and_gradients_are_the_twins(dtype, axis):
     qkv, lengths, _ = latent([5, 0, 1], 5, 2, 20, dtype)
     compare(qkv, axis, lengths, PRECISE[dtype])
+    compare(qkv, axis, torch.stack([lengths, lengths + 1], 1)[:, 0], PRECISE[dtype])  # a column of a table
 
 
 @pytest.mark.parametrize(("side", "axis", "blocks"), [

@@ -74,6 +74,18 @@ def test_attention_and_gradients_are_the_twins(shape, dtype, way):
             lambda *given: reference.set_attention(*given, mask), inputs, PRECISE[dtype])  # fmt: skip
 
 
+def test_views_are_read_as_they_are():
+    """A mask or bounds of another stride were read as if they lay side by side."""
+    (query, key, value), mask = sets(3, 2, 5, 1, 8)
+    expected = set_attention.set_attention(query, key, value, mask)
+    apart = torch.stack([mask, ~mask], 2)[:, :, 0]
+    torch.testing.assert_close(set_attention.set_attention(query, key, value, apart), expected, rtol=0, atol=0)
+    rows, ends = [part.flatten(0, 1) for part in (query, key, value)], torch.tensor([[0, 2, 4, 6], [0, 5, 10, 15]])
+    bounds = [torch.stack([row, row], 1)[:, 0].to(DEVICE) for row in ends]
+    found = set_attention.ragged_set_attention(*rows, *bounds, 2, 5)
+    torch.testing.assert_close(found.view_as(query), set_attention.set_attention(query, key, value))
+
+
 @gpu
 @pytest.mark.parametrize("bias_heads", [1, 2])
 def test_bias_has_its_gradient(bias_heads, way):

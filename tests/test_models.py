@@ -21,6 +21,7 @@ from pairformer.config import (
 )  # fmt: skip
 
 torch = pytest.importorskip("torch")
+from pairformer.engines import exact_float32  # noqa: E402
 from pairformer.models import ISAB, MAB, PMA, SAB, CheapEncoder, ExpensiveEncoder, PairFormer, SetTransformer  # noqa: E402
 from pairformer.models.pair_former import pack_tokens  # noqa: E402
 
@@ -282,8 +283,8 @@ def test_cuda_equals_cpu(rng):
     model = PairFormer(ModelConfig()).eval()
     utrs = [testing.random_rna(rng, length) for length in (3000, 20, 700, 1500)]
     candidates = pairformer.scan([testing.random_rna(rng, 22) for _ in utrs], utrs)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    cpu, cuda = model(candidates), model.to("cuda")(candidates)
+    with exact_float32():
+        cpu, cuda = model(candidates), model.to("cuda")(candidates)
     np.testing.assert_allclose(cuda.cheap_logit, cpu.cheap_logit, atol=1e-5)
     np.testing.assert_array_equal(cuda.selection.rows, cpu.selection.rows)
     torch.testing.assert_close(cuda.pooled.logit.cpu(), cpu.pooled.logit, atol=1e-4, rtol=0)

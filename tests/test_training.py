@@ -403,11 +403,12 @@ def test_a_stage_without_rows_is_refused(folder, tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_device_learns_what_a_cpu_does(folder, tmp_path, command):
+def test_a_device_learns_what_a_cpu_does(folder, tmp_path, command, monkeypatch):
     """Without dropout every stage has the same loss, encoders read anew and instances included."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     losses = {}
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     for device in ("cpu", "cuda"):
         assert command(
             "train", "all", "--data", folder, "--out", tmp_path / device, "--device", device, "--threads", 1,
