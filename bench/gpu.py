@@ -243,16 +243,20 @@ def training(ceiling: dict) -> list[dict]:
             tokens = torch.randn(bags, n, 387, device="cuda")
             mask = torch.rand(bags, n, device="cuda") < 0.9
             label = torch.rand(bags, device="cuda").round()
-            expected = None
+            exact = noise = None
             for form in ("SDPA", "kernels", "torch.compile"):
                 torch.manual_seed(1)
                 model = SetTransformer(387, config).cuda()
+                if exact is None:
+                    with torch.no_grad():
+                        exact = model.eval()(tokens, mask)
                 if form == "kernels":
                     use_kernels(model)
                 with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
                     logit = model.eval()(tokens, mask).float()
-                expected = logit if expected is None else expected
-                assert (logit - expected).abs().max() < 2e-2  # logits are near 0 before they learn
+                error = (logit - exact).norm()  # of bfloat16: logits are near 0 before they learn
+                noise = error if noise is None else noise
+                assert error <= 2 * noise
                 model.train()
                 run = torch.compile(model, dynamic=False) if form == "torch.compile" else model
                 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
