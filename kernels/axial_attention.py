@@ -55,13 +55,13 @@ def axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
     check(lengths.dtype in (torch.int32, torch.int64), "lengths", "be int32 or int64", lengths.dtype)
     check(lengths.device == qkv.device, "lengths", f"be on {qkv.device}", lengths.device)
     with torch.cuda.device_of(qkv):
-        return _AxialAttention.apply(qkv, lengths.contiguous(), axis == "column")
+        return _AxialAttention.apply(qkv, lengths, axis == "column")
 
 
 class _AxialAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, lengths, columns):
-        qkv = qkv.contiguous()
+        qkv, lengths = qkv.contiguous(), lengths.contiguous()
         samples, side, _, _, heads, width = qkv.shape
         out = qkv.new_empty(samples, side, side, heads, width)
         lse = qkv.new_empty(samples, side, heads, side, dtype=torch.float32)  # of a line side by side, on either axis

@@ -61,7 +61,7 @@ def set_attention(
     if mask is not None:
         check(mask.shape == (bags, n_key), "mask", f"have shape {(bags, n_key)}", tuple(mask.shape))
         check(mask.dtype == torch.bool, "mask", "be bool, True = real", mask.dtype)
-        mask = mask.reshape(-1).contiguous()  # which a view of one column is not
+        mask = mask.reshape(-1)
     rows = (part.reshape(-1, heads, width) for part in (query, key, value))
     out = _attend(*rows, mask, bias, dropout, seed, None, None, bags, n_query, n_key)
     return out.view(query.shape)
@@ -103,7 +103,6 @@ def ragged_set_attention(
     for name, part in (("cu_query", cu_query), ("cu_key", cu_key)):
         check(part.shape == (bags + 1,) and bags >= 0, name, f"have shape {(bags + 1,)}", tuple(part.shape))
         check(part.dtype in (torch.int32, torch.int64), name, "be int32 or int64", part.dtype)
-    cu_query, cu_key = cu_query.contiguous(), cu_key.contiguous()
     return _attend(query, key, value, None, bias, dropout, seed, cu_query, cu_key, bags, max_query, max_key)
 
 
@@ -131,6 +130,7 @@ class _Attention(torch.autograd.Function):
         query, key, value = (_rows(part) for part in (query, key, value))
         if bias is not None and bias.stride(3) != 1:
             bias = bias.contiguous()
+        mask, cu_query, cu_key = (part if part is None else part.contiguous() for part in (mask, cu_query, cu_key))
         heads = query.shape[1]
         make = torch.empty_like if cu_query is None else torch.zeros_like  # ragged, rows may belong to no bag
         out = make(query, memory_format=torch.contiguous_format)
