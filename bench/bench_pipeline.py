@@ -401,7 +401,8 @@ mirna = testing.random_rna(rng, 22)
 def command(mirna, utrs):
     "Candidates in the table that the command writes for FASTA files."
     from pairformer import cli
-    folder = Path(tempfile.mkdtemp())
+    place = tempfile.TemporaryDirectory()
+    folder = Path(place.name)
     (folder / "m.fa").write_text(f">m\\n{{mirna}}\\n")
     with (folder / "u.fa").open("w") as file:
         file.writelines(f">u{{i}}\\n{{utr}}\\n" for i, utr in enumerate(utrs))
@@ -412,6 +413,7 @@ def command(mirna, utrs):
     except SystemExit as stop:
         assert not stop.code
     rows = [line.split("\\t") for line in (folder / "out.tsv").open() if not line.startswith("#")]
+    place.cleanup()
     return sum(int(row[rows[0].index("n_candidates")]) for row in rows[1:])
 
 print({call})
