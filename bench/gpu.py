@@ -2,10 +2,12 @@
 
 Kernels are timed as device time, many calls captured in one CUDA graph, beside the best stock alternative in the same
 run and the floor that this device's own copy bandwidth and matrix products give. What kernels give is compared with
-PyTorch's first. A section that fails is named in the report, and the exit code is 1.
+PyTorch's first. A row that fails is named in the report and the exit code is 1; where a failure leaves the device
+unusable a new process takes the next section.
 """
 
 import functools
+import gc
 import json
 import os
 import platform
@@ -14,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,7 @@ from pairformer.models.set_transformer import sdp_attention
 from pairformer.predict import Scorer
 
 K_MAX = 64
+Section = Iterator[tuple[dict, Callable[[], dict]]]  # what a row is of, and what measures it
 
 
 def device_ms(call, repeats: int = 20, rounds: int = 7) -> tuple[float, float]:
@@ -46,6 +50,7 @@ def device_ms(call, repeats: int = 20, rounds: int = 7) -> tuple[float, float]:
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
+    gc.collect()  # nothing may be freed during capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(repeats):
@@ -75,6 +80,12 @@ def wall_ms(call, rounds: int = 7) -> tuple[float, float]:
     return float(np.median(found)), max(found) - min(found)
 
 
+def timed(clock, call, *settings: int) -> dict:
+    """By ``device_ms`` or ``wall_ms``."""
+    ms, spread = clock(call, *settings)
+    return {"ms": ms, "spread": spread}
+
+
 def roofline() -> dict:
     """What this device copies and multiplies."""
     source = torch.randn(1 << 28, device="cuda")
@@ -85,20 +96,20 @@ def roofline() -> dict:
     return {"GB/s": 2 * source.nbytes / copy / 1e6, "bf16 TFLOP/s": 2 * 8192**3 / product / 1e9}
 
 
-def attention(ceiling: dict) -> list[dict]:
+def attention(ceiling: dict) -> Section:
     """Forward and backward; masks leave 9 of 10 keys, bags of the ragged forms are full."""
-    rows = []
     for bags, n, width in ((1024, 64, 256), (1024, 64, 64), (128, 512, 256), (128, 512, 64)):
-        forms = attention_forms(bags, n, width // 32)
         flops = 3.5 * 4 * bags * n * n * width
         moved = 12 * bags * n * width * 2  # forward reads 3 arrays and writes 1, backward reads 5 and writes 3
         floor = max(flops / ceiling["bf16 TFLOP/s"] / 1e9, moved / ceiling["GB/s"] / 1e6)
-        for name, call in forms.items():
-            ms, spread = device_ms(call, 5)
-            row = {"B": bags, "K": n, "d": width, "form": name, "ms": ms, "spread": spread}
-            rates = {"TFLOP/s": flops / ms / 1e9, "GB/s": moved / ms / 1e6, "floor, %": 100 * floor / ms}
-            rows.append(row | rates)
-    return rows
+        for name, call in attention_forms(bags, n, width // 32).items():
+
+            def measure(call=call, flops=flops, moved=moved, floor=floor):
+                row = timed(device_ms, call, 5)
+                ms = row["ms"]
+                return row | {"TFLOP/s": flops / ms / 1e9, "GB/s": moved / ms / 1e6, "floor, %": 100 * floor / ms}
+
+            yield {"B": bags, "K": n, "d": width, "form": name}, measure
 
 
 def attention_forms(bags: int, n: int, heads: int) -> dict:
@@ -136,7 +147,7 @@ def attention_forms(bags: int, n: int, heads: int) -> dict:
     return calls
 
 
-def cheap(ceiling: dict) -> list[dict]:
+def cheap(ceiling: dict) -> Section:
     """Candidates a second: the kernel, and the same encoder by cuDNN on one-hot windows that are there already."""
     model = PairFormer.load("default").cuda()
     candidates = pairformer.scan(*testing.heavy_tailed_pairs(random.Random(0), 256, mean=1900))
@@ -148,29 +159,36 @@ def cheap(ceiling: dict) -> list[dict]:
     with torch.no_grad(), exact_float32():
         torch.testing.assert_close(scan(pairs, rows)[0], model.cheap(*arguments)[0], rtol=0, atol=1e-5)
         forms = {"CheapScan": lambda: scan(pairs, rows), "cuDNN on one-hot windows": lambda: model.cheap(*arguments)}
-        found = []
         for name, call in forms.items():
-            ms, spread = device_ms(call, 3)
-            flops = 2 * n * 23_000
-            found.append({"form": name, "candidates": n, "ms": ms, "spread": spread, "candidates/s": 1e3 * n / ms,
-                          "TFLOP/s": flops / ms / 1e9})  # fmt: skip
-    return found
+
+            def measure(call=call):
+                row = timed(device_ms, call, 3)
+                return row | {"candidates/s": 1e3 * n / row["ms"], "TFLOP/s": 2 * n * 23_000 / row["ms"] / 1e9}
+
+            yield {"form": name, "candidates": n}, measure
 
 
-def energies(ceiling: dict) -> list[dict]:
+def energies(ceiling: dict) -> Section:
     """Windows a second of the duplex energies of every candidate, device and CPU; equal values."""
     candidates = pairformer.scan(*testing.heavy_tailed_pairs(random.Random(0), 64, mean=1900))
     n = len(candidates.start)
     pairs, rows = DevicePairs.of(candidates.batch, "cuda"), Rows.of(candidates, "cuda")
     every = torch.arange(n, device="cuda")
     np.testing.assert_array_equal(duplex_energy(pairs, rows, every).cpu(), candidates.duplex_energy(threads=0))
-    device = device_ms(lambda: duplex_energy(pairs, rows, every))
-    host = wall_ms(lambda: candidates.duplex_energy(threads=0))
-    return [{"form": name, "windows": n, "ms": ms, "spread": spread, "windows/s": 1e3 * n / ms}
-            for name, (ms, spread) in (("duplex_energy", device), ("C++, all cores", host))]  # fmt: skip
+    forms = {
+        "duplex_energy": (device_ms, lambda: duplex_energy(pairs, rows, every)),
+        "C++, all cores": (wall_ms, lambda: candidates.duplex_energy(threads=0)),
+    }
+    for name, form in forms.items():
+
+        def measure(form=form):
+            row = timed(*form)
+            return row | {"windows/s": 1e3 * n / row["ms"]}
+
+        yield {"form": name, "windows": n}, measure
 
 
-def scan(ceiling: dict) -> list[dict]:
+def scan(ceiling: dict) -> Section:
     """Windows a second of the scan with alignments, device and CPU; equal rows."""
     given = testing.heavy_tailed_pairs(random.Random(0), 2048, mean=1900)
     plain = pairformer.scan(*given)
@@ -180,31 +198,33 @@ def scan(ceiling: dict) -> list[dict]:
         np.testing.assert_array_equal(getattr(rows, name).cpu().numpy(), getattr(plain, name))
     np.testing.assert_array_equal(rows.alignment.cpu().numpy().view(np.uint32), plain.alignment)
     forms = {"esa_scan": lambda: esa_scan(pairs), "C++, all cores": lambda: pairformer.scan(*given)}
-    found = []
     for name, call in forms.items():
-        ms, spread = wall_ms(call)
-        found.append({"form": name, "windows": pairs.n_windows, "ms": ms, "spread": spread,
-                      "windows/s": 1e3 * pairs.n_windows / ms})  # fmt: skip
-    return found
+
+        def measure(call=call):
+            row = timed(wall_ms, call)
+            return row | {"windows/s": 1e3 * pairs.n_windows / row["ms"]}
+
+        yield {"form": name, "windows": pairs.n_windows}, measure
 
 
-def pipeline(ceiling: dict) -> list[dict]:
+def pipeline(ceiling: dict) -> Section:
     """Pairs a second from strings to logits, default model, K = 64."""
     given = testing.heavy_tailed_pairs(random.Random(0), 8192, mean=1900)
-    found, first = [], None
-    for name in ("triton", "triton-bf16", "torch"):
-        scorer = Scorer("default", k_max=K_MAX, engine=name, device="cuda")
-        logit = scorer.score(*given).logit
-        first = logit if first is None else first
-        close = np.mean(np.abs(logit - first) < (0.1 if name == "triton-bf16" else 1e-3))
-        assert close > 0.99, f"{name}: only {close:.3f} of the logits agree"
-        ms, spread = wall_ms(lambda scorer=scorer: scorer.score(*given), 3)
-        found.append({"engine": name, "pairs": len(given[0]), "ms": ms, "spread": spread,
-                      "pairs/s": 1e3 * len(given[0]) / ms})  # fmt: skip
-    return found
+    first = Scorer("default", k_max=K_MAX, engine="triton", device="cuda").score(*given).logit
+    for name, n in (("triton", 8192), ("triton-bf16", 8192), ("torch", 2048)):
+
+        def measure(name=name, n=n):
+            scorer, rows = Scorer("default", k_max=K_MAX, engine=name, device="cuda"), [part[:n] for part in given]
+            logit = scorer.score(*rows).logit
+            close = np.mean(np.abs(logit - first[:n]) < (0.1 if name == "triton-bf16" else 1e-3))
+            assert close > 0.99, f"{name}: only {close:.3f} of the logits agree"
+            row = timed(wall_ms, lambda: scorer.score(*rows), 3)
+            return row | {"pairs/s": 1e3 * n / row["ms"]}
+
+        yield {"engine": name, "pairs": n}, measure
 
 
-def stages(ceiling: dict) -> list[dict]:
+def stages(ceiling: dict) -> Section:
     """Where the time of 64 pairs goes, one batch alone, beside the paper's milliseconds on an RTX 4090 (App. H)."""
     engine = TritonEngine.load("default")
     model, given = engine.model, testing.heavy_tailed_pairs(random.Random(0), 64, mean=1900)
@@ -227,41 +247,35 @@ def stages(ceiling: dict) -> list[dict]:
             "tokens": (lambda: model.tokenize(candidates, selection.rows, selection.offsets, *encoded), 0.8),
             "aggregation": (lambda: model.aggregate(tokens), 3.1),
         }
-        found = []
         for name, (call, paper) in calls.items():
-            ms, spread = wall_ms(call, 20)
-            found.append({"stage": name, "ms": ms, "spread": spread, "paper, ms": paper})
-    return found
+            yield {"stage": name, "paper, ms": paper}, functools.partial(timed, wall_ms, call, 20)
 
 
-def training(ceiling: dict) -> list[dict]:
+def training(ceiling: dict) -> Section:
     """A step of the aggregator, forward, backward and AdamW, in bfloat16: time and peak memory."""
-    found = []
     for size, config in (("default", AggregatorConfig()), ("paper", AggregatorConfig.paper())):
         for bags, n in ((1024, 64), (128, 512)):
             torch.manual_seed(0)
             tokens = torch.randn(bags, n, 387, device="cuda")
             mask = torch.rand(bags, n, device="cuda") < 0.9
             label = torch.rand(bags, device="cuda").round()
-            exact = noise = None
-            for form in ("SDPA", "kernels", "torch.compile"):
+
+            def measure(form, config=config, tokens=tokens, mask=mask, label=label):
                 torch.manual_seed(1)
-                model = SetTransformer(387, config).cuda()
-                if exact is None:
-                    with torch.no_grad():
-                        exact = model.eval()(tokens, mask)
-                if form == "kernels":
-                    use_kernels(model)
-                with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-                    logit = model.eval()(tokens, mask).float()
-                error = (logit - exact).norm()  # of bfloat16: logits are near 0 before they learn
-                noise = error if noise is None else noise
-                assert error <= 2 * noise
+                model = SetTransformer(387, config).cuda().eval()
+                with torch.no_grad():
+                    exact = model(tokens, mask)
+                    with torch.autocast("cuda", torch.bfloat16):
+                        noise = (model(tokens, mask).float() - exact).norm()
+                        if form == "kernels":
+                            use_kernels(model)
+                        error = (model(tokens, mask).float() - exact).norm()  # logits are near 0 before they learn
+                assert error <= 2 * noise, f"{error} in bfloat16, SDPA has {noise}"
                 model.train()
                 run = torch.compile(model, dynamic=False) if form == "torch.compile" else model
                 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
-                def step(run=run, optimizer=optimizer, tokens=tokens, mask=mask, label=label):
+                def step():
                     with torch.autocast("cuda", torch.bfloat16):
                         logit = run(tokens, mask)
                     F.binary_cross_entropy_with_logits(logit.float(), label).backward()
@@ -270,15 +284,15 @@ def training(ceiling: dict) -> list[dict]:
 
                 step()
                 torch.cuda.reset_peak_memory_stats()
-                ms, spread = wall_ms(step, 15)
-                found.append({"size": size, "B": bags, "K": n, "form": form, "ms": ms, "spread": spread,
-                              "peak, MiB": torch.cuda.max_memory_allocated() / 2**20})  # fmt: skip
-    return found
+                row = timed(wall_ms, step, 15)
+                return row | {"peak, MiB": torch.cuda.max_memory_allocated() / 2**20}
+
+            for form in ("SDPA", "kernels", "torch.compile")[: 3 if n == K_MAX else 2]:  # compiling takes half a minute
+                yield {"size": size, "B": bags, "K": n, "form": form}, functools.partial(measure, form)
 
 
-def axial(ceiling: dict) -> list[dict]:
+def axial(ceiling: dict) -> Section:
     """Row and column attention of a pair latent, forward and backward, bf16: time, and peak memory beyond the input."""
-    found = []
     for side, heads in ((500, 4), (200, 4)):
         torch.manual_seed(0)
         qkv = torch.randn(1, side, side, 3, heads, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -300,16 +314,17 @@ def axial(ceiling: dict) -> list[dict]:
                 torch.autograd.grad(out, qkv, [slope, slope])
                 return out
 
-            for a, b in zip(both(), expected, strict=True):
-                assert (a - b).float().norm() < 2e-2 * b.float().norm()
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            both()
-            peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-            ms, spread = wall_ms(both, 15)
-            found.append({"L": side, "heads": heads, "form": name, "ms": ms, "spread": spread, "peak, MiB": peak})
-    return found
+            def measure(both=both, expected=expected):
+                for a, b in zip(both(), expected, strict=True):
+                    assert (a - b).float().norm() < 2e-2 * b.float().norm()
+                torch.cuda.synchronize()
+                before = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+                both()
+                peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+                return timed(wall_ms, both, 15) | {"peak, MiB": peak}
+
+            yield {"L": side, "heads": heads, "form": name}, measure
 
 
 # The quick ones first, should time run out.
@@ -319,33 +334,66 @@ SECTIONS = {"ESA scan": scan, "duplex energies": energies, "cheap scan": cheap, 
             "training step": training}  # fmt: skip
 
 
-def main(out: Path) -> int:
-    properties = torch.cuda.get_device_properties(0)
+def main(out: Path, first: int = 0) -> int:
+    """Sections from ``first`` on; those before it are in the report already."""
+    path = out / "gpu.json"
+    report = json.loads(path.read_text()) if first else begin()
+    for number, (name, section) in enumerate(SECTIONS.items()):
+        if number < first:
+            continue
+        rows, failed = report["sections"].setdefault(name, []), report["failed"].setdefault(name, [])
+        try:
+            for labels, measure in section(report["ceiling"]):
+                try:
+                    rows.append(labels | measure())
+                except Exception as error:  # the other rows are still worth having
+                    failed.append(f"{labels}: {repr(error)[:300]}")
+                    torch.cuda.synchronize()
+        except Exception as error:
+            failed.append(repr(error)[:300])
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        (out / "gpu.md").write_text(head(report) + "".join(table(report, name) for name in report["sections"]))
+        print(table(report, name), flush=True)
+        if not usable():
+            os.execv(sys.executable, [sys.executable, __file__, str(out), str(number + 1)])
+    return any(report["failed"].values())
+
+
+def begin() -> dict:
+    """A report without sections."""
     git = shutil.which("git")
     asked = subprocess.run([git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True) if git else None
-    commit = os.environ.get("COMMIT") or (asked.stdout.strip() if asked else "")
-    ceiling = roofline()
-    report: dict = {
-        "device": properties.name, "torch": torch.__version__, "python": platform.python_version(), "commit": commit,
-        "ceiling": ceiling, "sections": {}, "failed": {},
+    return {
+        "device": torch.cuda.get_device_properties(0).name, "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": os.environ.get("COMMIT") or (asked.stdout.strip() if asked else "") or "unknown",
+        "ceiling": roofline(), "sections": {}, "failed": {},
     }  # fmt: skip
-    text = [f"# {properties.name}, torch {torch.__version__}, commit {commit or 'unknown'}", ""]
-    text += [f"Measured ceilings: {ceiling['GB/s']:.0f} GB/s, {ceiling['bf16 TFLOP/s']:.0f} TFLOP/s in bf16."]
-    for name, section in SECTIONS.items():
-        text += ["", f"## {name}", ""]
-        try:
-            rows = section(ceiling)
-        except Exception as error:  # the other sections are still worth having
-            report["failed"][name] = repr(error)
-            text.append(f"Failed: {error!r}")
-        else:
-            report["sections"][name] = rows
-            text += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-            text += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
-        (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        (out / "gpu.md").write_text("\n".join(text) + "\n")
-        print(*text[text.index(f"## {name}") :], sep="\n", flush=True)
-    return bool(report["failed"])
+
+
+def usable() -> bool:
+    """Whether the device still answers in this process."""
+    try:
+        torch.zeros(1, device="cuda").item()
+    except RuntimeError:
+        return False
+    return True
+
+
+def head(report: dict) -> str:
+    bandwidth, rate = report["ceiling"]["GB/s"], report["ceiling"]["bf16 TFLOP/s"]
+    return (f"# {report['device']}, torch {report['torch']}, commit {report['commit']}\n\n"
+            f"Measured ceilings: {bandwidth:.0f} GB/s, {rate:.0f} TFLOP/s in bf16.\n")  # fmt: skip
+
+
+def table(report: dict, name: str) -> str:
+    """Markdown of a section."""
+    rows, lines = report["sections"][name], [f"\n## {name}\n"]
+    if rows:
+        lines += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+        lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
+    lines += [f"\nFailed: {error}" for error in report["failed"][name]]
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value) -> str:
@@ -353,4 +401,4 @@ def _cell(value) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
