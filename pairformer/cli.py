@@ -267,24 +267,15 @@ def _model_options(function: Callable) -> Callable:
 @cli.command(cls=ConfigCommand, short_help="Train a model on labelled windows and pairs.")
 @click.argument("stage", type=click.Choice(["stage1", "stage2", "stage3", "all"]))
 @click.option("--data", help="Folder of training data; else the variable PAIRFORMER_DATA.")
-@click.option(
-    "--pairs", type=FILE, help="Your pairs: TSV with mirna_seq utr_seq label; gene_symbol utr_id where known."
-)
+@click.option("--pairs", type=FILE,
+              help="Your pairs: TSV with mirna_seq utr_seq label; gene_symbol utr_id where known.")  # fmt: skip
 @click.option("--sites", type=FILE, help="Your windows of 40 nt: TSV with mirna_seq mrna_seq mrna_id label.")
 @click.option("--encoders", metavar="MODEL", help="Take both encoders of a saved model in place of stages 1 and 2.")
-@click.option(
-    "--validation",
-    type=click.FloatRange(0, 0.5),
-    default=0.0,
-    show_default=True,
-    help="Share of the pairs set aside, by family where there are 20, else by gene; picks stage 3's epoch.",
-)
-@click.option(
-    "--calibrate",
-    type=FILE,
-    multiple=True,
-    help="report.json of held-out folds: of labelled pairs, or of fold changes.",
-)
+@click.option("--validation", type=click.FloatRange(0, 0.5), default=0.0, show_default=True,
+              help="Share of the pairs set aside, by family where there are 20, else by gene; picks stage 3's epoch."
+              )  # fmt: skip
+@click.option("--calibrate", type=FILE, multiple=True,
+              help="report.json of held-out folds: of labelled pairs, or of fold changes.")  # fmt: skip
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
 @_model_options
 @config_options(*DEFAULTS, without=CALIBRATED[1:])
@@ -321,11 +312,13 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         protocol, found, means = read_calibration(path, CALIBRATED)
         calibration |= found
         metadata.setdefault("held_out", {})[protocol] = found | {"means": means}
-    training.train(
+    model = training.train(
         stage, windows, labelled, aside, out, model_config, config, encoders, calibration=calibration,
         metadata=metadata, more=load_sources(folder, config.sources, sites) if folder else MoreSources(), device=device,
     )  # fmt: skip
     if stage in ("stage3", "all"):
+        counts = model.metadata["trained_on"]
+        click.echo("pairs: {pairs}, {pairs_without_candidate} without a candidate".format(**counts), err=True)
         click.echo(f"model written to {out / 'model'}", err=True)
         if model_config.aggregator.additive and "effect_scale" not in calibration:
             click.echo("its log2_fold_change ranks but has no scale and no interval; --calibrate the report.json of "

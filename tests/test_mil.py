@@ -361,8 +361,8 @@ def test_bag_classifier(labelled, k_max):
     from sklearn.model_selection import cross_val_score
 
     bags, labels = labelled
-    for share in (-0.2, 1.0):
-        with pytest.raises(ValueError, match=f"validation must be in .* got {share}"):
+    for share in (-0.2, 0.01, 1.0):
+        with pytest.raises(ValueError, match=f"validation must be 0, or a share .* got {share}"):
             mil.BagClassifier(validation=share).fit([np.ones((1, 2))] * 2, [0, 1])
     for wrong, message in (([0, np.nan], "y contains NaN"), ([0, 1, 2], "y must hold two classes for 3 bags, got 3")):
         with pytest.raises(ValueError, match=message):

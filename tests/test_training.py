@@ -354,6 +354,7 @@ def test_train_command(folder, tmp_path, command, capsys):
         f"{m.replace('U', 'T').lower()}\t{u}\t{y:g}\n"
         for m, u, y in zip(pairs.mirna, pairs.utr, pairs.label, strict=True)
     ]
+    rows += [rows[1].split("\t")[0] + f"\tACGU\t{label}\n" for label in (0, 1) * 20]
     (tmp_path / "mine.tsv").write_text("".join(rows))
     scores = {"look_up": {"metrics": {name: {"mean": None} for name in ("pr_auc", "roc_auc", "within_mirna")}}}
     report = {"protocol": "made", "held_out": True, "logit_scale": 0.5, "summary": {"scores": scores}}
@@ -361,8 +362,13 @@ def test_train_command(folder, tmp_path, command, capsys):
     mine = ("train", "stage3", "--recipe", "paper", "--pairs", tmp_path / "mine.tsv", "--encoders", out / "model",
             "--stage3.epochs", 2, *small,
             "--validation", 0.2, "--calibrate", tmp_path / "report.json", "--out", tmp_path / "mine")  # fmt: skip
+    capsys.readouterr()
     assert command(*mine) == 0
     model = PairFormer.load(tmp_path / "mine/model")
+    counts = model.metadata["trained_on"]
+    empty = int((scan(pairs.mirna, pairs.utr).n_candidates == 0).sum()) + 40
+    assert 20 < counts["pairs_without_candidate"] <= empty  # some families are set aside
+    assert "pairs: {pairs}, {pairs_without_candidate} without a candidate\n".format(**counts) in capsys.readouterr().err
     assert model.config.logit_scale == 0.5
     means = {"look_up": {"pr_auc": None, "roc_auc": None, "within_mirna": None}}
     assert model.metadata["held_out"] == {"made": {"logit_scale": 0.5, "means": means}}
@@ -379,7 +385,7 @@ def test_train_command(folder, tmp_path, command, capsys):
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert command(*mine, "--logit-scale", 1) == 2
     assert command("train", "stage1", *mine[2:]) == 2
-    assert model.metadata["trained_on"]["pairs"] == pytest.approx(192, abs=15)
+    assert counts["pairs"] == pytest.approx(0.8 * (len(rows) - 1), abs=15)
     log = [json.loads(line) for line in (tmp_path / "mine/log.jsonl").read_text().splitlines()]
     assert [set(r) >= {"pr_auc", "roc_auc"} for r in log] == [True, True]
     pair = predict("UGAGGUAGUAGGUUGUAUAGUU", "ACGU" * 50, model=tmp_path / "mine/model")

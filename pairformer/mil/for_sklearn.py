@@ -51,7 +51,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
-                classes, ``batch_size`` or ``epochs`` is below 1, or ``validation`` leaves no bag to train on.
+                classes, ``batch_size`` or ``epochs`` is below 1, or ``validation`` takes no bag or all of them.
         """
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
@@ -61,8 +61,10 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         for name in ("batch_size", "epochs"):
             if as_int(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not 0 <= self.validation < 1 or round(self.validation * len(X)) == len(X):
-            raise ValueError(f"validation must be in [0, 1) and leave bags to train on, got {self.validation}")
+        aside = round(self.validation * len(X)) if 0 <= self.validation < 1 else len(X)
+        if aside == len(X) or (self.validation and not aside):
+            rule = f"0, or a share that takes one of {len(X)} bags or more and leaves one"
+            raise ValueError(f"validation must be {rule}, got {self.validation}")
         filled = [bag for bag in X if len(bag)]
         if not filled:
             raise ValueError("X must hold an instance, got empty bags only")

@@ -95,10 +95,12 @@ def train(
     bags = Bags(model.eval(), pairs, config.budgets)
     train_aggregator(model, bags, Bags(model, validation) if validation is not None else None, config, out, more)
     model.config = served
-    trained_on = {"pairs": len(pairs), "positive_pairs": int(pairs.label.sum())}
+    trained_on = {"pairs": len(pairs), "positive_pairs": int(pairs.label.sum()),
+                  "pairs_without_candidate": int((bags.candidates.n_candidates == 0).sum())}  # fmt: skip
     trained_on |= {name: len(part) for name, part in (("sites", sites), *more.items()) if part is not None}
-    model.save(out / "model", {"trained_on": trained_on, **(metadata or {}), "rows_sha256": rows,
-                               "train": asdict(config), "torch": torch.__version__})  # fmt: skip
+    model.metadata = {"trained_on": trained_on, **(metadata or {}), "rows_sha256": rows, "train": asdict(config),
+                      "torch": torch.__version__}  # fmt: skip
+    model.save(out / "model", model.metadata)
     return model
 
 
