@@ -233,8 +233,9 @@ def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
 
 
 def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:
-    """Few threads for small bags alone: a large one would not fit their registers."""
-    return [c for c in configs if c.num_warps >= 4 or kwargs["POWER_Q"] * kwargs["POWER_K"] <= 64 * 64]
+    """Few threads for small bags alone, one warp for those in half precision: more would not fit their registers."""
+    small = kwargs["POWER_Q"] * kwargs["POWER_K"] <= 64 * 64
+    return [c for c in configs if c.num_warps >= (kwargs["Q"].element_size() // 2 if small else 4)]
 
 
 _TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED"]

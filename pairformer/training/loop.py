@@ -40,8 +40,9 @@ def fit(
 
     On a GPU its attention blocks attend by the fused kernels from here on.
 
-    Every epoch draws its order and dropout from (rng_seed, stage, epoch), so a run that was stopped and
-    started again gives the same weights as one that was not.
+    Every epoch draws its order and dropout from (rng_seed, stage, epoch), so a run that was stopped and started again
+    gives the same weights as one that was not: on a CPU to the last bit, on a GPU but for what differs between blocks
+    that each process tunes anew.
 
     Args:
         stage: name; the log is ``run_dir/log.jsonl``, the checkpoint ``run_dir/<stage>.pt``.
