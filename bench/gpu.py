@@ -336,8 +336,7 @@ SECTIONS = {"ESA scan": scan, "duplex energies": energies, "cheap scan": cheap, 
 
 def main(out: Path, first: int = 0) -> int:
     """Sections from ``first`` on; those before it are in the report already."""
-    path = out / "gpu.json"
-    report = json.loads(path.read_text()) if first else begin()
+    report = json.loads((out / "gpu.json").read_text()) if first else begin()
     for number, (name, section) in enumerate(SECTIONS.items()):
         if number < first:
             continue
@@ -349,14 +348,19 @@ def main(out: Path, first: int = 0) -> int:
                 except Exception as error:  # the other rows are still worth having
                     failed.append(f"{labels}: {repr(error)[:300]}")
                     torch.cuda.synchronize()
+                write(report, out)  # what there is, should time run out
         except Exception as error:
             failed.append(repr(error)[:300])
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        (out / "gpu.md").write_text(head(report) + "".join(table(report, name) for name in report["sections"]))
+        write(report, out)
         print(table(report, name), flush=True)
         if not usable():
             os.execv(sys.executable, [sys.executable, __file__, str(out), str(number + 1)])
     return any(report["failed"].values())
+
+
+def write(report: dict, out: Path) -> None:
+    (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "gpu.md").write_text(head(report) + "".join(table(report, name) for name in report["sections"]))
 
 
 def begin() -> dict:

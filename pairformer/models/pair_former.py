@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pairformer.bags import Candidates, padded_rows
+from pairformer.bags import Candidates
 from pairformer.config import CONTEXT_FEATURES, SITE_FEATURES, ModelConfig
 from pairformer.models.additive import AdditiveHead, LengthGate
 from pairformer.models.encoders import CheapEncoder, ExpensiveEncoder
@@ -274,7 +274,7 @@ def pack_tokens(tokens: Tensor, offsets: NDArray[np.int64]) -> tuple[Tensor, Ten
         tokens (B, K, T) with zeros where there is none, mask (B, K) True = real; K is the longest bag.
     """
     sizes = np.diff(offsets)
-    _, mask = padded_rows(offsets, int(sizes.max(initial=0)))
+    mask = np.arange(sizes.max(initial=0)) < sizes[:, None]
     place = torch.from_numpy(np.flatnonzero(mask)).to(tokens.device)  # numbers, as a mask would wait for a GPU
     padded = tokens.new_zeros(mask.size, tokens.shape[1]).index_copy(0, place, tokens)
     return padded.view(*mask.shape, tokens.shape[1]), torch.from_numpy(mask).to(tokens.device)
