@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TypeVar
@@ -84,15 +84,16 @@ def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, di
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
     """A file to write that is at ``path`` whole or not at all, whatever stops or writes beside this process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as out:
-        try:
+    place = path.with_name(f"{secrets.token_hex(8)}.tmp")
+    try:
+        with place.open("x+b") as out:
             yield out
-            out.flush()
-            os.chmod(out.name, mode)
-            os.replace(out.name, path)
-        except BaseException:
-            os.unlink(out.name)
-            raise
+        if mode is not None:
+            place.chmod(mode)
+        os.replace(place, path)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise

@@ -241,7 +241,7 @@ def test_nothing_to_cover_is_top_k(bags):
     ("arguments", "message"),
     [
         ({"k_max": 0}, "k_max must be 1 or more, got 0"),
-        ({"grid": 0}, "grid must be an int in 1..256, got 0"),
+        ({"grid": 0}, "grid must be in 1..256, got 0"),
         ({"rho": 1.5}, "rho must be in"),
     ],
 )
@@ -323,6 +323,24 @@ def test_random_and_k_means_plus_plus_follow_their_laws():
     assert np.mean(near) == pytest.approx(0.1, abs=0.02)
 
 
+def test_draws_of_neighbouring_seeds_and_of_equal_scores_are_apart():
+    rng = np.random.default_rng(7)
+    scores, points = rng.normal(size=200), rng.normal(size=(200, 2))
+    for rule in (mil.Random, mil.KMeansPlusPlus):
+        drawn = [set(rule(20, rng_seed=seed).select(scores, points).rows.tolist()) for seed in range(50)]
+        shared = [len(one & other) for one, other in pairwise(drawn)]
+        assert np.mean(shared) < 4  # of 20 out of 200
+        equal = {tuple(rule(3, rng_seed=seed).select(np.zeros(200), points).rows) for seed in range(50)}
+        assert len(equal) == 50
+
+
+def test_a_plane_is_read_by_its_rows():
+    """Of a lattice of 50 x 50 every other row is taken, the last one too."""
+    row, column = np.divmod(np.arange(2500), 50)
+    found = mil.UniformPosition(50).select(np.zeros(2500), None, np.stack([row, column], 1).astype(float))
+    assert row[found.rows].tolist() == list(range(50))
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 30), max_size=5), st.integers(1, 12), st.sampled_from([mil.STSelector, *BASELINES]),
        st.booleans())  # fmt: skip
@@ -355,7 +373,7 @@ def labelled():
 
 @pytest.mark.parametrize("k_max", [None, 6])
 def test_bag_classifier(labelled, k_max):
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from sklearn.base import clone
     from sklearn.exceptions import NotFittedError
     from sklearn.model_selection import cross_val_score
@@ -367,6 +385,17 @@ def test_bag_classifier(labelled, k_max):
     for wrong, message in (([0, np.nan], "y contains NaN"), ([0, 1, 2], "y must hold two classes for 3 bags, got 3")):
         with pytest.raises(ValueError, match=message):
             mil.BagClassifier().fit([np.ones((1, 2))] * len(wrong), wrong)
+    two = np.int64(2)
+    assert len(mil.BagClassifier(k_max=two, epochs=two, batch_size=two).fit(bags[:6], labels[:6]).predict(bags)) == len(
+        bags
+    )
+
+    def alternating(width):
+        scorer, encoder = torch.nn.Linear(width, 1), torch.nn.Linear(width, 4)
+        return mil.BudgetedMIL(scorer, encoder, mil.SetAggregator(4), mil.TopK(2), train="alternating")
+
+    with pytest.raises(ValueError, match="module must be trained by a loss of its logits"):
+        mil.BagClassifier(alternating).fit(bags, labels)
     for name in ("batch_size", "epochs"):
         with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
             mil.BagClassifier(**{name: 0}).fit([np.ones((1, 2))] * 2, [0, 1])
@@ -498,8 +527,9 @@ def test_select_folder_of_arrays(tmp_path):
     assert kept.dtype == np.float16
     (scored,) = {one.rows[0] for one in mil.select_folder(source, out, 1, scorer=lambda x: -x[:, 0]) if one.name == "b"}
     assert scored == np.load(source / "b.npy")[:, 0].argmin()
-    with pytest.raises(ValueError, match="out must lie outside"):
-        mil.select_folder(source, source / "out")
+    for folders in ((source, source / "out"), (source, tmp_path / "scores", 2), (source, tmp_path / "coords", 2)):
+        with pytest.raises(ValueError, match="out must lie outside"):
+            mil.select_folder(*folders, scores=tmp_path / "scores", coords=tmp_path / "coords")
     with pytest.raises(FileNotFoundError, match=r"features must hold \.pt, \.npy, \.h5 files, got"):
         mil.select_folder(tmp_path / "scores", out)
     assert all("scores must have a file of" in one.message for one in mil.select_folder(source, out, scores=tmp_path))
@@ -512,6 +542,52 @@ def test_select_folder_of_arrays(tmp_path):
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["c.npy", "selection.tsv"]
 
 
+def test_odd_files_do_not_stop_the_others(tmp_path):
+    """Each is told, and leaves nothing."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "scores").mkdir()
+    values = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    for name in ("good", "folder", "struct", "line\nbreak", "zip"):
+        np.save(tmp_path / "in" / f"{name}.npy", values)
+        np.save(tmp_path / "scores" / f"{name}.npy", values[:, :1])  # (n, 1)
+    with (tmp_path / "in" / "zip.npy").open("wb") as file:
+        np.savez(file, values=values)
+    np.save(tmp_path / "scores" / "struct.npy", np.zeros(9, [("score", float), ("row", int)]))
+    (tmp_path / "out" / "folder.npy").mkdir(parents=True)
+    bags = mil.select_folder(tmp_path / "in", tmp_path / "out", np.int64(3), scores=tmp_path / "scores")
+    done = {bag.name: bag for bag in bags}
+    assert done["good"].rows.tolist() == mil.STSelector(3).select(values[:, 0], values).rows.tolist()
+    assert "folder.npy: out must have no folder where a file belongs" in done["folder"].message
+    assert "struct.npy: scores must be one number a line" in done["struct"].message
+    assert "names must have no tab and no line break" in done["line\nbreak"].message
+    assert "zip.npy: features must be readable as .npy, got an archive" in done["zip"].message
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["folder.npy", "good.npy", "selection.tsv"]
+    assert {line.split("\t")[0] for line in (tmp_path / "out" / "selection.tsv").read_text().splitlines()} == {
+        "bag",
+        "good",
+    }
+
+
+def test_h5_keeps_its_packing_and_drops_its_references(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in" / "a.h5", "w", libver="latest") as file:
+        file.create_dataset("features", data=np.random.default_rng(0).normal(size=(9, 4)), compression="gzip")
+        file["place"] = np.arange(9)
+        file["place"].make_scale("place")
+        file["features"].dims[0].attach_scale(file["place"])
+        file["features"].attrs["long"] = np.zeros(10_000)
+        file.create_dataset("others", data=[file["place"].ref] * 9, dtype=h5py.ref_dtype)
+    (done,) = mil.select_folder(tmp_path / "in", tmp_path / "out", 3)
+    assert done.message is None
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        assert file["features"].compression == "gzip"
+        assert file["features"].dims[0].values() == []
+        assert file["place"][:].tolist() == done.rows.tolist()
+        assert file["features"].attrs["long"].shape == (10_000,)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant")  # of torchmil's collate
 def test_torchmil_trains_and_prunes():
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchmil", reason="torchmil is not installed")
@@ -529,6 +605,15 @@ def test_torchmil_trains_and_prunes():
     logits, losses = MILModelWrapper(model).compute_loss(batch)
     assert losses["BCEWithLogitsLoss"] == torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["Y"])
     assert model.predict(batch["X"], batch["mask"])[1].shape == (2, 3)
+    one_of_nine = torch.eye(9)[8]  # a label of as many classes as the bag has instances
+    batch = mil.SelectCollate(mil.STSelector(3), torch.nn.Linear(4, 1))([{**bag, "Y": one_of_nine}])
+    assert torch.equal(batch["Y"][0], one_of_nine)
+    budgeted = mil.BudgetedMIL(torch.nn.Linear(4, 1), torch.nn.Linear(4, 4), mil.SetAggregator(4), mil.TopK(2))
+    attention = mil.TorchMILModel(budgeted.eval()).predict(bag["X"][None])[1]
+    assert (attention > 0).sum() == 2
+    budgeted = mil.BudgetedMIL(*budgeted.children(), mil.TopK(2), train="alternating")
+    with pytest.raises(ValueError, match="module must be trained by a loss of its logits, got a BudgetedMIL that"):
+        mil.TorchMILModel(budgeted).compute_loss(bag["Y"][None], bag["X"][None])
 
 
 # Documentation.

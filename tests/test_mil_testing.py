@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -126,6 +127,15 @@ def test_attention_is_what_the_pooling_used():
     torch.testing.assert_close(att[:, None] @ values, seen["attended"])
 
 
+def test_threads_ask_one_module_for_attention():
+    module = mil.SetAggregator(5).eval()
+    x = torch.randn(4, 60, 5)
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        expected = module(x, return_att=True)[1]
+        for found in pool.map(lambda _: module(x, return_att=True)[1], range(100)):
+            assert torch.equal(found, expected)
+
+
 def test_an_empty_bag_has_a_learned_logit():
     module = mil.SetAggregator(3)
     no_places = torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.bool)
@@ -235,6 +245,12 @@ def test_alternating_trains_one_part_at_a_time():
     model.loss(x, labels, offsets=offsets).backward()
     assert gradient(model.scorer) == 0
     assert min(gradient(model.encoder), gradient(model.aggregator)) > 0
+    model.eval().zero_grad()
+    for _ in range(2):  # no turn is lost to a loss that is only looked at, which is always of the logits
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(model(x, offsets=offsets), labels.float())
+        torch.testing.assert_close(model.loss(x, labels, offsets=offsets), expected)
+    model.train().loss(x, labels, offsets=offsets).backward()
+    assert gradient(model.encoder) == 0
     with pytest.raises(ValueError, match="train must be straight-through or alternating, got 'both'"):
         budgeted("both")
 
@@ -309,8 +325,12 @@ def test_our_rules(rule, check):
 def test_our_aggregators(sizes, check):
     torch.manual_seed(0)
     module = mil.SetAggregator(6, **sizes).train()
+    module.head.eval()  # frozen
+    modes = [part.training for part in module.modules()]
+    module.empty.grad = torch.ones(())
     testing.run_aggregator_check(check, module, 6)
-    assert module.training
+    assert [part.training for part in module.modules()] == modes
+    assert module.empty.grad == 1
 
 
 @pytest.mark.parametrize("train", ["straight-through", "alternating"])

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pairformer.config import AggregatorConfig
 from pairformer.mil.forms import Form, is_nested
 from pairformer.models.pair_former import pack_tokens
 from pairformer.models.set_transformer import SetTransformer
-from pairformer.saved import FILES
+from pairformer.saved import FILES, whole_file
 
 
 class SetAggregator(SetTransformer):
@@ -66,7 +66,7 @@ class SetAggregator(SetTransformer):
 
         Raises:
             ValueError: shapes disagree, or offsets are malformed.
-            TypeError: mask holds floats.
+            TypeError: mask holds floats, or is no tensor.
         """
         ragged = offsets is not None or is_nested(x)
         if ragged:
@@ -78,19 +78,13 @@ class SetAggregator(SetTransformer):
             raise ValueError(f"x must have shape (B, P, {self.project.in_features}), or (N, {self.project.in_features})"
                              f" with offsets, got {tuple(x.shape)}")  # fmt: skip
         mask = _checked(mask, x)
-        if not return_att:
-            return self._logits(x, mask)
-        pooled: list[Tensor] = []  # what the pooling reads
-        watch = self.pool.register_forward_pre_hook(lambda _, given: pooled.extend(given))
-        try:
-            logits = self._logits(x, mask)
-        finally:
-            watch.remove()
-        att = self._attention(*pooled) * mask if pooled else mask.to(x.dtype)
-        return logits, att[mask] if ragged else att
-
-    def _logits(self, x: Tensor, mask: Tensor) -> Tensor:
-        return torch.where(mask.any(1), super().forward(x, mask), self.empty)
+        if x.shape[1] == 0:
+            logits, att = self.empty.expand(len(x)), mask.to(x.dtype)
+        else:
+            inner, attended = self.related(x, mask)
+            logits = torch.where(mask.any(1), self.pooled(inner, attended), self.empty)
+            att = self._attention(inner, attended) * mask if return_att else mask
+        return (logits, att[mask] if ragged else att) if return_att else logits
 
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
         """The weights inside ``self.pool(x, mask)``, (B, P)."""
@@ -104,11 +98,11 @@ class SetAggregator(SetTransformer):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` (the arguments) and ``model.safetensors``, as Hugging Face's model mixin does."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        (directory / FILES[0]).write_text(json.dumps(self.arguments, indent=2) + "\n", encoding="utf-8")
-        save_file(weights, directory / FILES[1], metadata={"format": "pt"})
+        config = json.dumps(self.arguments, indent=2) + "\n"
+        for name, content in zip(FILES, (config.encode(), save(weights, {"format": "pt"})), strict=True):
+            with whole_file(Path(directory) / name) as file:
+                file.write(content)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> SetAggregator:
@@ -130,6 +124,8 @@ class SetAggregator(SetTransformer):
 def _checked(mask: Tensor | None, x: Tensor) -> Tensor:
     if mask is None:
         return x.new_ones(x.shape[:2], dtype=torch.bool)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
     if mask.dtype.is_floating_point:
         raise TypeError(f"mask must be bool or integers 0 and 1, got {mask.dtype}; pass mask.bool() where 1 = real")
     if mask.shape != x.shape[:2]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pairformer.config import as_int
 from pairformer.mil.selectors import COVERAGE, TOP, Bags, Selector
 
 
@@ -45,15 +46,19 @@ class TopK(BagSelector):
         return np.argsort(-scores, kind="stable")[: self.k_max]
 
 
-class Random(BagSelector):
-    """A uniform sample, drawn by hashing scores with ``rng_seed``: instances of one bag and score are drawn by row."""
+class DrawnSelector(BagSelector):
+    """A rule that draws, by hashing scores with ``rng_seed``; of equal scores in a bag the rows are hashed too."""
 
     def __init__(self, k_max: int = 64, rng_seed: int = 0) -> None:
         super().__init__(k_max)
-        self.rng_seed = rng_seed
+        self.rng_seed = as_int("rng_seed", rng_seed)
+
+
+class Random(DrawnSelector):
+    """A uniform sample."""
 
     def _pick(self, scores, embeddings, positions):
-        return np.argsort(_noise(scores, self.rng_seed), kind="stable")[: self.k_max]
+        return np.argsort(_noise(_names(scores), self.rng_seed), kind="stable")[: self.k_max]
 
 
 class UniformPosition(BagSelector):
@@ -66,7 +71,8 @@ class UniformPosition(BagSelector):
         if positions.shape[1] == 1:
             order = np.argsort(positions[:, 0], kind="stable")
         else:
-            order = np.lexsort((positions[:, 1], np.floor(positions[:, 0] * math.isqrt(n - 1))))
+            side = math.isqrt(n - 1) + 1
+            order = np.lexsort((positions[:, 1], np.minimum(np.floor(positions[:, 0] * side), side - 1)))
         return order[(2 * np.arange(self.k_max) + 1) * n // (2 * self.k_max)]
 
 
@@ -89,7 +95,7 @@ class FarthestPoint(BagSelector):
         return np.array(chosen)
 
 
-class KMeansPlusPlus(BagSelector):
+class KMeansPlusPlus(DrawnSelector):
     """The seeding of k-means++: each next instance with probability as its squared distance from those taken.
 
     Source: Arthur and Vassilvitskii, SODA 2007; drawn as the first of exponential clocks that run at these rates.
@@ -97,19 +103,15 @@ class KMeansPlusPlus(BagSelector):
 
     needs = ("embeddings",)
 
-    def __init__(self, k_max: int = 64, rng_seed: int = 0) -> None:
-        super().__init__(k_max)
-        self.rng_seed = rng_seed
-
     def _pick(self, scores, embeddings, positions):
-        points = _vectors(embeddings)
-        chosen = [int(np.argmin(_noise(scores, self.rng_seed)))]
+        points, names = _vectors(embeddings), _names(scores)
+        chosen = [int(np.argmin(_noise(names, self.rng_seed)))]
         nearest = np.full(len(points), np.inf)
         free = np.ones(len(points), bool)
         while len(chosen) < self.k_max:
             free[chosen[-1]] = False
             nearest = np.minimum(nearest, _squared_distance(points, chosen[-1]))
-            clock = -np.log1p(-_noise(scores, self.rng_seed + len(chosen)))
+            clock = -np.log1p(-_noise(names, self.rng_seed, len(chosen)))
             rate = np.where(free, np.maximum(nearest, 1e-300), 0)  # where only copies are left, any of them
             with np.errstate(divide="ignore"):
                 chosen.append(int(np.argmin(clock / rate)))
@@ -202,13 +204,20 @@ def _squared_distance(points: NDArray[np.float64], one: int) -> NDArray[np.float
     return np.square(points - points[one]).sum(1)
 
 
-def _noise(scores: NDArray[np.float32], rng_seed: int) -> NDArray[np.float64]:
-    """Uniform numbers in (0, 1) that belong to the scores, so that neither order nor batch matters.
+def _names(scores: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Numbers that tell the instances of a bag apart by their scores, and those of one score by row."""
+    order = np.argsort(scores, kind="stable")
+    equal = np.empty(len(scores), np.uint64)
+    equal[order] = np.arange(len(scores)) - np.searchsorted(scores[order], scores[order])
+    return (scores + 0.0).view(np.uint32) | equal << np.uint64(32)  # + 0.0: one bit pattern for both zeros
+
+
+def _noise(names: NDArray[np.uint64], rng_seed: int, draw: int = 0) -> NDArray[np.float64]:
+    """Uniform numbers in (0, 1) that belong to the names, so that neither order nor batch matters.
 
     The hash is splitmix64's finaliser.
     """
-    bits = (scores + 0.0).view(np.uint32).astype(np.uint64)  # + 0.0: one bit pattern for both zeros
-    bits += np.uint64((rng_seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    bits = names + np.uint64(((rng_seed + 1) * 0x9E3779B97F4A7C15 + draw * 0xD1B54A32D192ED03) % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     bits = (bits ^ (bits >> np.uint64(31))) >> np.uint64(12)

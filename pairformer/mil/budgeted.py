@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,8 +24,8 @@ class BudgetedOutput:
     """(N,) of the scorer."""
     selection: Selection
     """Which instances the encoder read, in the form of ``x``; CPU tensors."""
-    offsets: np.ndarray
-    """(B + 1,) of the scores."""
+    attention: Tensor | None = None
+    """(N,) of the aggregator, 0 for what was not selected, where it was asked for."""
 
 
 class BudgetedMIL(nn.Module):
@@ -36,8 +35,9 @@ class BudgetedMIL(nn.Module):
 
     - ``train="straight-through"``: tokens are multiplied by 1 + g - stop_gradient(g), g = sigmoid(score), which is 1,
       so that the loss of the bag reaches the scores of what was selected. One loss trains all parts.
-    - ``train="alternating"``: :meth:`loss` trains the scorer alone on its even calls, on log(mean(exp(score))) of each
-      bag as its logit, and encoder and aggregator on the odd ones. Even calls skip the encoder.
+    - ``train="alternating"``: in training mode :meth:`loss` trains the scorer alone on its even calls, on
+      log(mean(exp(score))) of each bag as its logit, and encoder and aggregator on the odd ones. Even calls skip the
+      encoder.
 
     A scorer that starts wrong would never show the encoder what it misses. So in training mode selection adds
     ``explore`` times Gumbel noise to the scores: at 1, top-K then samples from softmax(scores) without replacement.
@@ -74,18 +74,31 @@ class BudgetedMIL(nn.Module):
         self.straight_through = train == "straight-through"
         self.calls = 0
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, offsets: Any = None, positions: Any = None) -> Tensor:
-        """Logits (B,); arguments as for :meth:`run`."""
-        return self.run(x, mask, offsets=offsets, positions=positions).logits
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, return_att: bool = False, *, offsets: Any = None,
+        positions: Any = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        """Logits (B,), and with ``return_att`` the aggregator's attention as ``SetAggregator`` gives it, 0 for what was
+        not selected; arguments as for :meth:`run`."""
+        found = self.run(x, mask, return_att, offsets=offsets, positions=positions)
+        if found.attention is None:
+            return found.logits
+        if mask is None:
+            return found.logits, found.attention
+        attention = found.attention.new_zeros(mask.shape)
+        attention[mask.bool().to(attention.device)] = found.attention
+        return found.logits, attention
 
     def run(
-        self, x: Tensor, mask: Tensor | None = None, *, offsets: Any = None, positions: Any = None
-    ) -> BudgetedOutput:
+        self, x: Tensor, mask: Tensor | None = None, return_att: bool = False, *, offsets: Any = None,
+        positions: Any = None,
+    ) -> BudgetedOutput:  # fmt: skip
         """The forward pass with what it found on its way.
 
         Args:
             x: (N, ...) with ``offsets`` (B + 1,), (B, P, ...) with ``mask`` (B, P), True = real, or jagged.
             mask, offsets: one of them, or neither for jagged ``x``.
+            return_att: also give the aggregator's attention, if its forward takes ``return_att``.
             positions: of the instances, in the same form, on the CPU; or None. See ``Selector.select``.
 
         Raises:
@@ -109,15 +122,20 @@ class BudgetedMIL(nn.Module):
         if self.straight_through:
             gate = scores[chosen].sigmoid()
             tokens = tokens * (1 + (gate - gate.detach()))[:, None]
-        logits = self.aggregator(*pack_tokens(tokens, selection.offsets.numpy()))
-        return BudgetedOutput(logits, scores, replace(selection, form=form), form.offsets)
+        padded, real = pack_tokens(tokens, selection.offsets.numpy())
+        if not return_att:
+            return BudgetedOutput(self.aggregator(padded, real), scores, replace(selection, form=form))
+        logits, of_selected = self.aggregator(padded, real, return_att=True)
+        attention = of_selected.new_zeros(len(scores)).index_copy(0, chosen, of_selected[real])
+        return BudgetedOutput(logits, scores, replace(selection, form=form), attention)
 
     def loss(
         self, x: Tensor, labels: Tensor, mask: Tensor | None = None, *, offsets: Any = None, positions: Any = None
     ) -> Tensor:
-        """Binary cross-entropy of labels (B,) 0 or 1, of the part whose turn it is; counts its calls."""
-        scorer_only = not self.straight_through and self.calls % 2 == 0
-        self.calls += 1
+        """Binary cross-entropy of labels (B,) 0 or 1: in training of the part whose turn it is, counting calls; in
+        evaluation mode always of the logits."""
+        scorer_only = self.training and not self.straight_through and self.calls % 2 == 0
+        self.calls += self.training
         if not scorer_only:
             logits = self(x, mask, offsets=offsets, positions=positions)
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
@@ -141,3 +159,10 @@ class BudgetedMIL(nn.Module):
         if embeddings is None and rows.ndim == 2 and rows.dtype.is_floating_point:
             embeddings = rows
         return scores, embeddings
+
+
+def check_one_loss(module: nn.Module) -> None:
+    """ValueError for a module that a criterion of its logits does not train whole."""
+    if isinstance(module, BudgetedMIL) and not module.straight_through:
+        raise ValueError("module must be trained by a loss of its logits, got a BudgetedMIL that alternates; make it "
+                         "straight-through, or train it by its own loss first")  # fmt: skip

@@ -16,6 +16,8 @@ from pairformer.saved import whole_file
 
 SUFFIXES = (".pt", ".npy", ".h5")
 TABLE = "selection.tsv"
+PACKING = ("compression", "compression_opts", "shuffle")
+REFERENCES = ("DIMENSION_LIST", "REFERENCE_LIST")  # of an .h5 file's scales, which hold in that file alone
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ def select_folder(
         features: the folder.
         out: another folder, made if need be.
         selector: any of ``pairformer.mil``, or a budget K for ``STSelector``.
-        scores: folder of ``NAME.npy`` (n,), or ``NAME.txt`` or ``NAME.csv`` of one number a line: such as the
+        scores: folder of ``NAME.npy`` (n,) or (n, 1), or ``NAME.txt`` or ``NAME.csv`` of one number a line: such as the
             attention of a model trained before.
-        scorer: features (n, D) float32 -> scores (n,), where there are no files.
+        scorer: features (n, D) float32 -> scores (n,) or (n, 1), where there are no files.
         coords: folder of ``NAME.npy``, (n, 2) or (n,).
 
     With neither scores nor scorer the score is the features' Euclidean norm. That is a stand-in: it says which
@@ -62,21 +64,23 @@ def select_folder(
 
     Raises:
         FileNotFoundError: no bag is found.
-        ValueError: out is the folder itself.
+        ValueError: a file would be written among those that are read.
     """
     features, out = Path(features), Path(out)
-    rule = STSelector(selector) if isinstance(selector, int) else selector
+    rule = selector if isinstance(selector, Selector) else STSelector(selector)
     if scores is not None and scorer is not None:
         raise ValueError("scores and scorer must not both be given, got both")
-    if out.resolve().is_relative_to(features.resolve()):
-        raise ValueError(f"out must lie outside {features}, got {out}")
     bags: dict[str, list[Path]] = {}
-    given = (Path(folder).resolve() for folder in (scores, coords) if folder is not None)
+    given = [Path(folder).resolve() for folder in (scores, coords) if folder is not None]
     apart = [folder for folder in given if features.resolve() in folder.parents]
     for path in sorted(features.rglob("*"), key=lambda path: (*SUFFIXES, path.suffix).index(path.suffix)):
         beside = any(path.resolve().is_relative_to(folder) for folder in apart)
         if path.suffix in SUFFIXES and path.is_file() and not beside:
             bags.setdefault(path.stem, []).append(path)
+            place = (out / path.relative_to(features)).resolve().parent
+            if place in given or place.is_relative_to(features.resolve()):
+                raise ValueError(f"out must lie outside the folders that are read, got {out}, where {path} would be "
+                                 f"written to {place}")  # fmt: skip
     if not bags:
         raise FileNotFoundError(f"features must hold {', '.join(SUFFIXES)} files, got {features}")
     scorer = scorer or (lambda values: np.linalg.norm(values, axis=1))
@@ -87,23 +91,30 @@ def _pruned(features, out, selector, bags, scores, scorer, coords) -> Iterator[P
     with whole_file(out / TABLE) as table:
         table.write(b"bag\trow\treason\n")
         for name, paths in bags.items():
+            written: list[Path] = []
             try:
-                _check_kinds(paths)
+                _check_names(name, paths)
                 stored = {path: _read(path) for path in paths}
                 n, kept = _selected(name, stored, selector, scores, scorer, coords)
+                for path, parts in stored.items():
+                    pruned = {key: part[kept.rows] if part.shape[:1] == (n,) else part for key, part in parts.items()}
+                    target = out / path.relative_to(features)
+                    _write(target, path, pruned)
+                    written.append(target)
             except (ValueError, FileNotFoundError) as error:
+                for path in written:
+                    path.unlink()
                 yield Pruned(name, 0, np.empty(0, np.int64), str(error))
                 continue
-            for path, parts in stored.items():
-                pruned = {key: part[kept.rows] if part.shape[:1] == (n,) else part for key, part in parts.items()}
-                _write(out / path.relative_to(features), path, pruned)
             lines = (f"{name}\t{row}\t{why}\n" for row, why in zip(kept.rows, kept.reason, strict=True))
-            table.write("".join(lines).encode())
+            table.write("".join(lines).encode(errors="surrogateescape"))
             yield Pruned(name, n, kept.rows)
 
 
-def _check_kinds(paths: list[Path]) -> None:
-    """Two bags of one name, in folders of their own, must not be taken for one."""
+def _check_names(name: str, paths: list[Path]) -> None:
+    """A name must fit a table, and two bags of one, in folders of their own, must not be taken for one."""
+    if set("\t\r\n") & set(name):
+        raise ValueError(f"{paths[0]}: names must have no tab and no line break, got {name!r}; rename it")
     for one, other in pairwise(paths):  # sorted by kind
         if one.suffix == other.suffix:
             raise ValueError(f"{other}: names must tell bags apart, got {one} too; rename one of them")
@@ -123,6 +134,7 @@ def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Sele
     inside = (parts["coords"] for parts in stored.values() if "coords" in parts)
     places = next(inside, None) if coords is None else _numbers(Path(coords) / f"{name}.npy", "coords")
     score = np.asarray(scorer(values)) if scores is None else _column(Path(scores), name)
+    score = score[:, 0] if score.shape == (len(values), 1) else score
     try:
         return len(values), selector.select(score, values, places)
     except (ValueError, TypeError) as error:
@@ -133,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Arrays of a file by name; "features" is always there."""
     try:
         if path.suffix == ".npy":
-            return {"features": np.load(path)}
+            return {"features": _array(path)}
         if path.suffix == ".pt":
             import torch
 
@@ -141,7 +153,8 @@ def _read(path: Path) -> dict[str, Any]:
         import h5py
 
         with h5py.File(path) as file:
-            sets = {name: part[()] for name, part in file.items() if isinstance(part, h5py.Dataset) and part.shape}
+            sets = {name: part[()] for name, part in file.items() if isinstance(part, h5py.Dataset) and part.shape
+                    and h5py.check_ref_dtype(part.dtype) is None}  # fmt: skip
             return {"features": file["features"][:], **sets}
     except ModuleNotFoundError:
         raise
@@ -157,7 +170,16 @@ def _as_numpy(path: Path, tensor: Any) -> NDArray:
         raise ValueError(f"{path}: features must be readable as .pt, got {error}") from error
 
 
+def _array(path: Path) -> NDArray:
+    array = np.load(path)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("an archive of arrays")
+    return array
+
+
 def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path}: out must have no folder where a file belongs, got one")
     with whole_file(path) as file:
         if path.suffix == ".npy":
             np.save(file, parts["features"])
@@ -168,10 +190,13 @@ def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
         else:
             import h5py
 
-            with h5py.File(source) as old, h5py.File(file, "w") as new:
+            with h5py.File(source) as old, h5py.File(file, "w", libver="latest") as new:  # else attributes have a limit
                 for name in old:
                     if name in parts:
-                        new.create_dataset(name, data=parts[name]).attrs.update(old[name].attrs)
+                        packed = {key: getattr(old[name], key) for key in PACKING}
+                        new.create_dataset(name, data=parts[name], **packed)
+                        kept = {key: value for key, value in old[name].attrs.items() if key not in REFERENCES}
+                        new[name].attrs.update(kept)
                     elif isinstance(link := old.get(name, getlink=True), h5py.HardLink):
                         old.copy(name, new)
                     else:
@@ -181,7 +206,7 @@ def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
 
 def _numbers(path: Path, name: str) -> NDArray:
     try:
-        return np.load(path)
+        return _array(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name} must have a file of {path.stem}, got none in {path.parent}") from None
     except (ValueError, EOFError, OSError) as error:
@@ -193,9 +218,9 @@ def _column(folder: Path, name: str) -> NDArray[np.float64]:
     for suffix in (".npy", ".txt", ".csv"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
-            values = _numbers(path, "scores") if suffix == ".npy" else path.read_text(encoding="utf-8").split()
+            values: Any = _numbers(path, "scores") if suffix == ".npy" else path.read_bytes().split()
             try:
                 return np.asarray(values, np.float64)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}: scores must be one number a line, got {error}") from error
     raise FileNotFoundError(f"scores must have a file of {name}, got none in {folder}")

@@ -15,7 +15,7 @@ from torch import nn
 
 from pairformer.config import as_int
 from pairformer.mil.aggregator import SetAggregator
-from pairformer.mil.budgeted import BudgetedMIL
+from pairformer.mil.budgeted import BudgetedMIL, check_one_loss
 from pairformer.mil.selectors import STSelector
 from pairformer.models.pair_former import chunks, pack_tokens
 
@@ -51,7 +51,8 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
-                classes, ``batch_size`` or ``epochs`` is below 1, or ``validation`` takes no bag or all of them.
+                classes, ``batch_size`` or ``epochs`` is below 1, ``module`` is a ``BudgetedMIL`` that alternates, or
+                ``validation`` takes no bag or all of them.
         """
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
@@ -75,6 +76,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.rng_seed)
             self.module_ = (self.module or self._default)(self.n_features_in_)
+            check_one_loss(self.module_)
             self._train(self._standardised(X), torch.from_numpy(target).float())
         return self
 
@@ -131,13 +133,13 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         self.validation_losses_: list[float] = []
         for _ in range(self.epochs):
             module.train()
-            for batch in used[torch.randperm(len(used))].split(self.batch_size):
+            for batch in used[torch.randperm(len(used))].split(int(self.batch_size)):
                 optimiser.zero_grad()
                 _loss(_apply(module, [bags[i] for i in batch]), target[batch]).backward()
                 nn.utils.clip_grad_norm_(module.parameters(), 1.0)
                 optimiser.step()
             if len(aside):
-                parts = [self._logits([bags[i] for i in part]) for part in aside.split(self.batch_size)]
+                parts = [self._logits([bags[i] for i in part]) for part in aside.split(int(self.batch_size))]
                 self.validation_losses_.append(float(_loss(torch.cat(parts), target[aside])))
                 if self.validation_losses_[-1] < least:
                     least = self.validation_losses_[-1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmil.data import collate_fn
 from torchmil.models import MILModel
 
+from pairformer.mil.budgeted import check_one_loss
 from pairformer.mil.selectors import Selector
 
 
@@ -34,6 +35,8 @@ class TorchMILModel(MILModel):
 
     def compute_loss(self, Y: Tensor, X: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B,) and the criterion by its name."""
+        if self.training:
+            check_one_loss(self.module)
         logits = self(X, mask)
         return logits, {type(self.criterion).__name__: self.criterion(logits.float(), Y.float())}
 
@@ -47,18 +50,20 @@ class SelectCollate:
 
     Args:
         selector: any of ``pairformer.mil``.
-        scorer: X (n, D) -> scores (n,), without gradient; None for the Euclidean norm of X, a stand-in.
+        scorer: X (n, D) -> scores (n,) or (n, 1), without gradient; None for the Euclidean norm of X, a stand-in.
         features: key of the instances (n, D), which the selector covers too.
         coords: key of their positions; not used by bags that lack it.
+        label: key of the bag's label, which is left as it is.
 
-    Entries of n rows are pruned with the bag, ``adj`` (n, n) in both dimensions, sparse or not.
+    Other entries of n rows are pruned with the bag, ``adj`` (n, n) in both dimensions, sparse or not.
     """
 
     def __init__(
         self, selector: Selector, scorer: Callable[[Tensor], Tensor] | None = None, features: str = "X",
-        coords: str = "coords",
+        coords: str = "coords", label: str = "Y",
     ) -> None:  # fmt: skip
-        self.selector, self.scorer, self.features, self.coords = selector, scorer, features, coords
+        self.selector, self.scorer = selector, scorer
+        self.features, self.coords, self.label = features, coords, label
 
     def __call__(self, bags: list[dict[str, Tensor]]) -> Any:
         """The batch as ``torchmil.data.collate_fn`` makes it."""
@@ -68,10 +73,11 @@ class SelectCollate:
     def _pruned(self, bag: dict[str, Tensor]) -> dict[str, Tensor]:
         x = bag[self.features]
         scores = x.norm(dim=1) if self.scorer is None else self.scorer(x)
+        scores = scores[:, 0] if scores.shape == (len(x), 1) else scores
         rows = self.selector.select(scores, x, bag.get(self.coords)).rows
         pruned = {}
         for key, value in bag.items():
-            for dimension in range(2 if key == "adj" else 1):
+            for dimension in range(2 if key == "adj" else key != self.label):
                 if value.ndim > dimension and value.shape[dimension] == len(x):
                     value = value.index_select(dimension, rows)
             pruned[key] = value

@@ -16,7 +16,7 @@ from pairformer.config import as_int
 from pairformer.mil.forms import Form, finite_floats, numpy_of
 from pairformer.selector import is_tensor, like
 
-TOP, COVERAGE, FILL = 0, 1, 2
+TOP, COVERAGE = 0, 1  # and fill, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +103,9 @@ class Selector(ABC):
     """Inputs that must be given, of "embeddings" and "positions"."""
 
     def __init__(self, k_max: int = 64) -> None:
-        if not isinstance(k_max, (int, np.integer)) or isinstance(k_max, bool):
-            raise TypeError(f"k_max must be an int, got {k_max!r}")
-        if k_max < 1:
+        self.k_max = as_int("k_max", k_max)
+        if self.k_max < 1:
             raise ValueError(f"k_max must be 1 or more, got {k_max}")
-        self.k_max = int(k_max)
 
     def select(
         self, scores: Any, embeddings: Any = None, positions: Any = None, offsets: Any = None, *, mask: Any = None,
@@ -136,6 +134,8 @@ class Selector(ABC):
                 rule needs is missing.
             TypeError: a dtype is of another kind, or a tensor is not on the CPU.
         """
+        if as_int("threads", threads) < 0:
+            raise ValueError(f"threads must be 0 (all) or more, got {threads}")
         form = Form.of(scores, offsets, mask)
         bags = Bags(
             _scores(form, scores),
@@ -146,7 +146,7 @@ class Selector(ABC):
         for name in self.needs:
             if getattr(bags, name) is None:
                 raise ValueError(f"{name} must be given for {type(self).__name__}, got None")
-        rows, ends, reason = self._choose(bags, as_int("threads", threads))
+        rows, ends, reason = self._choose(bags, threads)
         return Selection(like(scores, rows), like(scores, ends), like(scores, reason), form)
 
     @abstractmethod
@@ -190,11 +190,11 @@ class STSelector(Selector):
         **fields: Any,
     ) -> None:  # fmt: skip
         super().__init__(k_max)
-        self.config = selector.STSelector(k_max, rho, variant, **fields).config
-        places = k_max - math.floor(rho * k_max)
-        self.grid = min(max(1, math.isqrt(places)), 256) if grid is None else grid
-        if not (isinstance(self.grid, int) and 1 <= self.grid <= 256):
-            raise ValueError(f"grid must be an int in 1..256, got {grid}")
+        self.config = selector.STSelector(self.k_max, rho, variant, **fields).config
+        places = self.k_max - math.floor(rho * self.k_max)
+        self.grid = min(max(1, math.isqrt(places)), 256) if grid is None else as_int("grid", grid)
+        if not 1 <= self.grid <= 256:
+            raise ValueError(f"grid must be in 1..256, got {grid}")
         self.sign_bits = min(max(1, places).bit_length() - 1, 16)  # at most as many cells as places
         self.center = center
 

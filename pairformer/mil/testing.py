@@ -241,17 +241,21 @@ def _aggregator_empty(on: _Module) -> None:
 
 
 def _aggregator_gradient(on: _Module) -> None:
+    import torch
+
     x, mask = on.padded(on.bags, 3)
     x.requires_grad_()
-    on.checked(on.forward(x, mask), len(x)).sum().backward()
-    for name, parameter in on.module.named_parameters() if hasattr(on.module, "named_parameters") else ():
-        bad = parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-        parameter.grad = None
-        assert not bad, f"the gradient of {name} is not finite where one bag is empty"
-    assert x.grad is not None, "no gradient reaches the instances"
-    assert bool(x.grad.isfinite().all()), "the gradient of the instances is not finite where one bag is empty"
-    assert not bool(x.grad[~mask].any()), "padding has a gradient"
-    assert bool(x.grad[mask].any()), "no gradient reaches the instances"
+    named = on.module.named_parameters() if hasattr(on.module, "named_parameters") else ()
+    wanted = {name: parameter for name, parameter in named if parameter.requires_grad}
+    total = on.checked(on.forward(x, mask), len(x)).sum()
+    found, *others = torch.autograd.grad(total, [x, *wanted.values()], allow_unused=True)
+    for name, grad in zip(wanted, others, strict=True):
+        finite = grad is None or bool(grad.isfinite().all())
+        assert finite, f"the gradient of {name} is not finite where one bag is empty"
+    assert found is not None, "no gradient reaches the instances"
+    assert bool(found.isfinite().all()), "the gradient of the instances is not finite where one bag is empty"
+    assert not bool(found[~mask].any()), "padding has a gradient"
+    assert bool(found[mask].any()), "no gradient reaches the instances"
 
 
 def _aggregator_attention(on: _Module) -> None:
@@ -371,14 +375,14 @@ def run_aggregator_check(
         attention = "weights" if "return_att" in signature.parameters else None
     generator = torch.Generator().manual_seed(0)
     bags = [torch.randn(size, width, generator=generator) for size in SIZES]
-    was_training = getattr(module, "training", False)
-    if hasattr(module, "eval"):
-        module.eval()
+    modes = {part: part.training for part in module.modules()} if isinstance(module, torch.nn.Module) else {}
+    for part in modes:
+        part.training = False
     try:
         AGGREGATOR_CHECKS[check](_Module(call, module, bags, tolerance, attention))
     finally:
-        if was_training:
-            module.train()
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _budget(selector: Any, k_max: int | None) -> int:

@@ -118,16 +118,26 @@ class SetTransformer(nn.Module):
 
         A bag without a real token gets ``empty_logit``, a constant.
         """
-        empty = ~mask.any(1)
         if tokens.shape[1] == 0:
             return tokens.new_full((len(tokens),), self.empty_logit)
-        # An empty bag attends to its first (zero) slot, so that no softmax runs over nothing.
-        attended = mask | (empty[:, None] & (torch.arange(mask.shape[1], device=mask.device) == 0))
-        x = self.project(tokens.masked_fill(~mask[:, :, None], 0.0)) * attended[:, :, None]  # (B, K, D)
+        logit = self.pooled(*self.related(tokens, mask))
+        return torch.where(mask.any(1), logit, torch.full_like(logit, self.empty_logit))
+
+    def related(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the pooling reads of sets with K > 0 places: x (B, K, D), and its mask (B, K).
+
+        An empty bag attends to its first (zero) place, so that no softmax runs over nothing.
+        """
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        attended = mask | (~mask.any(1, keepdim=True) & first)
+        x = self.project(tokens.masked_fill(~mask[:, :, None], 0.0)) * attended[:, :, None]
         for layer in self.layers:
             x = layer(x, attended)
-        logit = self.head(self.pool(x, attended).mean(1))[:, 0]  # (B,)
-        return torch.where(empty, torch.full_like(logit, self.empty_logit), logit)
+        return x, attended
+
+    def pooled(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Logits (B,) of what :meth:`related` gave."""
+        return self.head(self.pool(x, attended).mean(1))[:, 0]
 
 
 def head(config: AggregatorConfig) -> nn.Sequential:
