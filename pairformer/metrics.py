@@ -25,12 +25,16 @@ def ranking(label: ArrayLike, score: ArrayLike) -> dict[str, float]:
     Args:
         label: (M,) 0 or 1, both present.
         score: (M,) higher means positive.
+
+    Raises:
+        ValueError: ``label`` has one class only.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
+    positive = _positive(label)
     return {
-        "pr_auc": float(average_precision_score(label, score, sample_weight=_class_weights(label))),
-        "roc_auc": float(roc_auc_score(label, score)),
+        "pr_auc": float(average_precision_score(positive, score, sample_weight=_class_weights(positive))),
+        "roc_auc": float(roc_auc_score(positive, score)),
     }
 
 
@@ -39,7 +43,7 @@ def within_mirna(mirna: Strings, label: ArrayLike, score: ArrayLike) -> tuple[fl
 
     What a score knows of the transcript once the miRNA's identity is taken out; NaN where no miRNA has both.
     """
-    mirna, label, score = np.asarray(mirna), np.asarray(label), np.asarray(score)
+    mirna, label, score = np.asarray(mirna), np.asarray(label), _finite("score", score)
     won, count = 0.0, 0
     for name in set(mirna[label < 0.5]):
         margin = np.subtract.outer(score[(mirna == name) & (label > 0.5)], score[(mirna == name) & (label < 0.5)])
@@ -73,7 +77,7 @@ def decisions(label: ArrayLike, probability: ArrayLike, threshold: float = 0.5) 
     """
     from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
-    positive, called = _positive(label), np.asarray(probability) >= threshold
+    positive, called = _positive(label), _finite("probability", probability) >= threshold
     weight = _class_weights(positive)
     precision, recall, f1, _ = precision_recall_fscore_support(
         positive, called, labels=[False, True], sample_weight=weight, zero_division=0.0
@@ -173,18 +177,20 @@ def at_prior(logit: ArrayLike, prior: float) -> NDArray[np.float64]:
 
 
 def balanced_loss(label: ArrayLike, logit: ArrayLike) -> float:
-    """Mean negative log-likelihood of sigmoid(logit), both classes weighing the same."""
-    label, logit = np.asarray(label, float), np.asarray(logit, float)
-    return float((_class_weights(label) * np.logaddexp(0, np.where(label > 0.5, -logit, logit))).mean())
+    """Mean negative log-likelihood of sigmoid(logit), both classes weighing the same; ValueError without both."""
+    positive, logit = _positive(label), np.asarray(logit, float)
+    return float((_class_weights(positive) * np.logaddexp(0, np.where(positive, -logit, logit))).mean())
 
 
 def balanced_scale(label: ArrayLike, logit: ArrayLike) -> float:
     """Factor c within ``SCALES`` with the least :func:`balanced_loss` of c * logit: temperature scaling, 1 / c.
 
-    One number, since few negatives fit no more, and none that moves even odds (a logit of 0) or the order.
+    One number, since few negatives fit no more, and none that moves even odds (a logit of 0) or the order. ValueError
+    without both classes, or for a logit that is not finite.
     """
+    logit = _finite("logit", logit)
     scales = np.geomspace(*SCALES, 601)
-    return float(min(scales, key=lambda scale: balanced_loss(label, scale * np.asarray(logit))))
+    return float(min(scales, key=lambda scale: balanced_loss(label, scale * logit)))
 
 
 def bootstrap(
@@ -212,13 +218,15 @@ def bootstrap(
         NaN where none has.
 
     Raises:
-        ValueError: a fold's inputs differ in rows, or a score is not finite.
+        ValueError: a fold's inputs differ in rows, there is no row, or a score is not finite.
     """
     names, index = np.unique(np.concatenate([np.asarray(g, object) for g in groups]), return_inverse=True)
+    if not len(names):
+        raise ValueError("label must have rows in a fold, got none")
     group_of = np.split(index, np.cumsum([len(g) for g in groups])[:-1])
     folds = [_tied_runs(*fold) for fold in zip(label, scores, group_of, strict=True)]
     rng, even = np.random.default_rng(rng_seed), np.full(len(names), 1 / len(names))
-    step = max(1, CHUNK // max(map(len, group_of)))
+    step = max(1, CHUNK // max(1, *map(len, group_of)))
     sizes = [min(step, n_resamples - start) for start in range(0, n_resamples, step)]
     means = [_fold_mean(rng.multinomial(len(names), even, size), folds) for size in sizes]
     return np.concatenate(means) if means else np.empty((0, len(folds[0]), 2))
@@ -242,11 +250,9 @@ class _Ranked(NamedTuple):
 
 
 def _tied_runs(label: ArrayLike, scores: ArrayLike, group: NDArray[np.int64]) -> list[_Ranked]:
-    positive, scores = np.asarray(label) > 0.5, np.asarray(scores, float)
+    positive, scores = np.asarray(label) > 0.5, _finite("scores", scores)
     if scores.ndim != 2 or not scores.shape[1] == len(positive) == len(group):
         raise ValueError(f"scores must be (S, {len(positive)}) with a group per row, got {scores.shape}, {len(group)}")
-    if not np.isfinite(scores).all():
-        raise ValueError("scores must be finite, got a NaN or an infinity")
     ranked = []
     for score in scores:
         order = np.argsort(-score)
@@ -265,6 +271,8 @@ def _fold_mean(draws: NDArray[np.int64], folds: list[list[_Ranked]]) -> NDArray[
 
 def _areas(draws: NDArray[np.int64], ranked: _Ranked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """PR-AUC and ROC-AUC, (R,) each, of the rows times their group's draws; NaN where a class is lost."""
+    if not len(ranked.ends):
+        return (nothing := np.full(len(draws), np.nan)), nothing
     weight = draws[:, ranked.group]  # (R, M)
     called = weight.cumsum(1)[:, ranked.ends]  # (R, E)
     true = (weight * ranked.positive).cumsum(1)[:, ranked.ends]
@@ -283,6 +291,13 @@ def _positive(label: ArrayLike) -> NDArray[np.bool_]:
     if positive.all() or not positive.any():
         raise ValueError(f"label must have both classes, got {len(positive)} rows of one")
     return positive
+
+
+def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, float)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got a NaN or an infinity")
+    return array
 
 
 def _class_weights(label: ArrayLike) -> NDArray[np.float64]:

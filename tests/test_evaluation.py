@@ -188,14 +188,22 @@ def test_rewiring_that_cannot_be_is_refused():
 
 
 def test_identity_scores_by_hand():
-    """Priors with 0.5 added to each count; in the regressions a training row's own label is left out of them."""
-    train = pairs("AAB", "121", "ghg", [1, 0, 0])
-    scores = baselines.identity_scores(train, pairs("ACB", "212", "hgx", [1, 0, 1]))
+    """Priors with one more label of the mean, 1/3; in the regressions a row's own label is left out of them."""
+
+    def told_apart(mirna, utr, gene, label):
+        sequences = np.array(["ACGU"[int(name) % 4] * 50 for name in utr], object)
+        return replace(pairs(mirna, utr, gene, label), utr=sequences)
+
+    train = told_apart("AAB", "121", "ghg", [1, 0, 0])
+    scores = baselines.identity_scores(train, told_apart("ACB", "212", "hgx", [1, 0, 1]))
     assert scores["look_up"].tolist() == [0, 1, 1]
-    assert scores["mirna_prior"] == pytest.approx([0, 0, np.log(0.5 / 1.5)])
-    assert scores["gene_prior"] == pytest.approx([np.log(0.5 / 1.5), 0, 0])
+    a, b, unseen = np.log((4 / 3) / (5 / 3)), np.log((1 / 3) / (5 / 3)), np.log((1 / 3) / (2 / 3))
+    assert scores["mirna_prior"] == pytest.approx([a, unseen, b])
+    assert scores["gene_prior"] == pytest.approx([b, a, unseen])
     own_left_out = baselines._prior(train.mirna, train.label)
-    assert own_left_out == pytest.approx([np.log(0.5 / 1.5), np.log(1.5 / 0.5), 0])
+    assert own_left_out == pytest.approx([b, np.log((4 / 3) / (2 / 3)), unseen])
+    other_names = told_apart("AAA", "368", "hng", [0, 0, 0])  # by the gene's name, by the UTR, by neither
+    assert baselines.identity_scores(train, other_names)["look_up"].tolist() == [0, 0, 1]
 
 
 def test_seed_sites_by_hand():

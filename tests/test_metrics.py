@@ -1,5 +1,7 @@
 """Metrics: worked by hand, invariances, and the bootstrap against a plain loop over scikit-learn."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -244,3 +246,21 @@ def test_interval():
     samples = np.arange(101.0)
     assert metrics.interval(np.append(samples, np.nan), 0.9) == pytest.approx((5, 95))
     assert np.isnan(metrics.interval(np.array([np.nan]))).all()
+
+
+def test_figures_of_one_class_or_of_nan_are_refused():
+    for call in (metrics.ranking, metrics.balanced_loss, metrics.balanced_scale, metrics.decisions):
+        with pytest.raises(ValueError, match="label must have both classes, got 2 rows of one"):
+            call([1, 1], [0.1, 0.2])
+    by_mirna = functools.partial(metrics.within_mirna, "aa")
+    for call in (metrics.balanced_scale, metrics.decisions, by_mirna):
+        with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity"):
+            call([0, 1], [np.nan, 0.2])
+
+
+def test_a_fold_without_rows_has_no_figure():
+    full, empty = ([0, 1], [[1.0, 2.0]], ["a", "b"]), ([], np.empty((1, 0)), [])
+    with pytest.raises(ValueError, match="label must have rows in a fold, got none"):
+        metrics.bootstrap(*([part] for part in empty))
+    both = metrics.bootstrap(*([one, other] for one, other in zip(full, empty, strict=True)), n_resamples=20)
+    np.testing.assert_array_equal(both, metrics.bootstrap(*([part] for part in full), n_resamples=20))

@@ -111,8 +111,9 @@ def test_calibration_is_repaired_by_validation_rows():
 def test_without_validation_rows_other_folds_repair_calibration():
     """Neither a fold's own rows choose its scale, nor those of the same fold trained with another seed."""
     first, second = (make_fold(str(seed), seed, 2000, 0) for seed in (1, 2))
-    second = replace(second, mirna=second.mirna + "b")
-    again = replace(first, name="1, another seed", label=1 - first.label)
+    turned = {name: replace(score, test=-score.test) for name, score in first.scores.items()}
+    again = replace(first, name="1, another seed", scores=turned)
+    second = replace(second, mirna=first.mirna)  # the same miRNAs alone are not the same fold
     table = summarise([first, second, again], "pair-former", 1)["calibration"]
     scale = [metrics.balanced_scale(f.label, f.scores["pair-former"].test) for f in (second, first)]
     assert table["scales"] == pytest.approx([scale[0], table["scales"][1], scale[0]])

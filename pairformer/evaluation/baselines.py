@@ -31,17 +31,18 @@ def identity_scores(train: Pairs, asked: Pairs, sites: Sites | None = None) -> S
     """Scores of ``asked`` that look at no sequence, learnt from ``train`` alone.
 
     Returns:
-        look_up: 0 where the pair was a training negative, else 1; mirna_prior and gene_prior: log odds of the
-        entity's training labels with 0.5 added to each count, 0 for an unseen one; mirna_and_gene_prior: a logistic
-        regression on both, each training row's own label left out of its priors; with_site_prior: the same with the
-        prior of the miRNA's windows in ``sites``; length_and_n: one on UTR length, candidates and their density.
+        look_up: 0 where the miRNA with that gene or UTR was a training negative, else 1; mirna_prior and gene_prior:
+        log odds of the entity's training labels and one more of the training rows' mean label, which an unseen one has
+        alone; mirna_and_gene_prior: a logistic regression on both, each training row's own label left out of its
+        priors; with_site_prior: the same with the prior of the miRNA's windows in ``sites``; length_and_n: one on UTR
+        length, candidates and their density.
     """
-    negatives = {pair for pair, label in zip(_keys(train), train.label, strict=True) if label < 0.5}
+    negatives = set[tuple[str, str]]().union(*_keys(train.take(train.label < 0.5)))
     kinds = [("mirna", lambda rows: rows.mirna), ("gene", lambda rows: rows.gene)]
     seen = np.stack([_prior(name(train), train.label) for _, name in kinds], 1)
     priors = np.stack([_prior(name(train), train.label, name(asked)) for _, name in kinds], 1)
     scores = {
-        "look_up": np.array([float(pair not in negatives) for pair in _keys(asked)]),
+        "look_up": np.array([float(not keys & negatives) for keys in _keys(asked)]),
         **{f"{kind}_prior": priors[:, column] for column, (kind, _) in enumerate(kinds)},
         "mirna_and_gene_prior": _logistic(seen, train.label, priors),
     }
@@ -160,7 +161,7 @@ def pooled_scores(logit: NDArray[np.float32], offsets: NDArray[np.int64], empty:
         "log_sum_exp": highest + np.log(total),
     }  # fmt: skip
     missed = _sums(np.logaddexp(0, z), starts)  # -log of the chance that no site works
-    pooled["noisy_or"] = missed + np.log(-np.expm1(-missed))
+    pooled["noisy_or"] = missed + np.log(np.maximum(-np.expm1(-missed), np.finfo(float).tiny))
     scores = {name: np.full(len(offsets) - 1, empty) for name in pooled}
     for name, values in pooled.items():
         scores[name][full] = values
@@ -191,17 +192,23 @@ def _logistic(features: NDArray, label: NDArray, asked: NDArray) -> NDArray[np.f
     return model.fit(features, label > 0.5).decision_function(asked)
 
 
-def _keys(pairs: Pairs) -> list[tuple[str, str]]:
-    return list(zip(pairs.mirna, pairs.utr_id, strict=True))
+def _keys(pairs: Pairs) -> list[set[tuple[str, str]]]:
+    """What makes two rows one pair: the miRNA with a gene's name, or with a UTR."""
+    return [
+        {(mirna, other) for other in (*genes.split(","), utr)}
+        for mirna, genes, utr in zip(pairs.mirna, pairs.gene, pairs.utr, strict=True)
+    ]
 
 
 def _prior(seen: Strings, label: NDArray, asked: Strings | None = None) -> NDArray[np.float64]:
     """Log odds of each name's labels; for the rows themselves (``asked`` None) without their own label."""
     counts: dict[str, list[float]] = {}
+    share = float(np.mean(label))
+    one = [1 - share, share]
     for name, positive in zip(seen, label, strict=True):
-        counts.setdefault(name, [0.5, 0.5])[int(positive)] += 1
+        counts.setdefault(name, [*one])[int(positive)] += 1
     if asked is not None:
-        return np.array([np.log(counts[name][1] / counts[name][0]) if name in counts else 0.0 for name in asked])
+        return np.array([np.log(positives / negatives) for negatives, positives in (counts.get(n, one) for n in asked)])
     own = [
         (counts[name][1] - positive, counts[name][0] - (1 - positive))
         for name, positive in zip(seen, label, strict=True)

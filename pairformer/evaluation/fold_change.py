@@ -34,7 +34,7 @@ def experiment_metrics(effect: NDArray, raw: NDArray, score: NDArray) -> tuple[f
         float(spearmanr(effect, score).statistic),
         float(np.corrcoef(effect, score)[0, 1] ** 2),
         float(roc_auc_score(top, score)),
-        float(spearmanr(raw, score).statistic),
+        float(spearmanr(raw, score).statistic) if np.ptp(raw) else 0.0,
     )
 
 

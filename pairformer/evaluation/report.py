@@ -253,7 +253,11 @@ def _calibration(used: list[FoldResult], reference: str) -> dict:
 
 def _other_folds(used: list[FoldResult], result: FoldResult, name: str) -> tuple[NDArray, NDArray[np.floating]] | None:
     """Labels and one score of the other folds' test rows; another seed of this fold is not another fold."""
-    others = [other for other in used if not np.array_equal(other.mirna, result.mirna)]
+
+    def same(other: FoldResult) -> bool:
+        return np.array_equal(other.mirna, result.mirna) and np.array_equal(other.label, result.label)
+
+    others = [other for other in used if not same(other)]
     return _pooled(others, name) if others else None
 
 
