@@ -505,9 +505,9 @@ def evaluate(
 def audit(a, b, data, disjoint):
     """Count rows of table B with a counterpart in table A.
 
-    By pair, mirna (sequence), family (letters 2-8), gene, window (40 nt in common) and near_identical UTR (half of
-    the windows in common). Tables are TSVs with mirna_seq and utr_seq, mrna_seq or utr_id; gene_symbol and label are
-    used where they stand.
+    By pair, mirna (sequence), family (letters 2-8), gene (name, in any case), window (40 nt in common) and
+    near_identical UTR (half of the windows in common; where more than 65 UTRs share one some may be missed). Tables
+    are TSVs with mirna_seq and utr_seq, mrna_seq or utr_id; gene_symbol and label are used where they stand.
     """
     from pairformer.evaluation.audit import RELATIONS, overlap
 

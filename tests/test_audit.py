@@ -49,7 +49,7 @@ def near(a, b):
 
 
 def genes(row):
-    return {name.strip() for name in row[2].split(",")} - {""}
+    return {name.strip().upper() for name in row[2].split(",")} - {""}
 
 
 def twin(a, b):
@@ -136,6 +136,7 @@ def test_planted_leaks(rng):
     assert found(a, table((1, MIRNA, "new", new))) == {"mirna", "family"}
     assert found(a, table((1, "C" + MIRNA[1:12], "new", new))) == {"family"}
     assert found(a, table((1, "G" * 22, "new,MYC", new))) == {"gene"}
+    assert found(a, table((1, "G" * 22, " Myc", new))) == {"gene"}
     assert found(a, table((1, MIRNA, "MYC", new))) == {"pair", "mirna", "family", "gene"}
     assert found(a, table((1, "G" * 22, "new", new + utr[100:140]))) == {"window"}
     assert found(a, table((1, "G" * 22, "new", new + utr[100:139]))) == set()
