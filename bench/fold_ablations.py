@@ -81,7 +81,7 @@ def main(data: Path, out: Path, *names: str) -> None:
     utrs, pool = list(load_utrs(data).values()), known.take(~held_out(known, 20))
     drawn = dict.fromkeys(teacher_sequences(pool, utrs, 2 * largest, LENGTH, rng))  # of equal ones the first
     sequences = np.array(list(drawn))[rng.permutation(len(drawn))].tolist()
-    asked = rnafold(sequences[:ASKED], THREADS, probabilities=False)
+    asked = rnafold(sequences[:ASKED], THREADS, None)
     teacher = rnafold(sequences[ASKED : ASKED + largest], THREADS)
     scores: dict[str, np.ndarray] = {}
     print("| row | parameters | F1 [95 %] | less | F1 of |\n|---|---|---|---|---|", flush=True)

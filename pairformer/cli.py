@@ -390,7 +390,7 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
     check_outputs((output, svg), (sequence,))
     records = _records(sequence, "sequence")
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
-    written_as = output.removesuffix(".gz")
+    written_as = output.lower().removesuffix(".gz")
     if written_as.endswith(".json"):
         raise click.UsageError(f"--output must end in .jsonl for pairs and probabilities, a line each, got {output}")
     with Progress("sequences") as progress, contextlib.ExitStack() as files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer._core import LONGEST
-from pairformer.config import check
+from pairformer.config import as_int, check
 from pairformer.fold_config import FoldConfig
 from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium, expected_f1
 from pairformer.predict import in_batches, usable_threads
@@ -44,7 +43,8 @@ class Fold:
     """Dot-bracket of L letters, by :func:`pairformer.folding.dot_bracket`; with method "raw" of the pairs that
     "nested" would draw. Pairs beyond 30 kinds of brackets are left out."""
     unpaired: NDArray[np.float32]
-    """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1; mean over windows."""
+    """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1; its mean over windows,
+    which with the pairs' sum need not add up to 1: a base may be open in the windows without its partner."""
     possible: NDArray[np.int64]
     """(M, 2) pairs of probability 0.001 and more with ``min_loop`` bases between them, i < j, in ascending order."""
     probability: NDArray[np.float32]
@@ -54,7 +54,7 @@ class Fold:
 
     @property
     def expected_f1(self) -> float:
-        """How sure ``pairs`` are: their F1, were each pair true with its probability
+        """How sure ``pairs`` are: their F1, were each pair true with its probability, by those in ``possible``
         (:func:`pairformer.folding.expected_f1`)."""
         return expected_f1(self.pairs, self.possible, self.probability)
 
@@ -173,8 +173,8 @@ class Folder:
         self.config = replace(config, **{name: x for name, x in given.items() if x is not None})
         self.window = config.window or config.max_length
         check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
-        check(hasattr(min_loop, "__index__") and min_loop >= 0, "min_loop", "be an int, 0 or more", repr(min_loop))
-        self.method, self.min_loop = method, operator.index(min_loop)
+        check(as_int("min_loop", min_loop) >= 0, "min_loop", "be 0 or more", min_loop)
+        self.method, self.min_loop = method, min(as_int("min_loop", min_loop), self.window)
         self.threads = usable_threads(threads) or _core.available_threads()
 
     def fold(self, sequences: Sequence[str]) -> list[Fold]:

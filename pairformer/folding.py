@@ -101,7 +101,7 @@ def decode(
     check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
     check(as_int("min_loop", min_loop) >= 0, "min_loop", "be 0 or more", min_loop)
     values = (values + values.T) / 2
-    pairs = np.argwhere(np.triu(values > (threshold or 0), 1 + min_loop))
+    pairs = np.argwhere(np.triu(values > (threshold or 0), 1 + min(min_loop, len(values))))
     return drawn(pairs, values[tuple(pairs.T)], threshold, method)
 
 
@@ -188,7 +188,7 @@ def f1_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def expected_f1(chosen: NDArray[np.int64], pairs: NDArray[np.int64], probability: NDArray) -> float:
     """F1 of the pairs that are chosen, were each pair true with its probability: 2 s / (n + a) for n pairs, the sum s
-    of their probabilities and that of all pairs, a; 0 where none is chosen.
+    of their probabilities and that of all pairs, a; where none is chosen 0, or 1 if none is possible.
 
     Args:
         chosen: (n, 2), some of ``pairs``.
@@ -197,7 +197,8 @@ def expected_f1(chosen: NDArray[np.int64], pairs: NDArray[np.int64], probability
     """
     key = [1 + pairs.max(initial=0), 1]  # of a pair, one number
     found = probability[np.searchsorted(pairs @ key, chosen @ key)].sum(dtype=np.float64)
-    return float(2 * found / (len(chosen) + probability.sum(dtype=np.float64))) if len(chosen) else 0.0
+    true = probability.sum(dtype=np.float64)
+    return float(2 * found / (len(chosen) + true)) if len(chosen) else float(true == 0)
 
 
 def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, int, int, int]:

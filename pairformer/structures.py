@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -131,8 +132,8 @@ def teacher_sequences(
     return sequences
 
 
-def rnafold(sequences: list[str], processes: int = 1, probabilities: bool = True) -> Structures:
-    """What ViennaRNA's RNAfold makes of sequences: pair probabilities of 0.01 and more, or the MFE structure alone.
+def rnafold(sequences: list[str], processes: int = 1, least: float | None = FAINT) -> Structures:
+    """What ViennaRNA's RNAfold makes of sequences: pairs of probability ``least`` and more; None: its MFE structure.
 
     Raises:
         ModuleNotFoundError: ViennaRNA is not installed; the extra ``fold`` brings it.
@@ -140,11 +141,12 @@ def rnafold(sequences: list[str], processes: int = 1, probabilities: bool = True
     import RNA  # noqa: F401  # told here, not in a process of its own
 
     names, no_family = (_objects(text) for text in (map(str, range(len(sequences))), [""] * len(sequences)))
+    one = _mfe if least is None else functools.partial(_probabilities, least=least)
     if processes > 1:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            folded = pool.map(_probabilities if probabilities else _mfe, sequences, chunksize=64)
+            folded = pool.map(one, sequences, chunksize=64)
     else:
-        folded = [(_probabilities if probabilities else _mfe)(sequence) for sequence in sequences]
+        folded = [one(sequence) for sequence in sequences]
     return Structures(
         names, no_family, _objects(sequences), _objects(p for p, _ in folded), _objects(v for _, v in folded)
     )
@@ -177,7 +179,7 @@ def read_structures(path: Path) -> Structures:
     return Structures(name, family, sequence, *parts)
 
 
-def _probabilities(sequence: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _probabilities(sequence: str, least: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     import RNA
 
     if not sequence:
@@ -186,7 +188,7 @@ def _probabilities(sequence: str) -> tuple[NDArray[np.int64], NDArray[np.float32
     fold.exp_params_rescale(fold.mfe()[1])
     fold.pf()
     matrix = np.array(fold.bpp(), np.float32)[1:, 1:]  # upper triangle, counted from 1
-    pairs = np.argwhere(matrix >= FAINT)
+    pairs = np.argwhere(matrix >= least)
     return pairs, matrix[tuple(pairs.T)]
 
 

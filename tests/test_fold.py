@@ -227,15 +227,23 @@ def test_more_crossings_than_brackets_are_left_undrawn(place):
     ({"threshold": 0.0}, "threshold must be in"),
     ({"threshold": 2.0}, "threshold must be in"),
     ({"method": "best"}, "method must be one of nested, matching, raw, got 'best'"),
-    ({"min_loop": -1}, "min_loop must be an int, 0 or more, got -1"),
-    ({"min_loop": 2.5}, "min_loop must be an int, 0 or more, got 2.5"),
+    ({"min_loop": -1}, "min_loop must be 0 or more, got -1"),
+    ({"min_loop": 2.5}, "min_loop must be an int, got 2.5"),
     ({"threshold": "a"}, "threshold must be a finite number, got 'a'"),
     ({"threads": -1}, "threads must be 0"),
     ({"device": "nonsense"}, "device must be auto, cpu or one PyTorch finds here"),
 ])  # fmt: skip
 def test_wrong_settings(place, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         pairformer.fold("ACGU", **{"model": place, **changes})
+
+
+def test_nothing_can_pair():
+    """However long a loop must be; that there is no pair is then sure."""
+    open_rna, loops = pairformer.fold(["A" * 20, "GGGGAAAACCCC"], model="energies", min_loop=10**30)
+    assert (open_rna.expected_f1, loops.expected_f1) == (1, 1)
+    assert (open_rna.structure, loops.structure) == ("." * 20, "." * 12)
+    assert pairformer.fold("A" * 20, model="energies").expected_f1 == 1
 
 
 def test_models_of_another_kind(place, additive_model):
@@ -286,8 +294,8 @@ def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
     expected = [f">{name}\n{fold.sequence}\n{fold.structure}\n" for name, fold in zip(names, found, strict=True)]
     assert (tmp_path / "x.dbn").read_text() == expected[0] + expected[2]
     assert (tmp_path / "x.svg").read_text() == found[0].svg()
-    assert command("fold", fasta, "--model", place, "-o", tmp_path / "x.jsonl") == 0
-    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert command("fold", fasta, "--model", place, "-o", tmp_path / "x.JSONL") == 0
+    rows = [json.loads(line) for line in (tmp_path / "x.JSONL").read_text().splitlines()]
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert (rows[1]["message"], rows[1]["structure"], rows[0]["message"]) == (found[1].message, None, None)
     assert [pair[:2] for pair in rows[0]["pairs"]] == (pairs_of(rows[0]["structure"]) + 1).tolist()

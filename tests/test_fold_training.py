@@ -87,8 +87,11 @@ def test_rnafold_probabilities_and_structures():
     strong = folded.pairs[0][folded.probability[0] > 0.5]
     assert set(map(tuple, strong.tolist())) == stem
     assert folded.probability[0].max() <= 1.0001
+    assert folded.probability[0].min() >= 0.01
+    fainter = structures.rnafold([sequence], least=1e-5)
+    assert set(map(tuple, fainter.pairs[0].tolist())) > set(map(tuple, folded.pairs[0].tolist()))
     assert len(folded.pairs[1]) == 0
-    best = structures.rnafold([sequence, "AAAA"], processes=2, probabilities=False)
+    best = structures.rnafold([sequence, "AAAA"], processes=2, least=None)
     assert set(map(tuple, best.pairs[0].tolist())) == stem
 
 

@@ -101,6 +101,7 @@ def evaluate_structure(
     check(model != ENERGIES, "model", "be one that learnt, energies have a row beside it", repr(model))
     protocol = PROTOCOLS[name]
     rows = protocol.rows(folder)
+    check(len(rows) > 0, "protocol", "have RNAs in the data folder", name)
     score = _peers(folder / PEERS, rows) if name == "ts0" and (folder / PEERS).is_file() else {}
     trained = set(load_known(folder).sequence.tolist())
     folding = Folder(model, threads=threads)
@@ -115,8 +116,8 @@ def evaluate_structure(
     predicted = {"model": [fold.pairs for fold in folds], ENERGIES: [fold.pairs for fold in alone]}
     unpaired = {"model": _unpaired(folds, rows), ENERGIES: _unpaired(alone, rows)}
     if importlib.util.find_spec("RNA"):
-        predicted["RNAfold"] = list(rnafold(sequences, folding.threads, False).pairs)
-        unpaired["RNAfold"] = rnafold(sequences, folding.threads).unpaired()
+        predicted["RNAfold"] = list(rnafold(sequences, folding.threads, None).pairs)
+        unpaired["RNAfold"] = rnafold(sequences, folding.threads, 1e-5).unpaired()
     open_bases = rows.unpaired()
     truths = dict(zip(TRUTHS, (rows.pairs.tolist(), [*map(canonical_nested, rows.sequence, rows.pairs)]), strict=True))
     counts = {
