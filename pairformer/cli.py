@@ -272,7 +272,8 @@ def _model_options(function: Callable) -> Callable:
 @click.option("--sites", type=FILE, help="Your windows of 40 nt: TSV with mirna_seq mrna_seq mrna_id label.")
 @click.option("--encoders", metavar="MODEL", help="Take both encoders of a saved model in place of stages 1 and 2.")
 @click.option("--validation", type=click.FloatRange(0, 0.5), default=0.0, show_default=True,
-              help="Share of the pairs set aside, by family where there are 20, else by gene; picks stage 3's epoch."
+              help="Share (1/2, 1/3, 1/4, ...) of the pairs set aside, from all sources, by family where there are 20, "
+                   "else by gene; picks stage 3's epoch."
               )  # fmt: skip
 @click.option("--calibrate", type=FILE, multiple=True,
               help="report.json of held-out folds: of labelled pairs, or of fold changes.")  # fmt: skip
@@ -282,7 +283,7 @@ def _model_options(function: Callable) -> Callable:
 def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, device, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
     from pairformer import training
-    from pairformer.evaluation.protocols import set_aside
+    from pairformer.evaluation.protocols import held_out_pairs, held_out_sites, set_aside
     from pairformer.evaluation.report import read_calibration
 
     if encoders and (sites or stage in ("stage1", "stage2")):
@@ -302,11 +303,16 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         click.echo("windows: {used} of {rows}; {in_a_pair} in pairs, {no_candidate} no site".format(**counts), err=True)
     labelled, aside = load_pairs(pairs or data_folder(data) / PAIRS, folder), None
     if validation:
-        groups = labelled.family if len(set(labelled.family)) >= 20 else labelled.gene
-        labelled, aside = set_aside(labelled, groups, round(1 / validation))
+        claim = "family" if len(set(labelled.family)) >= 20 else "gene"
+        labelled, aside = set_aside(labelled, getattr(labelled, claim), round(1 / validation))
+        if windows is not None:
+            windows = windows.take(held_out_sites(windows, aside, (claim,)))
     metadata: dict = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
     if not pairs and not sites:
         metadata["weights_licence"] = "MIT; the miRAW training data state no licence of their own"
+    more = load_sources(folder, config.sources, sites) if folder else MoreSources()
+    if aside is not None:
+        more = more.where(lambda rows: held_out_pairs(rows, aside, (claim,)))
     calibration: dict = {}
     for path in calibrate:
         protocol, found, means = read_calibration(path, CALIBRATED)
@@ -314,7 +320,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         metadata.setdefault("held_out", {})[protocol] = found | {"means": means}
     model = training.train(
         stage, windows, labelled, aside, out, model_config, config, encoders, calibration=calibration,
-        metadata=metadata, more=load_sources(folder, config.sources, sites) if folder else MoreSources(), device=device,
+        metadata=metadata, more=more, device=device,
     )  # fmt: skip
     if stage in ("stage3", "all"):
         counts = model.metadata["trained_on"]

@@ -307,7 +307,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("bce_weight", "focal_weight", "focal_gamma"):
-            check(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+            _check_weight(self, name)
         check(0 <= self.smoothing < 0.5, "smoothing", "be in [0, 0.5)", self.smoothing)
         check(0 < self.focal_alpha < 1, "focal_alpha", "be in (0, 1)", self.focal_alpha)
 
@@ -326,6 +326,13 @@ class DistillConfig:
     """Of 1 - cosine between the projected embedding and the teacher's."""
     relation_weight: float = 1.0
     """Of the squared difference of the two cosine matrices of a batch."""
+
+    def __post_init__(self) -> None:
+        _check_positive("temperature", self.temperature)
+        for name in ("alpha_start", "alpha_end"):
+            check(0 <= getattr(self, name) <= 1, name, "be in [0, 1]", getattr(self, name))
+        for name in ("feature_weight", "relation_weight"):
+            _check_weight(self, name)
 
 
 @dataclass(frozen=True)
@@ -348,7 +355,10 @@ class StageConfig:
     def __post_init__(self) -> None:
         at_least(self, "epochs", 1)
         at_least(self, "batch_size", 1)
-        check(self.lr > 0, "lr", "be positive", self.lr)
+        _check_positive("lr", self.lr)
+        _check_positive("clip", self.clip)
+        _check_weight(self, "weight_decay")
+        _share(self, "ema_decay")
 
 
 @dataclass(frozen=True)
@@ -406,7 +416,7 @@ class SourceConfig:
         at_least(self, "components", 0)
         for f in fields(self):
             if f.name != "per_mirna":
-                check(getattr(self, f.name) >= 0, f.name, "not be negative", getattr(self, f.name))
+                _check_weight(self, f.name)
 
 
 @dataclass(frozen=True)
@@ -439,8 +449,9 @@ class TrainConfig:
               "have a share where instances do, which lie in labelled pairs", self.sources.labels)  # fmt: skip
         check(not self.sources.instances or self.stage3.joint_epochs > 0, "joint_epochs",
               "be 1 or more, with a joint_lr, where instances have a share", self.stage3.joint_epochs)  # fmt: skip
+        at_least(self, "rng_seed", 0)
         object.__setattr__(self, "budgets", tuple(self.budgets))
-        check(all(k >= 1 for k in self.budgets), "budgets", "be 1 or more each", self.budgets)
+        check(all(as_int("budgets", k) >= 1 for k in self.budgets), "budgets", "be 1 or more each", self.budgets)
 
 
 RECIPES = ("default", "paper")
@@ -504,6 +515,11 @@ def _check_positive(name: str, value: Any, high: float = math.inf) -> None:
     check_number(name, value)
     rule = "above 0 and finite" if math.isinf(high) else f"in (0, {high:g}]"
     check(0 < value <= high, name, f"be {rule}", repr(value))
+
+
+def _check_weight(config: object, name: str) -> None:
+    check_number(name, getattr(config, name))
+    check(getattr(config, name) >= 0, name, "not be negative", getattr(config, name))
 
 
 def at_least(config: object, name: str, least: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ DATA_VARIABLE = "PAIRFORMER_DATA"
 SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
 CLASH, CLASH_ORIGINAL = "mirbench_hejret2023/sites.tsv", "clash_hejret2023_original/sites.tsv.gz"
 FUNMIRBENCH = "lfc_funmirbench"
+FREE = 100  # rounds of :func:`rewire` in which any swap stands
 MOST_EFFECT = 1.5  # log2; effects beyond say more of the measurement than of a miRNA
 _MIRNA = re.compile("[ACGUTacgut]{1,35}")
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
@@ -321,13 +324,24 @@ def load_fold_changes(folder: Path) -> FoldChanges:
     place = ("gene_id", "gene_symbol", "utr_id")
     genes = {row[0]: row[1:] for row in zip(*columns(table / "gene_utr.tsv", *place), strict=True)}
     utrs = load_utrs(folder)
-    kept = [
-        (experiment, gene, float(change))
-        for experiment, gene, change in zip(
-            *columns(table / "lfc.tsv.gz", "experiment", "gene_id", "log2fc"), strict=True
-        )
-        if gene in genes and known[experiment][3] in ("good", "weak")
-    ]
+    for name, (_, kind, _, _) in known.items():
+        if kind not in ("OE", "KO"):
+            raise DataError(f"{table / 'experiments.tsv'}: type must be OE or KO, got {kind} of {name}")
+    for name, (_, utr_id) in genes.items():
+        if (utr_id or name) not in utrs:
+            raise DataError(f"{table / 'gene_utr.tsv'}: utr_id must be in {UTRS}, got {utr_id or name} of {name}")
+    kept = []
+    for row in _table(table / "lfc.tsv.gz", "experiment", "gene_id", "log2fc"):
+        if row["experiment"] not in known:
+            raise DataError(f"{row['where']}: experiment must be in experiments.tsv, got {row['experiment']}")
+        try:
+            measured = float(row["log2fc"])
+        except ValueError:
+            measured = math.nan
+        if not math.isfinite(measured):
+            raise DataError(f"{row['where']}: log2fc must be a finite number, got {row['log2fc']!r}")
+        if row["gene_id"] in genes and known[row["experiment"]][3] in ("good", "weak"):
+            kept.append((row["experiment"], row["gene_id"], measured))
     experiment, gene = (np.array([row[i] for row in kept], object) for i in range(2))
     change = [change if known[name][1] == "KO" else -change for name, _, change in kept]
     mirna, series = (np.array([known[name][i] for name in experiment], object) for i in (0, 2))
@@ -385,8 +399,8 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
     """Labelled windows of a TSV with mirna_seq, mrna_seq, mrna_id and label, and how many rows were left out why.
 
     Rows are left out that hold no candidate (ESA score below ``esa_min`` or other than 40 nt), as at inference,
-    and those with a mark in a column in_miraw_pair: they lie in a labelled pair of the same miRNA, and stage 3
-    shall see no window twice. Where the data folder is given, mrna_id becomes the gene's symbol.
+    and those with a mark, be it 0, in a column in_miraw_pair: they lie in a labelled pair of the same miRNA, and stage
+    3 shall see no window twice. Where the data folder is given, mrna_id becomes the gene's symbol.
 
     Raises:
         DataError: a column is missing or named twice, a row is ragged, a label is not 0 or 1 or a miRNA not 1-35
@@ -454,9 +468,10 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
 def rewire(positives: Pairs, known: Pairs, rng_seed: int | Sequence[int] = 2020) -> Pairs:
     """Decoys: the same miRNAs with the same genes in another pairing.
 
-    The genes of ``positives`` are permuted; a decoy that is a known pair of any label, or whose family has the gene
-    as a positive, or that stands twice, is swapped with another row until none is left. Each miRNA and each gene
-    stands as often among the decoys as among the positives, so neither tells the classes apart.
+    The genes of ``positives`` are permuted; a decoy that is a known pair of any label, by the gene's name in any case
+    or by the UTR, or whose family has the gene as a positive, or that stands twice, is swapped with another row until
+    none is left; after ``FREE`` rounds a swap that leaves more of these is taken back. Each miRNA and each gene stands
+    as often among the decoys as among the positives, so neither tells the classes apart.
 
     Args:
         positives: pairs to rewire.
@@ -467,30 +482,48 @@ def rewire(positives: Pairs, known: Pairs, rng_seed: int | Sequence[int] = 2020)
         Pairs with label 0, row i with the miRNA of positive i.
 
     Raises:
-        ValueError: there is no such pairing.
+        ValueError: no such pairing was found in 1,000 rounds.
     """
     rng = np.random.default_rng(rng_seed)
-    taken = set(zip(known.mirna, known.gene, strict=True))
-    targets = set(zip(positives.family, positives.gene, strict=True))
-    family = positives.family
+    taken = {(mirna, gene.upper()) for mirna, gene in zip(known.mirna, known.gene, strict=True)}
+    taken |= set(zip(known.mirna, known.utr, strict=True))
+    mirna, family, utr = positives.mirna, positives.family, positives.utr
+    gene = np.array([name.upper() for name in positives.gene], object)
+    targets = set(zip(family, gene, strict=True))
     order = rng.permutation(len(positives))
 
-    def wrong() -> NDArray[np.int64]:
-        genes, seen, rows = positives.gene[order], set(), []
-        for row, pair in enumerate(zip(positives.mirna, genes, strict=True)):
-            if pair in taken or pair in seen or (family[row], genes[row]) in targets:
-                rows.append(row)
-            seen.add(pair)
-        return np.array(rows, np.int64)
+    def pair(row: int) -> tuple[str, str]:
+        return mirna[row], gene[order[row]]
 
-    rows, rounds = wrong(), 0
-    while len(rows):
-        if rounds == 1000:
-            raise ValueError(f"positives must have a pairing without known pairs, got {len(rows)} rows left over")
+    def is_known(row: int) -> bool:
+        by_utr = mirna[row], utr[order[row]]
+        return pair(row) in taken or by_utr in taken or (family[row], gene[order[row]]) in targets
+
+    def faults(row: int, other: int) -> int:
+        return sum(is_known(at) + (stands[pair(at)] > 1) for at in (row, other))
+
+    def swap(row: int, other: int) -> None:
+        stands.subtract(map(pair, {row, other}))
+        order[[row, other]] = order[[other, row]]
+        stands.update(map(pair, {row, other}))
+
+    for rounds in range(1000):
+        stands, rows = Counter[tuple[str, str]](), []
+        for row in range(len(order)):
+            if stands[pair(row)] or is_known(row):
+                rows.append(row)
+            stands[pair(row)] += 1
+        if not rows:
+            break
         for row in rows:
-            other = rng.integers(len(order))
-            order[row], order[other] = order[other], order[row]
-        rows, rounds = wrong(), rounds + 1
+            other = int(rng.integers(len(order)))
+            before = faults(row, other)
+            swap(row, other)
+            if rounds >= FREE and faults(row, other) > before:
+                swap(row, other)
+    else:
+        raise ValueError(f"positives must have a pairing without known pairs, got {len(rows)} rows left over; where "
+                         "miRNAs and genes are so few give decoys no share (--sources.decoys 0)")  # fmt: skip
     label = np.zeros(len(positives), np.float32)
     return Pairs(label, positives.mirna, positives.gene[order], positives.utr[order], positives.utr_id[order])
 

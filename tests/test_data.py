@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from pairformer.data import (
     DataError,
     PairTable,
     data_folder,
+    load_fold_changes,
     load_pairs,
     load_sites,
     open_text,
@@ -216,6 +218,27 @@ def test_bad_training_tables_are_named(tmp_path, table, old, new, message):
     (tmp_path / table).write_text(text.replace(old, new))
     with pytest.raises(DataError, match=message):
         load_pairs(tmp_path / PAIRS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "message"),
+    [
+        ("lfc.tsv.gz", "E0\tU0\t", "E0\tU0\tnan", r"lfc\.tsv\.gz:2: log2fc must be a finite number, got 'nan"),
+        ("lfc.tsv.gz", "E0\tU0\t", "E0\tU0\tx", r"lfc\.tsv\.gz:2: log2fc must be a finite number, got 'x"),
+        ("lfc.tsv.gz", "E0\tU0\t", "E99\tU0\t", r"lfc\.tsv\.gz:2: experiment must be in experiments\.tsv, got E99"),
+        ("experiments.tsv", "\tKO\t", "\tko\t", r"experiments\.tsv: type must be OE or KO, got ko of E1"),
+        ("gene_utr.tsv", "U0\tG0\tU0", "U0\tG0\tUX", r"gene_utr\.tsv: utr_id must be in .*, got UX of U0"),
+    ],
+)
+def test_bad_fold_changes_are_named(folder, tmp_path, table, old, new, message):
+    shutil.copytree(folder, tmp_path / "data")
+    path = tmp_path / "data/lfc_funmirbench" / table
+    text = (gzip.decompress if table.endswith("gz") else bytes)(path.read_bytes()).decode()
+    assert old in text
+    text = text.replace(old, new, 1)
+    path.write_bytes(gzip.compress(text.encode()) if table.endswith("gz") else text.encode())
+    with pytest.raises(DataError, match=message):
+        load_fold_changes(tmp_path / "data")
 
 
 @pytest.mark.parametrize(

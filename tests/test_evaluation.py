@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import random
 import re
 import shutil
 from dataclasses import replace
@@ -163,6 +164,7 @@ def test_rewired_decoys(rng):
     mirnas += [mirna[:9] + testing.random_rna(rng, 13) for mirna in mirnas[:5]]  # families of two
     known = {(rng.choice(mirnas), f"G{rng.randrange(40)}"): i % 4 > 0 for i in range(300)}
     table = pairs([m for m, _ in known], [g for _, g in known], [g for _, g in known], list(known.values()))
+    table = replace(table, utr=np.array(["A" * 40 + gene for gene in table.gene], object))
     positives = table.take(table.label > 0.5)
     decoys = rewire(positives, table)
     assert decoys.mirna.tolist() == positives.mirna.tolist()
@@ -179,6 +181,33 @@ def test_rewired_decoys(rng):
     scores = baselines.identity_scores(both, both)
     assert ranking(both.label, scores["mirna_prior"])["roc_auc"] == pytest.approx(0.5)
     assert ranking(both.label, scores["gene_prior"])["roc_auc"] == pytest.approx(0.5)
+
+
+def test_decoys_are_no_known_pair_under_another_name(rng):
+    """By the gene's name in any case, or by the UTR's letters."""
+    mirnas, genes = [testing.random_rna(rng, 22) for _ in range(2)], ["G1", "G2"]
+    positives = pairs([*mirnas, *mirnas[:1]], "123", [*genes, "G3"], [1, 1, 1])
+    positives = replace(positives, utr=np.array(["A", "C", "G"], object))
+    for name, utr in (("g1", "U"), ("other", "A")):  # that of miRNA 2 with G1 is then known
+        more = replace(pairs(mirnas[1:], "9", [name], [0]), utr=np.array([utr], object))
+        with pytest.raises(ValueError, match="positives must have a pairing without known pairs, got"):
+            rewire(positives.take([0, 1]), positives.join(more))
+    assert len(rewire(positives.take([0, 1]), positives)) == 2
+
+
+def test_a_pairing_that_is_hard_to_find_is_found():
+    """Few miRNAs, many known pairs: swaps at random alone do not end there."""
+    draws = np.random.default_rng(5).choice([1, 0, -1], p=[0.14, 0.3, 0.56], size=(12, 40))
+    mirna, gene = np.nonzero(draws >= 0)
+    mirnas, names = [testing.random_rna(random.Random(m), 22) for m in range(12)], [f"G{g}" for g in gene]
+    table = pairs([mirnas[m] for m in mirna], names, names, draws[mirna, gene])
+    table = replace(table, utr=np.array(["A" * 40 + name for name in names], object))
+    known = set(zip(table.mirna, table.gene, strict=True))
+    for epoch in range(3):
+        decoys = rewire(table.take(table.label > 0.5), table, [2020, epoch])
+        drawn = set(zip(decoys.mirna, decoys.gene, strict=True))
+        assert not known & drawn
+        assert len(drawn) == len(decoys) == 70
 
 
 def test_rewiring_that_cannot_be_is_refused():

@@ -84,6 +84,25 @@ def test_out_of_range_names_the_field():
     assert str(result.exception) == "smoothing must be in [0, 0.5), got 0.7"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--distill.temperature", 0, "temperature must be above 0 and finite, got 0.0"),
+        ("--distill.alpha-end", 3, "alpha_end must be in [0, 1], got 3.0"),
+        ("--distill.relation-weight", -1, "relation_weight must not be negative, got -1.0"),
+        ("--stage3.clip", -1, "clip must be above 0 and finite, got -1.0"),
+        ("--stage3.ema-decay", 1, "ema_decay must be in [0, 1), got 1.0"),
+        ("--stage3.weight-decay", "nan", "weight_decay must be a finite number, got nan"),
+        ("--stage3.lr", "inf", "lr must be a finite number, got inf"),
+        ("--sources.decoys", "inf", "decoys must be a finite number, got inf"),
+    ],
+)
+def test_no_number_turns_training_into_something_else(option, value, message):
+    assert str(run(option, value)[0].exception) == message
+    with pytest.raises(ValueError, match="rng_seed must be in"):
+        TrainConfig(rng_seed=-1)
+
+
 def test_inherited_fields():
     @dataclass(frozen=True)
     class Config(AggregatorConfig):

@@ -145,6 +145,25 @@ def test_an_epoch_done_again_is_logged_once(tmp_path):
     fit("stage", net, 4, step, StageConfig(2, 2, 0.1), tmp_path, rng_seed=0)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(r["stage"], r["epoch"]) for r in log] == [("stage", 1), ("other", 9), ("stage", 2)]
+    (tmp_path / "stage.pt").unlink()  # killed before the first
+    fit("stage", net, 4, step, StageConfig(1, 2, 0.1), tmp_path, rng_seed=0)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["epoch"]) for r in log] == [("other", 9), ("stage", 1)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
+    """With the last good epoch on disk."""
+    net = torch.nn.Linear(2, 1)
+
+    def step(rows, epoch):
+        return net(torch.ones(len(rows), 2)).square().mean() * (1 if epoch == 0 else np.inf)
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"stage must have a finite loss, got (inf|nan) in epoch 2"):
+            fit("stage", net, 4, step, StageConfig(3, 2, 0.1), tmp_path, rng_seed=0)
+        state = torch.load(tmp_path / "stage.pt", weights_only=True)
+        assert state["epochs_done"] == 1
+        assert all(value.isfinite().all() for value in state["average"].values())
 
 
 def test_the_best_epoch_is_kept(tmp_path):
@@ -397,6 +416,38 @@ def test_train_command(folder, tmp_path, command, capsys):
     assert command(*mine[:-2], "--aggregator.width", 30, "--out", tmp_path / "odd") == 0
     assert command(*mine[:-2], "--cheap.hidden", 30, "--out", tmp_path / "other") == 2  # not these encoders
     assert command(*mine[:-2], "--aggregator.width", 31, "--out", tmp_path / "odder") == 2  # heads do not divide it
+
+
+def test_a_stage_that_lacks_another_takes_no_directory(folder, tmp_path, command):
+    out = tmp_path / "run"
+    assert command("train", "stage3", "--out", out, "--data", folder) == 66
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["families", "genes"])
+def test_validation_is_set_aside_from_every_source(folder, tmp_path, command, monkeypatch, named):
+    if named:
+        pairs = load_pairs(folder / PAIRS, folder)
+        table = ["mirna_seq\tutr_seq\tlabel\tgene_symbol"]
+        for i, (mirna, utr, y, gene) in enumerate(zip(pairs.mirna, pairs.utr, pairs.label, pairs.gene, strict=True)):
+            mirna = mirna if i % 2 else mirna[:1] + "ACGU"[i // 2 % 4] + mirna[2:5] + "ACGU"[i // 8 % 4] + mirna[6:]
+            table.append(f"{mirna}\t{utr}\t{y:g}\t{gene}")
+        (tmp_path / "pairs.tsv").write_text("\n".join(table) + "\n")
+    asked = {}
+
+    def train(stage, windows, labelled, aside, *rest, more, **others):
+        asked.update(windows=windows, labelled=labelled, aside=aside, more=more)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(training, "train", train)
+    own = ("--pairs", tmp_path / "pairs.tsv") if named else ()
+    assert command("train", "all", "--data", folder, "--validation", 0.25, "--out", tmp_path / "run", *own) == 2
+    claim, more = "family" if named else "gene", dict(asked["more"].items())
+    set_aside = set(getattr(asked["aside"], claim))
+    assert set(more) == {"clash", "clash_original", "effects"}
+    for rows in (asked["labelled"], asked["windows"], *more.values()):
+        assert len(rows) > 30
+        assert not set_aside & {name for names in getattr(rows, claim) for name in names.split(",")}
 
 
 def test_a_stage_without_rows_is_refused(folder, tmp_path):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from pairformer.saved import FILES, NAMES, read_model
+from pairformer.saved import FILES, NAMES, read_model, whole_file
 
 Saved = TypeVar("Saved", bound="SavedModule")
 
@@ -25,16 +25,14 @@ class SavedModule(nn.Module):
 
     def save(self, directory: str | Path, metadata: dict | None = None, half: bool = True) -> None:
         """Write ``model.safetensors`` (half precision unless told) and ``config.json`` (config + metadata)."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        config_path, model_path = (directory / name for name in FILES)
         dtype = torch.float16 if half else torch.float32
         weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, model_path)
-        model_path.chmod(0o644)  # the library writes it for its owner alone
         values = {"config": self.config.to_dict(), **(metadata or self.metadata)}
         values.pop("model_sha256", None)  # of the files this model was read from
-        config_path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        config = json.dumps(values, indent=2) + "\n"
+        for name, content in zip(FILES, (config.encode(), save(weights)), strict=True):
+            with whole_file(Path(directory) / name) as file:
+                file.write(content)
 
     @classmethod
     def load(cls: type[Saved], name_or_path: str | Path | None = None) -> Saved:

@@ -76,6 +76,11 @@ def train(
     tables = {"sites": sites, "pairs": pairs, "validation": validation, **dict(more.items())}
     rows = {name: content_hash(part) for name, part in tables.items() if part is not None}
     run = {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows}
+    for name in ENCODER_STAGES if source is None and stage != "all" else ():
+        if name == stage:
+            break
+        if not finished(out / f"{name}.pt", getattr(config, name).epochs):
+            raise FileNotFoundError(f"{stage} needs {name} finished in {out}; run `pairformer train {name}` first")
     claim(out, run | ({"encoders": source.metadata["model_sha256"]} if source else {}))
     torch.manual_seed(config.rng_seed)
     model = PairFormer(model_config).to(device)
@@ -85,8 +90,6 @@ def train(
         windows = weighted_windows(sites, more, config.sources, model_config.esa_min)
         last = stage if stage in ENCODER_STAGES else "stage2"
         for name, run_stage in ENCODER_STAGES.items():
-            if stage not in ("all", name) and not finished(out / f"{name}.pt", getattr(config, name).epochs):
-                raise FileNotFoundError(f"{stage} needs {name} finished in {out}; run `pairformer train {name}` first")
             run_stage(model, windows, config, out)
             if name == last:
                 break
@@ -148,7 +151,8 @@ def content_hash(rows: Labelled) -> str:
     for f in fields(rows):
         column = getattr(rows, f.name)
         digest.update(f"{f.name}:{len(column)}:".encode())
-        digest.update("\n".join(column).encode() if column.dtype == object else column.tobytes())
+        text = column.dtype == object
+        digest.update("\n".join(column).encode(errors="surrogateescape") if text else column.tobytes())
     return digest.hexdigest()
 
 

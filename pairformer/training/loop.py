@@ -62,10 +62,11 @@ def fit(
         Whether all epochs are done; only then does ``module`` hold the averaged weights.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or a loss is not finite.
     """
     if n_rows < 1:
-        raise ValueError(f"{stage} must have rows to train on, got {n_rows}; give one of its sources a share and rows")
+        raise ValueError(f"{stage} must have rows to train on, got {n_rows}; give one of its sources a share, and rows "
+                         "with a candidate")  # fmt: skip
     run_dir.mkdir(parents=True, exist_ok=True)
     if any(parameter.is_cuda for parameter in module.parameters()):
         from pairformer.kernels import use_kernels
@@ -118,6 +119,9 @@ def fit(
                 schedule.step()
                 _update(average, module, config.ema_decay, epoch * per_epoch + len(losses))
                 losses.append(float(loss.detach()))
+        if not np.isfinite(losses).all():
+            raise ValueError(f"{stage} must have a finite loss, got {losses[np.argmin(np.isfinite(losses))]} in epoch "
+                             f"{epoch + 1}; lower its learning rate")  # fmt: skip
         record = {"stage": stage, "epoch": epoch + 1, "loss": round(float(np.mean(losses)), 6)}
         record |= {"seconds": round(time.perf_counter() - began, 1)}
         if validate is not None:
@@ -176,21 +180,23 @@ def _checkpoint(path: Path, module, optimizer, schedule, average, best, epochs_d
 
 def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
     """Load a checkpoint of this stage if there is one; returns the epochs it has done."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=next(module.parameters()).device, weights_only=True)
+    there = path.exists()
+    state = torch.load(path, map_location=next(module.parameters()).device, weights_only=True) if there else {}
+    done = state.get("epochs_done", 0)
     # A run stopped between its log line and its checkpoint does that epoch again.
     log = path.with_name("log.jsonl")
     text = log.read_text(encoding="utf-8") if log.exists() else ""
-    kept = "".join(line for line in text.splitlines(True) if not _is_after(line, path.stem, state["epochs_done"]))
+    kept = "".join(line for line in text.splitlines(True) if not _is_after(line, path.stem, done))
     if kept != text:
         log.write_text(kept, encoding="utf-8")
+    if not there:
+        return 0
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     average.update(state["average"])
     best.update(state["best"])
-    return state["epochs_done"]
+    return done
 
 
 def _is_after(line: str, stage: str, epochs_done: int) -> bool:
