@@ -283,6 +283,7 @@ def _model_options(function: Callable) -> Callable:
 def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, device, threads, **options):
     """Train a model on labelled windows and pairs: one stage, or all three."""
     from pairformer import training
+    from pairformer.evaluation import with_genes
     from pairformer.evaluation.protocols import held_out_pairs, held_out_sites, set_aside
     from pairformer.evaluation.report import read_calibration
 
@@ -311,8 +312,8 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     if not pairs and not sites:
         metadata["weights_licence"] = "MIT; the miRAW training data state no licence of their own"
     more = load_sources(folder, config.sources, sites) if folder else MoreSources()
-    if aside is not None:
-        more = more.where(lambda rows: held_out_pairs(rows, aside, (claim,)))
+    if aside is not None and folder:
+        more = with_genes(more, folder).where(lambda rows: held_out_pairs(rows, aside, (claim,)))
     calibration: dict = {}
     for path in calibrate:
         protocol, found, means = read_calibration(path, CALIBRATED)

@@ -287,7 +287,7 @@ class MoreSources:
     """Windows of 50 nt with negatives of the same miRNA frequencies: bags of stage 3, and their best candidates
     windows of stages 1 and 2."""
     clash_original: Pairs | None = None
-    """The same positives with ten times as many negatives, uncorrected: stages 1 and 2."""
+    """Nearly the same positives with ten times as many negatives, uncorrected: stages 1 and 2."""
     effects: FoldChanges | None = None
     """Measured fold changes."""
     instances: Pairs | None = None

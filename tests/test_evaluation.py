@@ -131,7 +131,7 @@ def test_further_sources_are_held_out_and_audited(folder, monkeypatch):
     protocol, sites = PROTOCOLS["both-disjoint"], load_sites(folder / SITES, folder)[0]
     fold = protocol.folds(folder)[0]
     sources = SourceConfig(clash=1.0, clash_original=1.0, instances=1.0, effects=1.0)
-    more = evaluation._with_genes(load_sources(folder, sources), folder)
+    more = evaluation.with_genes(load_sources(folder, sources), folder)
     unrelated = "ACGACGACGACGACGACGACGA"  # no family of any pair
     planted = some_pairs(*((unrelated, utr[:50], utr[:50]) for utr in fold.test.utr if len(utr) > 50))
     others = some_pairs(*((unrelated, utr[:50], utr[:50]) for utr in fold.train.utr if len(utr) > 50))

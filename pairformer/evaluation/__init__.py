@@ -103,7 +103,7 @@ def evaluate(
     folds = protocol.folds(folder)
     if given is None and not _picks(config):
         folds = [fold.whole() for fold in folds]
-    extra = MoreSources() if given else _with_genes(load_sources(folder, config.sources), folder)
+    extra = MoreSources() if given else with_genes(load_sources(folder, config.sources), folder)
     for k in k_max:
         check(k >= 1, "k_max", "be 1 or more", k)
     weights = folder / targetnet.WEIGHTS
@@ -187,7 +187,7 @@ def _picks(config: TrainConfig) -> bool:
     return not (shares.per_mirna or shares.decoys or shares.clash or shares.effects)
 
 
-def _with_genes(more: MoreSources, folder: Path) -> MoreSources:
+def with_genes(more: MoreSources, folder: Path) -> MoreSources:
     """Windows with the genes they may lie in."""
     windows = (more.clash, more.clash_original, more.instances)
     named = [rows if rows is None else name_genes(rows, folder) for rows in windows]

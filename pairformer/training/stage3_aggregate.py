@@ -39,10 +39,11 @@ def train_aggregator(
 ) -> None:
     """Train the additive heads, then the aggregators beside them, at the end with ``model.expensive``.
 
-    Pairs without a candidate have a constant logit and nothing to teach: they are left out of training, not of
-    validation. With ``config.budgets`` each batch of the aggregators draws one of them. Every member has a loss of its
-    own. The heads see no labels but decoys: labels would teach them the miRNA. Labelled windows inside labelled pairs
-    teach the encoder in joint epochs, where they are selected (eq. 8).
+    Pairs without a candidate have a constant logit and nothing to teach the aggregators: they are left out of their
+    training, not of validation; the heads see positives of the kind, and their decoys, by what the pair is made of.
+    With ``config.budgets`` each batch of the aggregators draws one of them. Every member has a loss of its own. The
+    heads see no labels but decoys: labels would teach them the miRNA. Labelled windows inside labelled pairs teach the
+    encoder in joint epochs, where they are selected (eq. 8).
 
     Args:
         model: the encoders are trained.
