@@ -347,7 +347,9 @@ def main(out: Path, first: int = 0) -> int:
                     rows.append(labels | measure())
                 except Exception as error:  # the other rows are still worth having
                     failed.append(f"{labels}: {repr(error)[:300]}")
-                    torch.cuda.synchronize()
+                    if not usable():
+                        failed.append("the rows after it were not run")
+                        break
                 write(report, out)  # what there is, should time run out
         except Exception as error:
             failed.append(repr(error)[:300])

@@ -305,7 +305,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     labelled, aside = load_pairs(pairs or data_folder(data) / PAIRS, folder), None
     if validation:
         claim = "family" if len(set(labelled.family)) >= 20 else "gene"
-        labelled, aside = set_aside(labelled, getattr(labelled, claim), round(1 / validation))
+        labelled, aside = set_aside(labelled, [n.upper() for n in getattr(labelled, claim)], round(1 / validation))
         if windows is not None:
             windows = windows.take(held_out_sites(windows, aside, (claim,)))
     metadata: dict = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}

@@ -330,6 +330,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         _check_positive("temperature", self.temperature)
         for name in ("alpha_start", "alpha_end"):
+            check_number(name, getattr(self, name))
             check(0 <= getattr(self, name) <= 1, name, "be in [0, 1]", getattr(self, name))
         for name in ("feature_weight", "relation_weight"):
             _check_weight(self, name)
@@ -356,7 +357,7 @@ class StageConfig:
         at_least(self, "epochs", 1)
         at_least(self, "batch_size", 1)
         _check_positive("lr", self.lr)
-        _check_positive("clip", self.clip)
+        check(self.clip > 0, "clip", "be above 0", self.clip)
         _check_weight(self, "weight_decay")
         _share(self, "ema_decay")
 
@@ -372,7 +373,9 @@ class JointStageConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 <= self.joint_epochs <= self.epochs, "joint_epochs", f"be in 0..{self.epochs}", self.joint_epochs)
+        joint_epochs = as_int("joint_epochs", self.joint_epochs)
+        check(0 <= joint_epochs <= self.epochs, "joint_epochs", f"be in 0..{self.epochs}", joint_epochs)
+        _check_weight(self, "joint_lr")
         check(self.joint_lr > 0 or not self.joint_epochs, "joint_lr", "be positive for joint epochs", self.joint_lr)
 
 
@@ -449,7 +452,7 @@ class TrainConfig:
               "have a share where instances do, which lie in labelled pairs", self.sources.labels)  # fmt: skip
         check(not self.sources.instances or self.stage3.joint_epochs > 0, "joint_epochs",
               "be 1 or more, with a joint_lr, where instances have a share", self.stage3.joint_epochs)  # fmt: skip
-        at_least(self, "rng_seed", 0)
+        _check_int("rng_seed", self.rng_seed, 0, 2**32 - 1)
         object.__setattr__(self, "budgets", tuple(self.budgets))
         check(all(as_int("budgets", k) >= 1 for k in self.budgets), "budgets", "be 1 or more each", self.budgets)
 

@@ -320,16 +320,15 @@ def load_fold_changes(folder: Path) -> FoldChanges:
     """
     table = folder / FUNMIRBENCH
     names = ("experiment", "mirna_seq", "type", "geo", "quality")
-    known = {row[0]: row[1:] for row in zip(*columns(table / "experiments.tsv", *names), strict=True)}
-    place = ("gene_id", "gene_symbol", "utr_id")
-    genes = {row[0]: row[1:] for row in zip(*columns(table / "gene_utr.tsv", *place), strict=True)}
-    utrs = load_utrs(folder)
-    for name, (_, kind, _, _) in known.items():
-        if kind not in ("OE", "KO"):
-            raise DataError(f"{table / 'experiments.tsv'}: type must be OE or KO, got {kind} of {name}")
-    for name, (_, utr_id) in genes.items():
-        if (utr_id or name) not in utrs:
-            raise DataError(f"{table / 'gene_utr.tsv'}: utr_id must be in {UTRS}, got {utr_id or name} of {name}")
+    known, genes, utrs = {}, {}, load_utrs(folder)
+    for row in _table(table / "experiments.tsv", *names):
+        known[row["experiment"]] = [row[name] for name in names[1:]]
+        if row["type"] not in ("OE", "KO"):
+            raise DataError(f"{row['where']}: type must be OE or KO, got {row['type']}")
+    for row in _table(table / "gene_utr.tsv", "gene_id", "gene_symbol", "utr_id"):
+        genes[row["gene_id"]] = [row["gene_symbol"], row["utr_id"]]
+        if (row["utr_id"] or row["gene_id"]) not in utrs:
+            raise DataError(f"{row['where']}: utr_id must be in {UTRS}, got {row['utr_id'] or row['gene_id']}")
     kept = []
     for row in _table(table / "lfc.tsv.gz", "experiment", "gene_id", "log2fc"):
         if row["experiment"] not in known:
@@ -526,6 +525,11 @@ def rewire(positives: Pairs, known: Pairs, rng_seed: int | Sequence[int] = 2020)
                          "miRNAs and genes are so few give decoys no share (--sources.decoys 0)")  # fmt: skip
     label = np.zeros(len(positives), np.float32)
     return Pairs(label, positives.mirna, positives.gene[order], positives.utr[order], positives.utr_id[order])
+
+
+def gene_names(text: str) -> set[str]:
+    """Names of genes between commas, in capitals: some tables spell them otherwise."""
+    return {name.strip().upper() for name in text.split(",")} - {""}
 
 
 def as_rna(sequence: str) -> str:

@@ -127,7 +127,8 @@ class FoldTrainConfig:
     def __post_init__(self) -> None:
         for name in ("bucket", "least_passes", "parts"):
             at_least(self, name, 1)
-        at_least(self, "teacher_rows", 0)
+        for name in ("teacher_rows", "rng_seed", "most_passes"):
+            at_least(self, name, 0)
         at_least(self, "validation", 2)
         check(self.least_passes <= self.most_passes, "most_passes", f"be {self.least_passes} or more", self.most_passes)
         check(0 <= self.keep_share <= 1, "keep_share", "be in [0, 1]", self.keep_share)

@@ -187,7 +187,7 @@ def _taking_its_place(path: str) -> Iterator[TextIO]:
 @contextlib.contextmanager
 def _packed(raw: IO[bytes], path: Path, mode: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, compressed in one whose name ends in .gz, where equal bytes give equal files."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.GzipFile("", mode, fileobj=raw, mtime=0) as packed:
             yield packed  # type: ignore[misc]
     else:

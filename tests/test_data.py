@@ -226,8 +226,8 @@ def test_bad_training_tables_are_named(tmp_path, table, old, new, message):
         ("lfc.tsv.gz", "E0\tU0\t", "E0\tU0\tnan", r"lfc\.tsv\.gz:2: log2fc must be a finite number, got 'nan"),
         ("lfc.tsv.gz", "E0\tU0\t", "E0\tU0\tx", r"lfc\.tsv\.gz:2: log2fc must be a finite number, got 'x"),
         ("lfc.tsv.gz", "E0\tU0\t", "E99\tU0\t", r"lfc\.tsv\.gz:2: experiment must be in experiments\.tsv, got E99"),
-        ("experiments.tsv", "\tKO\t", "\tko\t", r"experiments\.tsv: type must be OE or KO, got ko of E1"),
-        ("gene_utr.tsv", "U0\tG0\tU0", "U0\tG0\tUX", r"gene_utr\.tsv: utr_id must be in .*, got UX of U0"),
+        ("experiments.tsv", "\tKO\t", "\tko\t", r"experiments\.tsv:3: type must be OE or KO, got ko"),
+        ("gene_utr.tsv", "U0\tG0\tU0", "U0\tG0\tUX", r"gene_utr\.tsv:2: utr_id must be in .*, got UX"),
     ],
 )
 def test_bad_fold_changes_are_named(folder, tmp_path, table, old, new, message):

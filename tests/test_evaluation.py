@@ -231,7 +231,10 @@ def test_identity_scores_by_hand():
     assert scores["gene_prior"] == pytest.approx([b, a, unseen])
     own_left_out = baselines._prior(train.mirna, train.label)
     assert own_left_out == pytest.approx([b, np.log((4 / 3) / (2 / 3)), unseen])
-    other_names = told_apart("AAA", "368", "hng", [0, 0, 0])  # by the gene's name, by the UTR, by neither
+    for labels in ([], [1, 1], [0, 0]):  # of windows
+        sites = told_apart("AB"[: len(labels)], "12"[: len(labels)], "gh"[: len(labels)], labels)
+        assert np.isfinite(baselines.identity_scores(train, train, sites)["with_site_prior"]).all()
+    other_names = told_apart("AAA", "368", "HnG", [0, 0, 0])  # by the gene's name, by the UTR, by neither
     assert baselines.identity_scores(train, other_names)["look_up"].tolist() == [0, 0, 1]
 
 

@@ -252,7 +252,7 @@ def test_figures_of_one_class_or_of_nan_are_refused():
     for call in (metrics.ranking, metrics.balanced_loss, metrics.balanced_scale, metrics.decisions):
         with pytest.raises(ValueError, match="label must have both classes, got 2 rows of one"):
             call([1, 1], [0.1, 0.2])
-    by_mirna = functools.partial(metrics.within_mirna, "aa")
+    by_mirna = functools.partial(metrics.within_mirna, ["a", "a"])
     for call in (metrics.balanced_scale, metrics.decisions, by_mirna):
         with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity"):
             call([0, 1], [np.nan, 0.2])

@@ -547,12 +547,13 @@ def test_odd_files_do_not_stop_the_others(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "scores").mkdir()
     values = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    for name in ("good", "folder", "struct", "line\nbreak", "zip"):
+    for name in ("good", "folder", "struct", "line\nbreak", "zip", "badzip"):
         np.save(tmp_path / "in" / f"{name}.npy", values)
         np.save(tmp_path / "scores" / f"{name}.npy", values[:, :1])  # (n, 1)
     with (tmp_path / "in" / "zip.npy").open("wb") as file:
         np.savez(file, values=values)
     np.save(tmp_path / "scores" / "struct.npy", np.zeros(9, [("score", float), ("row", int)]))
+    (tmp_path / "scores" / "badzip.npy").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "out" / "folder.npy").mkdir(parents=True)
     bags = mil.select_folder(tmp_path / "in", tmp_path / "out", np.int64(3), scores=tmp_path / "scores")
     done = {bag.name: bag for bag in bags}
@@ -561,6 +562,7 @@ def test_odd_files_do_not_stop_the_others(tmp_path):
     assert "struct.npy: scores must be one number a line" in done["struct"].message
     assert "names must have no tab and no line break" in done["line\nbreak"].message
     assert "zip.npy: features must be readable as .npy, got an archive" in done["zip"].message
+    assert "badzip.npy: scores must be readable as .npy" in done["badzip"].message
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["folder.npy", "good.npy", "selection.tsv"]
     assert {line.split("\t")[0] for line in (tmp_path / "out" / "selection.tsv").read_text().splitlines()} == {
         "bag",
@@ -577,6 +579,7 @@ def test_h5_keeps_its_packing_and_drops_its_references(tmp_path):
         file["place"].make_scale("place")
         file["features"].dims[0].attach_scale(file["place"])
         file["features"].attrs["long"] = np.zeros(10_000)
+        file["features"].attrs["mine"] = file["place"].ref
         file.create_dataset("others", data=[file["place"].ref] * 9, dtype=h5py.ref_dtype)
     (done,) = mil.select_folder(tmp_path / "in", tmp_path / "out", 3)
     assert done.message is None
@@ -584,6 +587,7 @@ def test_h5_keeps_its_packing_and_drops_its_references(tmp_path):
         assert file["features"].compression == "gzip"
         assert file["features"].dims[0].values() == []
         assert file["place"][:].tolist() == done.rows.tolist()
+        assert list(file["features"].attrs) == ["long"]
         assert file["features"].attrs["long"].shape == (10_000,)
 
 

@@ -342,6 +342,24 @@ def test_our_budgeted_forward(train):
     testing.check_aggregator(module, 6)
 
 
+def test_what_is_told_to_evaluate_is_what_is_checked():
+    """By its own train() and eval(), whatever they do."""
+
+    class Switched(Mean):
+        noisy = True
+
+        def train(self, mode=True):
+            self.noisy = mode
+            return super().train(mode)
+
+        def forward(self, x, mask):
+            return super().forward(x, mask) + self.noisy * torch.randn(len(x))
+
+    module = Switched().train()
+    testing.check_aggregator(module, 6)
+    assert module.noisy
+
+
 def test_a_right_module_passes():
     testing.check_aggregator(Mean(), 6)
     testing.check_aggregator(RawAttention(), 6, attention="raw")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
-from pairformer.data import UTRS, Pairs, as_rna, columns
+from pairformer.data import UTRS, Pairs, as_rna, columns, gene_names
 from pairformer.scan import Strings
 
 RELATIONS = ("pair", "mirna", "family", "gene", "window", "near_identical")
@@ -222,7 +222,7 @@ def _distinct(*columns: Strings) -> tuple[list[str], list[NDArray[np.int64]]]:
 def _keys(pairs: Pairs, utr: NDArray[np.int64], known: NDArray[np.bool_]) -> dict[str, list[set]]:
     """By relation, what each row has that another row may have too."""
     mirnas = [{mirna} if re.fullmatch("[ACGU]+", mirna) else set() for mirna in map(as_rna, pairs.mirna)]
-    genes = [{name.strip().upper() for name in names.split(",")} - {""} for names in pairs.gene]
+    genes = [gene_names(names) for names in pairs.gene]
     utrs = [{number} if known[number] else set() for number in utr.tolist()]
     return {
         "pair": [set(product(m, g | u)) for m, g, u in zip(mirnas, genes, utrs, strict=True)],

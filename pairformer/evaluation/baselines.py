@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
-from pairformer.data import Pairs, Sites
+from pairformer.data import Pairs, Sites, gene_names
 from pairformer.models.pair_former import EXPENSIVE_CHUNK, chunks
 from pairformer.scan import Strings, scan
 
@@ -195,7 +195,7 @@ def _logistic(features: NDArray, label: NDArray, asked: NDArray) -> NDArray[np.f
 def _keys(pairs: Pairs) -> list[set[tuple[str, str]]]:
     """What makes two rows one pair: the miRNA with a gene's name, or with a UTR."""
     return [
-        {(mirna, other) for other in (*genes.split(","), utr)}
+        {(mirna, other) for other in (*gene_names(genes), utr)}
         for mirna, genes, utr in zip(pairs.mirna, pairs.gene, pairs.utr, strict=True)
     ]
 
@@ -203,7 +203,7 @@ def _keys(pairs: Pairs) -> list[set[tuple[str, str]]]:
 def _prior(seen: Strings, label: NDArray, asked: Strings | None = None) -> NDArray[np.float64]:
     """Log odds of each name's labels; for the rows themselves (``asked`` None) without their own label."""
     counts: dict[str, list[float]] = {}
-    share = float(np.mean(label))
+    share = float(np.mean(label)) if len(set(label)) > 1 else 0.5
     one = [1 - share, share]
     for name, positive in zip(seen, label, strict=True):
         counts.setdefault(name, [*one])[int(positive)] += 1

@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
-from pairformer.data import FUNMIRBENCH, PAIRS, Pairs, Sites, columns, load_clash, load_pairs, load_utrs, rewire
+from pairformer.data import (
+    FUNMIRBENCH,
+    PAIRS,
+    Pairs,
+    Sites,
+    columns,
+    gene_names,
+    load_clash,
+    load_pairs,
+    load_utrs,
+    rewire,
+)
 from pairformer.evaluation.audit import near_identical_groups, overlap
 from pairformer.scan import Strings
 
@@ -103,8 +114,8 @@ def held_out_sites(sites: Sites, test: Pairs, claims: Sequence[str]) -> NDArray[
     if "family" in claims:
         allowed &= ~_among(sites.family, test.family)
     if "gene" in claims:
-        genes = set(test.gene)
-        allowed &= np.array([genes.isdisjoint(names.split(",")) for names in sites.gene])
+        genes = set().union(*map(gene_names, test.gene))
+        allowed &= np.array([genes.isdisjoint(gene_names(names)) for names in sites.gene])
     if {"gene", "near_identical"} & set(claims):
         windows = {utr[i : i + WINDOW] for utr in set(test.utr) for i in range(len(utr) - WINDOW + 1)}
         allowed &= ~_among(sites.window, windows)
@@ -117,12 +128,13 @@ def held_out_pairs(pairs: Pairs, test: Pairs, claims: Sequence[str]) -> NDArray[
     No test pair itself; where they are claimed, none of a test family, of a test gene, nor with a UTR that is nearly
     identical with one of the test. A row of several genes, such as a window of CLASH, names all with commas.
     """
-    asked, genes = set(zip(test.mirna, test.gene, strict=True)), [names.split(",") for names in pairs.gene]
+    asked = {(m, g) for m, names in zip(test.mirna, test.gene, strict=True) for g in gene_names(names)}
+    genes = [gene_names(names) for names in pairs.gene]
     allowed = np.array([asked.isdisjoint((m, g) for g in own) for m, own in zip(pairs.mirna, genes, strict=True)], bool)
     if "family" in claims:
         allowed &= ~_among(pairs.family, test.family)
     if "gene" in claims:
-        tested = set(test.gene)
+        tested = {gene for _, gene in asked}
         allowed &= np.array([tested.isdisjoint(own) for own in genes], bool)
     if "near_identical" in claims:
         utrs, others = np.unique(pairs.utr), np.unique(test.utr)

@@ -85,8 +85,9 @@ class BudgetedMIL(nn.Module):
             return found.logits
         if mask is None:
             return found.logits, found.attention
-        attention = found.attention.new_zeros(mask.shape)
-        attention[mask.bool().to(attention.device)] = found.attention
+        real = torch.as_tensor(mask, device=found.attention.device).bool()
+        attention = found.attention.new_zeros(real.shape)
+        attention[real] = found.attention
         return found.logits, attention
 
     def run(
@@ -163,6 +164,6 @@ class BudgetedMIL(nn.Module):
 
 def check_one_loss(module: nn.Module) -> None:
     """ValueError for a module that a criterion of its logits does not train whole."""
-    if isinstance(module, BudgetedMIL) and not module.straight_through:
+    if any(isinstance(part, BudgetedMIL) and not part.straight_through for part in module.modules()):
         raise ValueError("module must be trained by a loss of its logits, got a BudgetedMIL that alternates; make it "
-                         "straight-through, or train it by its own loss first")  # fmt: skip
+                         "straight-through")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from pairformer.saved import whole_file
 
 SUFFIXES = (".pt", ".npy", ".h5")
 TABLE = "selection.tsv"
+NEWER = ("v108", "v110")  # formats of HDF5 in which attributes have no limit and that libraries since 2016 read
 PACKING = ("compression", "compression_opts", "shuffle")
 REFERENCES = ("DIMENSION_LIST", "REFERENCE_LIST")  # of an .h5 file's scales, which hold in that file alone
 
@@ -101,7 +103,7 @@ def _pruned(features, out, selector, bags, scores, scorer, coords) -> Iterator[P
                     target = out / path.relative_to(features)
                     _write(target, path, pruned)
                     written.append(target)
-            except (ValueError, FileNotFoundError) as error:
+            except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
                 for path in written:
                     path.unlink()
                 yield Pruned(name, 0, np.empty(0, np.int64), str(error))
@@ -171,7 +173,11 @@ def _as_numpy(path: Path, tensor: Any) -> NDArray:
 
 
 def _array(path: Path) -> NDArray:
-    array = np.load(path)
+    try:
+        with path.open("rb") as file:
+            array = np.load(file)
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
     if not isinstance(array, np.ndarray):
         raise ValueError("an archive of arrays")
     return array
@@ -190,13 +196,14 @@ def _write(path: Path, source: Path, parts: dict[str, Any]) -> None:
         else:
             import h5py
 
-            with h5py.File(source) as old, h5py.File(file, "w", libver="latest") as new:  # else attributes have a limit
+            with h5py.File(source) as old, h5py.File(file, "w", libver=NEWER) as new:
                 for name in old:
                     if name in parts:
                         packed = {key: getattr(old[name], key) for key in PACKING}
                         new.create_dataset(name, data=parts[name], **packed)
-                        kept = {key: value for key, value in old[name].attrs.items() if key not in REFERENCES}
-                        new[name].attrs.update(kept)
+                        attrs = old[name].attrs
+                        kept = [key for key in attrs if h5py.check_ref_dtype(attrs.get_id(key).dtype) is None]
+                        new[name].attrs.update({key: attrs[key] for key in kept if key not in REFERENCES})
                     elif isinstance(link := old.get(name, getlink=True), h5py.HardLink):
                         old.copy(name, new)
                     else:

@@ -376,11 +376,14 @@ def run_aggregator_check(
     generator = torch.Generator().manual_seed(0)
     bags = [torch.randn(size, width, generator=generator) for size in SIZES]
     modes = {part: part.training for part in module.modules()} if isinstance(module, torch.nn.Module) else {}
-    for part in modes:
-        part.training = False
+    training = getattr(module, "training", False)
+    if hasattr(module, "eval"):
+        module.eval()
     try:
         AGGREGATOR_CHECKS[check](_Module(call, module, bags, tolerance, attention))
     finally:
+        if training:
+            module.train()
         for part, mode in modes.items():
             part.training = mode
 

@@ -76,12 +76,15 @@ def train(
     tables = {"sites": sites, "pairs": pairs, "validation": validation, **dict(more.items())}
     rows = {name: content_hash(part) for name, part in tables.items() if part is not None}
     run = {"model": model_config.to_dict(), "train": asdict(config), "rows_sha256": rows}
+    run |= {"encoders": source.metadata["model_sha256"]} if source else {}
+    if (out / "run.json").exists():
+        claim(out, run)
     for name in ENCODER_STAGES if source is None and stage != "all" else ():
         if name == stage:
             break
         if not finished(out / f"{name}.pt", getattr(config, name).epochs):
             raise FileNotFoundError(f"{stage} needs {name} finished in {out}; run `pairformer train {name}` first")
-    claim(out, run | ({"encoders": source.metadata["model_sha256"]} if source else {}))
+    claim(out, run)
     torch.manual_seed(config.rng_seed)
     model = PairFormer(model_config).to(device)
     if source is not None:
