@@ -60,9 +60,9 @@ from pairformer.outputs import (
     write_row,
     write_sites,
 )
-from pairformer.predict import Scorer, in_batches, percentiles, usable_threads
+from pairformer.predict import Scorer, in_batches, percentiles
 from pairformer.saved import read_model
-from pairformer.scan import ESA_MIN, scan
+from pairformer.scan import ESA_MIN, scan, usable_threads
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, OutputError.exit_code, 130
 FILE = click.Path(path_type=Path)

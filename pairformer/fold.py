@@ -17,9 +17,9 @@ from pairformer._core import LONGEST
 from pairformer.config import as_int, check
 from pairformer.fold_config import FoldConfig
 from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium, expected_f1
-from pairformer.predict import in_batches, usable_threads
+from pairformer.predict import in_batches
 from pairformer.saved import model_files
-from pairformer.scan import check_strings
+from pairformer.scan import check_strings, usable_threads
 
 if TYPE_CHECKING:
     from pairformer.models import RNAformer
@@ -173,8 +173,8 @@ class Folder:
         self.config = replace(config, **{name: x for name, x in given.items() if x is not None})
         self.window = config.window or config.max_length
         check(method in METHODS, "method", f"be one of {', '.join(METHODS)}", repr(method))
-        check(as_int("min_loop", min_loop) >= 0, "min_loop", "be 0 or more", min_loop)
         self.method, self.min_loop = method, min(as_int("min_loop", min_loop), self.window)
+        check(self.min_loop >= 0, "min_loop", "be 0 or more", min_loop)
         self.threads = usable_threads(threads) or _core.available_threads()
 
     def fold(self, sequences: Sequence[str]) -> list[Fold]:

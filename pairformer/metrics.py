@@ -272,7 +272,8 @@ def _fold_mean(draws: NDArray[np.int64], folds: list[list[_Ranked]]) -> NDArray[
 def _areas(draws: NDArray[np.int64], ranked: _Ranked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """PR-AUC and ROC-AUC, (R,) each, of the rows times their group's draws; NaN where a class is lost."""
     if not len(ranked.ends):
-        return (nothing := np.full(len(draws), np.nan)), nothing
+        lost = np.full(len(draws), np.nan)
+        return lost, lost
     weight = draws[:, ranked.group]  # (R, M)
     called = weight.cumsum(1)[:, ranked.ends]  # (R, E)
     true = (weight * ranked.positive).cumsum(1)[:, ranked.ends]

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pairformer import _core
 from pairformer.bags import Candidates
 from pairformer.config import ModelConfig, as_int
 from pairformer.data import DataError, as_rna
 from pairformer.engines import load_engine
 from pairformer.metrics import at_prior, sigmoid
-from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
+from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan, usable_threads
 from pairformer.selector import STSelector
 from pairformer.sites import draw, site_table
 
@@ -383,11 +382,3 @@ def in_batches(
         yield group
     if damage is not None:
         raise damage
-
-
-def usable_threads(threads: int) -> int:
-    """``threads`` checked, and no more than there are processors: thousands would exhaust the machine."""
-    threads = as_int("threads", threads)
-    if threads < 0:
-        raise ValueError(f"threads must be 0 (all) or more, got {threads}")
-    return min(threads, _core.available_threads())

@@ -83,6 +83,13 @@ def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, di
     return config, metadata, arrays
 
 
+def write_model(directory: str | Path, config: dict, weights: bytes) -> None:
+    """``config.json`` and ``model.safetensors``, each whole."""
+    for name, content in zip(FILES, ((json.dumps(config, indent=2) + "\n").encode(), weights), strict=True):
+        with whole_file(Path(directory) / name) as file:
+            file.write(content)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
     """A file to write that is at ``path`` whole or not at all, whatever stops or writes beside this process."""

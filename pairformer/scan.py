@@ -123,3 +123,11 @@ def pair_fault(mirna: object, utr: object) -> str | None:
     if blank is not None:
         return f"utr must hold no blanks, got {blank!r} at position {utr.index(blank) + 1}; pass ''.join(utr.split())"
     return None
+
+
+def usable_threads(threads: int) -> int:
+    """``threads`` checked, and no more than there are processors: thousands would exhaust the machine."""
+    threads = as_int("threads", threads)
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all) or more, got {threads}")
+    return min(threads, _core.available_threads())

@@ -15,7 +15,7 @@ from pairformer.config import AggregatorConfig
 from pairformer.mil.forms import Form, is_nested
 from pairformer.models.pair_former import pack_tokens
 from pairformer.models.set_transformer import SetTransformer
-from pairformer.saved import FILES, whole_file
+from pairformer.saved import FILES, write_model
 
 
 class SetAggregator(SetTransformer):
@@ -99,10 +99,7 @@ class SetAggregator(SetTransformer):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` (the arguments) and ``model.safetensors``, as Hugging Face's model mixin does."""
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        config = json.dumps(self.arguments, indent=2) + "\n"
-        for name, content in zip(FILES, (config.encode(), save(weights, {"format": "pt"})), strict=True):
-            with whole_file(Path(directory) / name) as file:
-                file.write(content)
+        write_model(directory, self.arguments, save(weights, {"format": "pt"}))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> SetAggregator:

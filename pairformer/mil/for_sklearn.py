@@ -77,7 +77,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
             torch.manual_seed(self.rng_seed)
             self.module_ = (self.module or self._default)(self.n_features_in_)
             check_one_loss(self.module_)
-            self._train(self._standardised(X), torch.from_numpy(target).float())
+            self._train(self._standardised(X), torch.from_numpy(target).float(), aside)
         return self
 
     def decision_function(self, X: Sequence[NDArray]) -> NDArray[np.float32]:
@@ -124,10 +124,10 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         arrays = [(bag - self.mean_) / self.scale_ for bag in bags]
         return [torch.from_numpy(array).float() for array in arrays]
 
-    def _train(self, bags: list[torch.Tensor], target: torch.Tensor) -> None:
+    def _train(self, bags: list[torch.Tensor], target: torch.Tensor, n_aside: int) -> None:
         module = self.module_
         order = torch.randperm(len(bags))
-        aside, used = order[: round(self.validation * len(bags))], order[round(self.validation * len(bags)) :]
+        aside, used = order[:n_aside], order[n_aside:]
         optimiser = torch.optim.AdamW(module.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         least, kept = np.inf, None
         self.validation_losses_: list[float] = []

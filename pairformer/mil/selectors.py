@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pairformer import selector
 from pairformer.config import as_int
 from pairformer.mil.forms import Form, finite_floats, numpy_of
+from pairformer.scan import usable_threads
 from pairformer.selector import is_tensor, like
 
 TOP, COVERAGE = 0, 1  # and fill, 2
@@ -134,8 +135,7 @@ class Selector(ABC):
                 rule needs is missing.
             TypeError: a dtype is of another kind, or a tensor is not on the CPU.
         """
-        if as_int("threads", threads) < 0:
-            raise ValueError(f"threads must be 0 (all) or more, got {threads}")
+        threads = usable_threads(threads)
         form = Form.of(scores, offsets, mask)
         bags = Bags(
             _scores(form, scores),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from pairformer.saved import FILES, NAMES, read_model, whole_file
+from pairformer.saved import NAMES, read_model, write_model
 
 Saved = TypeVar("Saved", bound="SavedModule")
 
@@ -29,10 +28,7 @@ class SavedModule(nn.Module):
         weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in self.state_dict().items()}
         values = {"config": self.config.to_dict(), **(metadata or self.metadata)}
         values.pop("model_sha256", None)  # of the files this model was read from
-        config = json.dumps(values, indent=2) + "\n"
-        for name, content in zip(FILES, (config.encode(), save(weights)), strict=True):
-            with whole_file(Path(directory) / name) as file:
-                file.write(content)
+        write_model(directory, values, save(weights))
 
     @classmethod
     def load(cls: type[Saved], name_or_path: str | Path | None = None) -> Saved:

@@ -180,22 +180,21 @@ def _checkpoint(path: Path, module, optimizer, schedule, average, best, epochs_d
 
 def _resume(path: Path, module, optimizer, schedule, average, best) -> int:
     """Load a checkpoint of this stage if there is one; returns the epochs it has done."""
-    there = path.exists()
-    state = torch.load(path, map_location=next(module.parameters()).device, weights_only=True) if there else {}
-    done = state.get("epochs_done", 0)
+    device = next(module.parameters()).device
+    state = torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+    done = state["epochs_done"] if state else 0
     # A run stopped between its log line and its checkpoint does that epoch again.
     log = path.with_name("log.jsonl")
     text = log.read_text(encoding="utf-8") if log.exists() else ""
     kept = "".join(line for line in text.splitlines(True) if not _is_after(line, path.stem, done))
     if kept != text:
         log.write_text(kept, encoding="utf-8")
-    if not there:
-        return 0
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    average.update(state["average"])
-    best.update(state["best"])
+    if state:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        average.update(state["average"])
+        best.update(state["best"])
     return done
 
 
