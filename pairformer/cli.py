@@ -71,6 +71,7 @@ DEFAULTS = recipe("default")[::-1]
 FOLD_DEFAULTS = fold_recipe("cpu")[::-1]
 FOLD_LICENCE = "MIT; Rfam is CC0, the copies of bpRNA trained on state no licence of their own"
 STRUCTURE_PROTOCOLS = ("ts0", "ts0-rfam", "synthetic", "bprna-new")
+ENCODER_OPTIONS = ("stage1", "stage2", "distill", "sources__windows", "sources__clash_")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
 EXTRAS = {"torch": "torch", "sklearn": "torch", "pyarrow": "fold", "RNA": "fold"}  # what brings which module
@@ -273,8 +274,7 @@ def _model_options(function: Callable) -> Callable:
 @click.option("--encoders", metavar="MODEL", help="Take both encoders of a saved model in place of stages 1 and 2.")
 @click.option("--validation", type=click.FloatRange(0, 0.5), default=0.0, show_default=True,
               help="Share (1/2, 1/3, 1/4, ...) of the pairs set aside, from all sources, by family where there are 20, "
-                   "else by gene; picks stage 3's epoch."
-              )  # fmt: skip
+                   "else by gene; picks stage 3's epoch.")  # fmt: skip
 @click.option("--calibrate", type=FILE, multiple=True,
               help="report.json of held-out folds: of labelled pairs, or of fold changes.")  # fmt: skip
 @click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
@@ -287,8 +287,9 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     from pairformer.evaluation.protocols import held_out_pairs, held_out_sites, set_aside
     from pairformer.evaluation.report import read_calibration
 
-    if encoders and (sites or stage in ("stage1", "stage2")):
-        raise click.UsageError("--encoders takes the place of stages 1 and 2 and of --sites")
+    theirs = [key for key in options if key.startswith(ENCODER_OPTIONS) and options[key] is not None]
+    if encoders and (sites or theirs or stage in ("stage1", "stage2")):
+        raise click.UsageError("--encoders takes the place of stages 1 and 2, of their options and of --sites")
     if calibrate and options["logit_scale"] is not None:
         raise click.UsageError("--calibrate and --logit-scale set the same; give one")
     device = _prepared(device, threads)
@@ -315,8 +316,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     if aside is not None and folder:
         more = with_genes(more, folder).where(lambda rows: held_out_pairs(rows, aside, (claim,)))
     calibration: dict = {}
-    for path in calibrate:
-        protocol, found, means = read_calibration(path, CALIBRATED)
+    for protocol, found, means in (read_calibration(path, CALIBRATED) for path in calibrate):
         calibration |= found
         metadata.setdefault("held_out", {})[protocol] = found | {"means": means}
     model = training.train(

@@ -404,6 +404,10 @@ def test_train_command(folder, tmp_path, command, capsys):
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert command(*mine, "--logit-scale", 1) == 2
     assert command("train", "stage1", *mine[2:]) == 2
+    for option in ("--stage1.epochs", "--distill.alpha-end", "--sources.windows", "--sources.clash-original"):
+        capsys.readouterr()
+        assert command(*mine, option, 1) == 2
+        assert "--encoders takes the place of stages 1 and 2, of their options" in capsys.readouterr().err
     assert counts["pairs"] == pytest.approx(0.8 * (len(rows) - 1), abs=15)
     log = [json.loads(line) for line in (tmp_path / "mine/log.jsonl").read_text().splitlines()]
     assert [set(r) >= {"pr_auc", "roc_auc"} for r in log] == [True, True]
