@@ -51,20 +51,25 @@ class Mab {
     query_(kernels, x, ld, queries, query, ld);
     key_(kernels, y, ld, keys, key, ld);
     value_(kernels, y, ld, keys, value, ld);
-    float* score = scratch.take(queries * columns);
+    constexpr int64_t kQueries = 256;  // whose scores exist at once: memory grows with keys, not their square
+    float* score = scratch.take(std::min(queries, kQueries) * columns);
     float* attended = scratch.take(queries * wide);
-    float* panels = scratch.take(std::max(head_width_ * columns, keys * padded(head_width_)));
+    float* key_panels = scratch.take(head_width_ * columns);
+    float* value_panels = scratch.take(keys * padded(head_width_));
     const float scale = 1 / std::sqrt(static_cast<float>(head_width_));
-    const int rows = static_cast<int>(queries), n = static_cast<int>(keys),
-              width = static_cast<int>(head_width_);
+    const int n = static_cast<int>(keys), width = static_cast<int>(head_width_);
     for (int64_t h = 0; h < heads_; ++h) {
       const int64_t at = h * head_width_;
-      kernels.pack(key + at, 1, ld, width, n, panels);
-      kernels.gemm({query + at, ld, panels, nullptr, score, columns, rows, static_cast<int>(columns), width});
-      kernels.softmax(score, rows, n, columns, scale);
-      kernels.pack(value + at, ld, 1, n, width, panels);
-      kernels.gemm({score, columns, panels, nullptr, attended + at, wide, rows,
-                    static_cast<int>(padded(head_width_)), n});
+      kernels.pack(key + at, 1, ld, width, n, key_panels);
+      kernels.pack(value + at, ld, 1, n, width, value_panels);
+      for (int64_t first = 0; first < queries; first += kQueries) {
+        const int rows = static_cast<int>(std::min(kQueries, queries - first));
+        kernels.gemm({query + first * ld + at, ld, key_panels, nullptr, score, columns, rows,
+                      static_cast<int>(columns), width});
+        kernels.softmax(score, rows, n, columns, scale);
+        kernels.gemm({score, columns, value_panels, nullptr, attended + first * wide + at, wide, rows,
+                      static_cast<int>(padded(head_width_)), n});
+      }
     }
     out_(kernels, attended, wide, queries, x, ld, false, true);
     norm1_(kernels, x, queries, ld);

@@ -6,7 +6,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "parallel.hpp"
@@ -16,6 +18,19 @@ namespace pairformer {
 
 namespace py = pybind11;
 using namespace pybind11::literals;
+
+// Without Python's lock. A thread that wants it back when the interpreter has ended gets none: Python unwinds
+// it, which no destructor may let through, so it sleeps until the process is gone.
+struct Unlocked {
+  PyThreadState* const state = PyEval_SaveThread();
+  ~Unlocked() {
+    try {
+      PyEval_RestoreThread(state);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+};
 
 // The data of an array of exactly this type, C-contiguous, of `ndim` dimensions (shape is for the message).
 template <class T>
@@ -31,7 +46,7 @@ const T* checked(const py::array& array, const std::string& name, int ndim, cons
   constexpr int kPlain =
       py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & kPlain) != kPlain) {
-    throw py::value_error(name + " must be C-contiguous, got strides " +
+    throw py::value_error(name + " must be C-contiguous and aligned, got strides " +
                           std::string(py::str(array.attr("strides"))) + "; pass numpy.ascontiguousarray(" +
                           name + ")");
   }
@@ -121,7 +136,7 @@ struct CodedStrings {
     code = py::array_t<uint8_t>(*end);
     uint8_t* const data = code.mutable_data();
     {
-      const py::gil_scoped_release unlocked;
+      const Unlocked unlocked;
       has_other = encode_texts(texts, data, threads);
     }
     code.attr("setflags")("write"_a = false);

@@ -117,7 +117,7 @@ py::tuple cheap_scan(const Model& model, const py::object& candidates, bool with
   uint32_t* key_data = key.mutable_data();
   float* embedding_data = embedding ? embedding->mutable_data() : nullptr;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     model.cheap_scan(held.view, threads, logit_data, key_data, embedding_data);
   }
   return py::make_tuple(logit, key, embedding);
@@ -133,7 +133,7 @@ py::tuple encode(const Model& model, const py::object& candidates, const py::arr
   float* embedding_data = embedding.mutable_data();
   float* logit_data = logit.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     model.encode(held.view, chosen.data(), n, threads, embedding_data, logit_data);
   }
   return py::make_tuple(embedding, logit);
@@ -163,7 +163,7 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
   const Aggregated out{site_logit.mutable_data(), pair_logit.mutable_data(), data(weight), data(repression),
                        data(contribution)};
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     model.aggregate(held.view, chosen, threads, out);
   }
   return py::make_tuple(site_logit, pair_logit, weight, repression, contribution);
@@ -181,7 +181,7 @@ py::array_t<uint8_t> seed_windows(const py::object& candidates, const py::array&
   py::array_t<uint8_t> mark(cheap_logit.size());
   uint8_t* const data = mark.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     mark_seed_windows(view.batch, view.offsets, view.start, logit, static_cast<SeedKind>(least), threads,
                       data);
   }

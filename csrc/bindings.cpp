@@ -26,7 +26,7 @@ py::tuple scan(const HeldBatch& held, int64_t esa_min, int64_t threads_asked, co
   int64_t* const offsets_data = offsets.mutable_data();
   int64_t* const dropped_data = n_dropped.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     scanner.count(threads, offsets_data, dropped_data);
   }
   const int64_t rows = offsets_data[batch.bags];
@@ -37,7 +37,7 @@ py::tuple scan(const HeldBatch& held, int64_t esa_min, int64_t threads_asked, co
   const CandidateRows out{start.mutable_data(), esa_score.mutable_data(), position.mutable_data(),
                           alignment.mutable_data()};
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     scanner.fill(threads, out);
   }
   return py::make_tuple(offsets, start, esa_score, position, alignment, n_dropped);
@@ -71,7 +71,7 @@ py::array_t<uint8_t> encode(const HeldBatch& held, const py::array& bag, const p
       {static_cast<py::ssize_t>(count), py::ssize_t{kChannels}, py::ssize_t{kColumns}});
   uint8_t* const data = one_hot.mutable_data();
   constexpr int64_t kRowsPerTask = 4096;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   parallel_for((count + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
     RowSymbols symbols(batch);
     uint8_t symbol[kColumns];
@@ -132,7 +132,7 @@ py::array_t<float> features(const HeldBatch& held, const py::array& bag, const p
   const Windows windows(held.view, bag, start);
   py::array_t<float> feature({windows.count, int64_t{kSiteFeatures}});
   float* data = feature.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   for (int64_t i = 0; i < windows.count; ++i)
     site_features(SitePair(held.view, windows.bag[i]), windows.start[i], data + i * kSiteFeatures);
   return feature;
@@ -145,7 +145,7 @@ py::array_t<float> energies(const HeldBatch& held, const py::array& bag, const p
   py::array_t<float> energy(windows.count);
   float* const data = energy.mutable_data();
   constexpr int64_t kWindowsPerTask = 256;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   parallel_for((windows.count + kWindowsPerTask - 1) / kWindowsPerTask, threads, [&](int64_t task) {
     const int64_t first = task * kWindowsPerTask, end = std::min(windows.count, first + kWindowsPerTask);
     std::optional<Duplexes> duplexes;
@@ -193,7 +193,7 @@ py::array_t<float> pair_features(const HeldBatch& held, const py::array& n_candi
   check_rows(n_candidates, "n_candidates", bags, "batch");
   py::array_t<float> feature({bags, int64_t{kBagFeatures}});
   float* data = feature.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   for (int64_t bag = 0; bag < bags; ++bag) {
     if (counts[bag] < 0)
       throw py::value_error("n_candidates must be 0 or more, got " + std::to_string(counts[bag]));
@@ -274,7 +274,7 @@ py::tuple select_rows(const py::array& cheap_logit, const std::optional<py::arra
   int64_t* rows_out = rows.mutable_data();
   uint8_t* reason_out = reason.mutable_data();
   {
-    const py::gil_scoped_release released;
+    const Unlocked unlocked;
     select(rows_in, p, marked, hash, settings, ends, rows_out, reason_out, threads);
   }
   return py::make_tuple(rows, out_offsets, reason);
@@ -290,7 +290,7 @@ py::array_t<uint32_t> keys_of(const py::array& embedding, uint32_t rng_seed, int
   py::array_t<uint32_t> keys(n);
   uint32_t* out = keys.mutable_data();
   {
-    const py::gil_scoped_release released;
+    const Unlocked unlocked;
     if (offsets)
       pairformer::centred_simhash_keys(data, width, ends.data(), static_cast<int64_t>(ends.size()) - 1,
                                        rng_seed, out, threads);
@@ -322,7 +322,7 @@ py::array_t<float> pair_probabilities(const py::array& codes, const py::array& l
                             std::to_string(length[row]));
   py::array_t<float> probability({count, side, side});
   float* const out = probability.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   std::fill_n(out, count * side * side, 0.0f);
   parallel_for(count, threads, [&](int64_t row) {
     Ensemble(code.data() + row * side, static_cast<int>(length[row]), kernels)

@@ -11,6 +11,7 @@
 #include <thread>
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <signal.h>
 #endif
 #ifdef __linux__
 #include <sched.h>
@@ -109,12 +110,21 @@ class Pool {
   }
 
  private:
+  // Signals are the program's own threads' to take.
   void start(int64_t threads) {
+#if defined(__unix__) || defined(__APPLE__)
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+#endif
     try {
       for (; threads_ < threads; ++threads_) std::thread([this] { serve(); }).detach();
     } catch (const std::system_error&) {
       // No more threads to be had: those there are do the work.
     }
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+#endif
   }
 
   void serve() {

@@ -8,9 +8,9 @@ namespace pairformer {
 
 // Unsigned order of the result = order of finite floats, -0.0 equal to 0.0.
 inline uint32_t ascending(float x) {
-  x += 0.0f;
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
+  if (bits == 0x80000000u) bits = 0;  // not by adding 0.0, which may flush subnormals
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
 

@@ -146,7 +146,7 @@ void site_features(const SitePair& pair, int32_t window, float* feature) {
     }
   };
   count(match.start - kFlank, match.start);
-  count(match.end, match.end + kFlank);
+  count(match.end, int64_t{match.end} + kFlank);
   *feature++ = static_cast<float>(rich) / static_cast<float>(letters);
   *feature++ = supplementary(pair, match.anchor) / 4;
   *feature++ = log_over_ten(match.start);

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any, TypeVar
 
 Stored = TypeVar("Stored", bound="StoredConfig")
-_INT_MAX = 2**31 - 1
+_INT_MAX, _FLOAT_MAX = 2**31 - 1, 3.4e38
 SITE_FEATURES, CONTEXT_FEATURES, BAG_FEATURES = 10, 3, 12
 SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
 
@@ -112,6 +112,7 @@ class AggregatorConfig:
         for name in ("layers", "inducing_points", "additive"):
             at_least(self, name, 0)
         check(self.kind != "none" or self.additive > 0, "additive", "be 1 or more for kind none", self.additive)
+        check_switches(self)
         check(not self.length_gate or self.additive > 0, "length_gate", "be off without an additive head",
               self.length_gate)  # fmt: skip
         _share(self, "dropout")
@@ -197,7 +198,9 @@ class SelectorConfig:
         _check_positive("tau_w", self.tau_w)
         _check_positive("z_eps", self.z_eps)
         _check_positive("exponent_clip", self.exponent_clip, 300)
+        check_switches(self)
         self._check_tuple("pool_steps", 2)
+        check(self.pool_steps[0] <= self.pool_steps[1], "pool_steps", "not fall", repr(self.pool_steps))
         self._check_tuple("n_bins", 3, 2**16)
         self._check_tuple("bin_size", 3)
         self._check_tuple("hash_bits", 3, 32)
@@ -276,17 +279,16 @@ class ModelConfig(StoredConfig):
         check(self.keep_seed in SEED_TYPES, "keep_seed", f"be one of {', '.join(SEED_TYPES)}", repr(self.keep_seed))
         _check_int("esa_min", self.esa_min, 0, 10)
         check_number("empty_logit", self.empty_logit)
-        check_number("logit_scale", self.logit_scale)
-        check(self.logit_scale > 0, "logit_scale", "be positive", self.logit_scale)
-        check_number("effect_scale", self.effect_scale)
-        check(self.effect_scale > 0, "effect_scale", "be positive", self.effect_scale)
-        object.__setattr__(self, "effect_interval", tuple(self.effect_interval))
-        ends = self.effect_interval
+        _check_positive("logit_scale", self.logit_scale)
+        _check_positive("effect_scale", self.effect_scale)
+        for name in ("effect_interval", "effect_widening"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for number in getattr(self, name):
+                check_number(name, number)
+        ends, growth = self.effect_interval, self.effect_widening
         check(not ends or (len(ends) == 2 and ends[0] < 0 < ends[1]), "effect_interval",
               "be empty or hold a negative and a positive number", ends)  # fmt: skip
-        object.__setattr__(self, "effect_widening", tuple(self.effect_widening))
-        growth = self.effect_widening
-        check(len(growth) == 2 and all(0 <= g < math.inf for g in growth), "effect_widening",
+        check(len(growth) == 2 and min(growth) >= 0, "effect_widening",
               "be two numbers of 0 or more", growth)  # fmt: skip
 
 
@@ -416,9 +418,10 @@ class SourceConfig:
         return any((self.clash_windows, self.clash_original, self.clash, self.instances, self.effects))
 
     def __post_init__(self) -> None:
+        check_switches(self)
         at_least(self, "components", 0)
         for f in fields(self):
-            if f.name != "per_mirna":
+            if f.type == "float":
                 _check_weight(self, f.name)
 
 
@@ -499,10 +502,12 @@ def check(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def as_int(name: str, value: Any) -> int:
-    """TypeError for what is none, or true or false."""
+    """TypeError for what is none, or true or false; ValueError for what C++ has no integer for."""
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
-            return operator.index(value)
+            number = operator.index(value)
+            check(-(2**63) <= number < 2**63, name, "fit in 64 bits", number)
+            return number
     raise TypeError(f"{name} must be an int, got {value!r}")
 
 
@@ -510,14 +515,21 @@ def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
     check(low <= as_int(name, value) <= high, name, f"be in [{low}, {high}]", repr(value))
 
 
+def check_switches(config: Any) -> None:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        check(f.type != "bool" or isinstance(value, bool), f.name, "be true or false", repr(value))
+
+
 def check_number(name: str, value: Any) -> None:
-    check(isinstance(value, Real) and math.isfinite(value), name, "be a finite number", repr(value))
+    check(isinstance(value, Real) and abs(value) < math.inf, name, "be a finite number", repr(value))
+    check(abs(value) <= _FLOAT_MAX, name, f"be within {_FLOAT_MAX:g}, as float32 is", repr(value))
 
 
-def _check_positive(name: str, value: Any, high: float = math.inf) -> None:
+def _check_positive(name: str, value: Any, high: float = _FLOAT_MAX) -> None:
     check_number(name, value)
-    rule = "above 0 and finite" if math.isinf(high) else f"in (0, {high:g}]"
-    check(0 < value <= high, name, f"be {rule}", repr(value))
+    rule = "above 0" if high == _FLOAT_MAX else f"in (0, {high:g}]"
+    check(0 < float(value) <= high, name, f"be {rule}", repr(value))
 
 
 def _check_weight(config: object, name: str) -> None:

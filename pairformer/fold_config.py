@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from pairformer._core import LONGEST
-from pairformer.config import StageConfig, StoredConfig, at_least, check, check_number
+from pairformer.config import StageConfig, StoredConfig, at_least, check, check_number, check_switches
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class FoldConfig(StoredConfig):
     :func:`pairformer.folding.decode` says."""
 
     def __post_init__(self) -> None:
+        check_switches(self)
         for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
             at_least(self, name, 1)
         if self.threshold is not None:
@@ -73,8 +73,8 @@ class FoldConfig(StoredConfig):
               f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
         for name in ("max_length", "window") if self.energies else ():
             check(getattr(self, name) <= LONGEST, name, f"be {LONGEST} or less with energies", getattr(self, name))
-        check(self.final_bias is None or math.isfinite(self.final_bias), "final_bias", "be None or finite",
-              self.final_bias)  # fmt: skip
+        if self.final_bias is not None:
+            check_number("final_bias", self.final_bias)
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ class FoldTrainConfig:
     """Second stage."""
 
     def __post_init__(self) -> None:
+        check_switches(self)
         for name in ("bucket", "least_passes", "parts"):
             at_least(self, name, 1)
         for name in ("teacher_rows", "rng_seed", "most_passes"):

@@ -68,7 +68,7 @@ def read_model(name_or_path: str | Path, kind: type[Config]) -> tuple[Config, di
         metadata = json.loads(config_bytes)
         config = kind.from_dict(metadata.pop("config"))
         stored = load(model_bytes)
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"model must be as {SAVED[kind]}.save wrote it, got {directory}; {type(error).__name__}: {error}"
         ) from error

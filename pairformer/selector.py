@@ -150,8 +150,10 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     """The same memory as an array.
 
     Raises:
-        TypeError: it is neither an array nor a tensor, or a tensor on another device or of a dtype NumPy lacks.
+        TypeError: it is neither a plain array nor a tensor, or a tensor on another device or of a dtype NumPy lacks.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one; pass the rows that count")
     if isinstance(value, np.ndarray):
         return value
     if not is_tensor(value):

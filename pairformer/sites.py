@@ -147,6 +147,7 @@ def accessibility(
     batch, typed = candidates.batch, np.flatnonzero(seed_start >= 0)
     utr = batch.bag_utr[candidates.bag_of(rows[typed])]
     matches, which = np.unique(np.stack([utr, seed_start[typed], seed_end[typed]], 1), axis=0, return_inverse=True)
+    matches = matches.astype(np.int64)
     begin, end = (batch.utr_offsets[matches[:, 0] + side] for side in (0, 1))
     first = begin + (matches[:, 1] + matches[:, 2] - SURROUNDINGS) // 2
     first = np.maximum(begin, np.minimum(first, end - SURROUNDINGS))

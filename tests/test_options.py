@@ -87,7 +87,7 @@ def test_out_of_range_names_the_field():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--distill.temperature", 0, "temperature must be above 0 and finite, got 0.0"),
+        ("--distill.temperature", 0, "temperature must be above 0, got 0.0"),
         ("--distill.alpha-end", 3, "alpha_end must be in [0, 1], got 3.0"),
         ("--distill.relation-weight", -1, "relation_weight must not be negative, got -1.0"),
         ("--stage3.clip", -1, "clip must be above 0, got -1.0"),

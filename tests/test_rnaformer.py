@@ -322,7 +322,7 @@ def test_loss_of_nothing_is_zero():
     ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ({"distance_buckets": 1}, "distance_buckets must be 0 or 2 and more, got 1"),
     ({"distance_buckets": 501}, "distance_buckets must not exceed max_length 500, got 501"),
-    ({"final_bias": math.inf}, "final_bias must be None or finite, got inf"),
+    ({"final_bias": math.inf}, "final_bias must be a finite number, got inf"),
 ])  # fmt: skip
 def test_wrong_configs(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -403,7 +403,7 @@ BAD_FIELDS = {
     "score must be one of logit, sigmoid, got 'rank'": {"score": "rank"},
     "hash_bits must be in [1, 32], got 33": {"hash_bits": 33},
     "n_bins must have 3 values, got (1, 2)": {"n_bins": (1, 2)},
-    "tau_w must be above 0 and finite, got 0": {"tau_w": 0},
+    "tau_w must be above 0, got 0": {"tau_w": 0},
     "exponent_clip must be in (0, 300], got 301": {"exponent_clip": 301},
     "pool_max must be in [1024, 2147483647], got 9": {"pool_max": 9},
 }
