@@ -46,7 +46,7 @@ def worker(pipeline: str, k_max: int) -> dict:
         candidates = scan(*pairs, threads=THREADS)
         done("scan and align")
         if pipeline == PIPELINES[0]:
-            cheap_logit, keys, _ = native.cheap_scan(candidates, threads=THREADS)
+            cheap_logit, keys = native.cheap_scan(candidates, threads=THREADS)
             done("cheap encoder on all")
             chosen = model.select(candidates, cheap_logit, keys, k_max, THREADS)
             done("select")

@@ -42,7 +42,7 @@ K_MAX = 64
 Section = Iterator[tuple[dict, Callable[[], dict]]]  # what a row is of, and what measures it
 
 
-def device_ms(call, repeats: int = 20, rounds: int = 7) -> tuple[float, float]:
+def device_ms(call, repeats: int = 20) -> tuple[float, float]:
     """Median device time of one call, and the spread (largest less smallest) over rounds of a captured graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -56,7 +56,7 @@ def device_ms(call, repeats: int = 20, rounds: int = 7) -> tuple[float, float]:
         for _ in range(repeats):
             call()
     found = []
-    for _ in range(rounds):
+    for _ in range(7):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         graph.replay()
         begin.record()

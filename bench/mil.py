@@ -49,10 +49,10 @@ class Pooled(nn.Module):
         return (logit * mask).sum(1) / mask.sum(1)
 
 
-def budgeted(k: int, selector: type[mil.Selector] = mil.STSelector):
+def budgeted(k: int):
     def module(width: int) -> nn.Module:
         encoder = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64))
-        return mil.BudgetedMIL(nn.Linear(width, 1), encoder, mil.SetAggregator(64, layers=1), selector(k))
+        return mil.BudgetedMIL(nn.Linear(width, 1), encoder, mil.SetAggregator(64, layers=1), mil.STSelector(k))
 
     return module
 

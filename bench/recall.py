@@ -21,7 +21,7 @@ PERFECT = "7mer-m8"
 def main(folder: Path, model: str) -> None:
     pairs = load_pairs(folder / PAIRS, folder)
     candidates = pairformer.scan(pairs.mirna, pairs.utr)
-    cheap_logit, keys, _ = NativeEngine.load(model).model.cheap_scan(candidates)
+    cheap_logit, keys = NativeEngine.load(model).model.cheap_scan(candidates)
     keep = seed_windows(candidates, cheap_logit, recipe("default")[0].keep_seed)
     kind, _, _, anchor = seed_matches(candidates, np.arange(len(cheap_logit)))
     bag = candidates.bag_of()

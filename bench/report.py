@@ -1,7 +1,6 @@
 """Writes results.md from pytest-benchmark's JSON.
 
-Command: python bench/report.py bench.json > bench/results.md; --picture FILE draws pairs per second, --append FILE adds
-what other commands printed.
+Command: python bench/report.py bench.json > bench/results.md; --picture FILE draws pairs per second.
 """
 
 from __future__ import annotations
@@ -133,10 +132,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json", type=Path)
     parser.add_argument("--note", default="", help="what else a reader must know, such as other load")
-    parser.add_argument("--append", type=Path, nargs="*", default=[], help="Markdown to put at the end")
     parser.add_argument("--picture", type=Path, help="SVG to write")
     options = parser.parse_args()
     measured = json.loads(options.json.read_text())
-    print("\n".join([*page(measured, options.note), *(f"\n{path.read_text().rstrip()}" for path in options.append)]))
+    print("\n".join(page(measured, options.note)))
     if options.picture:
         draw(measured, options.picture)

@@ -27,7 +27,7 @@ def measure(model, pairs) -> dict[tuple[str, int], np.ndarray]:
     native, rows = NativeEngine.of(model).model, {(v, k): [] for v in VARIANTS for k in BUDGETS}
     for mirna, utr in zip(pairs.mirna, pairs.utr, strict=True):
         candidates = scan([mirna], [utr])
-        logit, keys, _ = native.cheap_scan(candidates)
+        logit, keys = native.cheap_scan(candidates)
         tokens = all_tokens(model, candidates)
         found = influence(model.aggregators[0], tokens, MASKS)
         order = np.argsort(-found.weight, kind="stable")

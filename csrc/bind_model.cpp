@@ -104,23 +104,19 @@ struct HeldCandidates {
   }
 };
 
-py::tuple cheap_scan(const Model& model, const py::object& candidates, bool with_embedding,
-                     int64_t threads_asked) {
+py::tuple cheap_scan(const Model& model, const py::object& candidates, int64_t threads_asked) {
   const int threads = checked_threads(threads_asked);
   const HeldCandidates held(candidates);
   const int64_t n = held.start.size();
   py::array_t<float> logit(n);
   py::array_t<uint32_t> key(n);
-  std::optional<py::array_t<float>> embedding;
-  if (with_embedding) embedding.emplace(std::vector<int64_t>{n, model.cheap_width()});
   float* logit_data = logit.mutable_data();
   uint32_t* key_data = key.mutable_data();
-  float* embedding_data = embedding ? embedding->mutable_data() : nullptr;
   {
     const Unlocked unlocked;
-    model.cheap_scan(held.view, threads, logit_data, key_data, embedding_data);
+    model.cheap_scan(held.view, threads, logit_data, key_data);
   }
-  return py::make_tuple(logit, key, embedding);
+  return py::make_tuple(logit, key);
 }
 
 py::tuple encode(const Model& model, const py::object& candidates, const py::array& rows,
@@ -197,8 +193,7 @@ void bind_model(py::module_& m) {
   py::class_<Model>(m, "Model", "The models of a ModelConfig on the CPU, from float32 arrays by name.")
       .def(py::init(&model_of), "config"_a, "arrays"_a, "variant"_a = "auto")
       .def_property_readonly("variant", &Model::variant)
-      .def("cheap_scan", &cheap_scan, "Cheap logit (N,), selector key (N,), embedding (N, D) or None.",
-           "candidates"_a, "embedding"_a = false, "threads"_a = 0)
+      .def("cheap_scan", &cheap_scan, "Cheap logit (N,), selector key (N,).", "candidates"_a, "threads"_a = 0)
       .def("encode", &encode, "Expensive embedding (M, E) and logit (M,) of rows.", "candidates"_a, "rows"_a,
            "threads"_a = 0)
       .def("aggregate", &aggregate,

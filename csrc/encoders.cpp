@@ -54,18 +54,15 @@ SymbolConvolution::SymbolConvolution(const Weights& weights, const std::string& 
 CheapEncoder::CheapEncoder(const Weights& weights, const ModelShape& shape)
     : first_(shape.cheap_first),
       second_(shape.cheap_second),
-      width_(shape.cheap_width),
       conv1_(weights, "cheap.conv1", first_, 5, 2, true, true),
       conv2_(Affine::convolution(weights, "cheap.conv2", first_, second_, kTaps, true)),
-      embed_(Affine::linear(weights, "cheap.embed", second_, width_)),
       hash_(hash_map(weights, shape)),
       score1_(Affine::linear(weights, "cheap.score1", second_ + 2, shape.cheap_hidden)),
       score2_(padded_copy(weights.at("cheap.score2.weight", {1, shape.cheap_hidden}), shape.cheap_hidden)),
       score2_bias_(*weights.at("cheap.score2.bias", {1})) {}
 
 void CheapEncoder::score(const Kernels& kernels, int64_t rows, const uint8_t* symbol,
-                         const uint8_t* esa_score, const float* position, float* logit, uint32_t* key,
-                         float* embedding) const {
+                         const uint8_t* esa_score, const float* position, float* logit, uint32_t* key) const {
   Scratch scratch;
   // One empty row of channels before the first convolution's columns and one after.
   const int64_t row = padded(first_), columns = conv1_.columns();
@@ -88,10 +85,6 @@ void CheapEncoder::score(const Kernels& kernels, int64_t rows, const uint8_t* sy
   float* signs = scratch.take(rows * hash_.ld());
   hash_(kernels, content, ld, rows, signs, hash_.ld());
   kernels.sign_bits(signs, rows, hash_.ld(), key);
-  if (!embedding) return;
-  float* full = scratch.take(rows * embed_.ld());
-  embed_(kernels, content, ld, rows, full, embed_.ld());
-  for (int64_t i = 0; i < rows; ++i) std::copy_n(full + i * embed_.ld(), width_, embedding + i * width_);
 }
 
 ExpensiveEncoder::ExpensiveEncoder(const Weights& weights, const ModelShape& shape)

@@ -34,17 +34,15 @@ class CheapEncoder {
   // Symbols of one window, which start before() of them in; the others are to be empty.
   int before() const { return conv1_.before(); }
   int span() const { return conv1_.span(); }
-  int64_t width() const { return width_; }
 
-  // Of `rows` windows, symbol (rows, span()): logit (rows), selector keys (rows), and embedding (rows, width)
-  // unless null.
+  // Of `rows` windows, symbol (rows, span()): logit (rows) and selector keys (rows).
   void score(const Kernels& kernels, int64_t rows, const uint8_t* symbol, const uint8_t* esa_score,
-             const float* position, float* logit, uint32_t* key, float* embedding) const;
+             const float* position, float* logit, uint32_t* key) const;
 
  private:
-  int64_t first_, second_, width_;
+  int64_t first_, second_;
   SymbolConvolution conv1_;
-  Affine conv2_, embed_, hash_, score1_;  // hash_: the dimensions of embed_ that make a key, in its order
+  Affine conv2_, hash_, score1_;  // hash_: the dimensions of the embedding that make a key, in its order
   Floats score2_;
   float score2_bias_;
 };

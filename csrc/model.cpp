@@ -56,8 +56,7 @@ Model::Model(const Weights& weights, const ModelShape& shape, std::vector<TokenP
   weights.check_all_used();
 }
 
-void Model::cheap_scan(const Candidates& candidates, int threads, float* logit, uint32_t* key,
-                       float* embedding) const {
+void Model::cheap_scan(const Candidates& candidates, int threads, float* logit, uint32_t* key) const {
   const auto parts = parts_of(candidates.offsets, 0, candidates.batch.bags, kCheapRows);
   const int before = cheap_.before(), span = cheap_.span();
   parallel_for(static_cast<int64_t>(parts.size()), threads, [&](int64_t task) {
@@ -71,8 +70,7 @@ void Model::cheap_scan(const Candidates& candidates, int threads, float* logit, 
     }
     const int64_t first = part.first;
     cheap_.score(kernels_, part.count, symbol.data(), candidates.esa_score + first,
-                 candidates.position + first, logit + first, key + first,
-                 embedding ? embedding + first * cheap_width() : nullptr);
+                 candidates.position + first, logit + first, key + first);
   });
 }
 

@@ -44,9 +44,8 @@ class Model {
   Model(const Weights& weights, const ModelShape& shape, std::vector<TokenPart> token, float empty_logit,
         const std::string& variant);
 
-  // Cheap logit and selector key of every candidate; embedding (rows, width) unless null.
-  void cheap_scan(const Candidates& candidates, int threads, float* logit, uint32_t* key,
-                  float* embedding) const;
+  // Cheap logit and selector key of every candidate.
+  void cheap_scan(const Candidates& candidates, int threads, float* logit, uint32_t* key) const;
 
   // Expensive embedding (n, expensive width) and logit of n rows.
   void encode(const Candidates& candidates, const int64_t* rows, int64_t n, int threads, float* embedding,
@@ -56,7 +55,6 @@ class Model {
                  const Aggregated& out) const;
 
   const char* variant() const { return kernels_.name; }
-  int64_t cheap_width() const { return cheap_.width(); }
   int64_t expensive_width() const { return expensive_.width(); }
   bool additive() const { return !heads_.empty(); }
 

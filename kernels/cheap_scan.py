@@ -125,12 +125,12 @@ def _configs() -> list[triton.Config]:
     return [triton.Config({"BLOCK": block}, num_warps=warps, num_stages=1) for block, warps in choices]
 
 
-@tuned(_configs(), key=["FIRST", "SECOND", "HIDDEN", "WIDTH"])
-@triton.jit(do_not_specialize=["n_bags", "n", "width"])
+@tuned(_configs(), key=["FIRST", "SECOND", "HIDDEN"])
+@triton.jit(do_not_specialize=["n_bags", "n"])
 def _cheap_scan(
-    logits, keys, embeddings, mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr, offsets, n_bags,
-    starts, esa_scores, positions, alignments, n, pair_table, table, conv2, score, score_bias, hashed, embed, width,
-    FIRST: tl.constexpr, SECOND: tl.constexpr, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    logits, keys, mirna, mirna_offsets, utr, utr_offsets, bag_mirna, bag_utr, offsets, n_bags,
+    starts, esa_scores, positions, alignments, n, pair_table, table, conv2, score, score_bias, hashed,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x = relu(conv1(window)); content = mean(relu(conv2(x))); the heads are linear in content, esa_score, position.
 
@@ -190,10 +190,6 @@ def _cheap_scan(
         hidden = _relu(hidden + esa_score * tl.load(meta) + position * tl.load(meta + HIDDEN))
         logit += tl.sum(hidden * tl.load(meta + 2 * HIDDEN), 1)
     tl.store(logits + row, logit, mask=stored)
-    for d in range(0, WIDTH, TILE):
-        value = _linear(content, embed, d, WIDTH, SECOND, TILE)
-        inside = stored[:, None] & (d + tile < width)
-        tl.store(embeddings + row[:, None] * width + d + tile, value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["n_bags", "m"])
@@ -232,9 +228,9 @@ class CheapScan:
 
     def __init__(self, encoder: CheapEncoder, rng_seed: int, device: torch.device | str) -> None:
         w = {name: value.detach().float().cpu() for name, value in encoder.state_dict().items()}
-        channels, self.width, hidden = encoder.config.channels, encoder.config.width, encoder.config.hidden
+        channels = encoder.config.channels
         first, second = _multiple(channels[0], CHUNK.value), max(16, triton.next_power_of_2(channels[1]))
-        hidden, width = _multiple(hidden, TILE.value), _multiple(self.width, TILE.value)
+        hidden = _multiple(encoder.config.hidden, TILE.value)
 
         letters = w["conv1.weight"].permute(2, 1, 0).unflatten(1, (2, -1))  # (5 taps, miRNA or window, 5 letters, C1)
         letters = F.pad(letters, (0, first - channels[0], 0, 1))  # EMPTY adds nothing
@@ -245,30 +241,28 @@ class CheapScan:
         score1 = w["score1.weight"].T
         score = [_padded(score1[:-2], second, hidden), _padded(w["score1.bias"][None], 1, hidden),
                  _padded(score1[-2:], 2, hidden), _padded(w["score2.weight"], 1, hidden)]  # fmt: skip
-        dims = torch.from_numpy(_core.simhash_dims(rng_seed, self.width))
+        dims = torch.from_numpy(_core.simhash_dims(rng_seed, encoder.config.width))
         vector = [w["embed.weight"].T, w["embed.bias"][None]]
         hashed = [_padded(part[:, dims], rows, TILE.value) for part, rows in zip(vector, (second, 1), strict=True)]
-        embed = [_padded(part, rows, width) for part, rows in zip(vector, (second, 1), strict=True)]
 
         self._tables = [
             table.contiguous().to(device)
             for table in (pair_table, taps[4], torch.cat([conv2, _padded(w["conv2.bias"][None], 1, second)]),
-                          torch.cat(score), torch.cat(hashed), torch.cat(embed))
+                          torch.cat(score), torch.cat(hashed))
         ]  # fmt: skip
         self._score_bias = w["score2.bias"].item()
-        self._sizes = (first, second, hidden, width)
+        self._sizes = (first, second, hidden)
 
-    def __call__(self, pairs: DevicePairs, rows: Rows, embedding: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, pairs: DevicePairs, rows: Rows) -> tuple[Tensor, Tensor]:
         """Score every candidate as the encoder does in evaluation mode, in fp32 throughout.
 
         Args:
             pairs: the coded sequences; miRNAs of at most 35 letters.
             rows: N candidates of them, bag by bag.
-            embedding: also return embeddings; else only the dimensions that make a key are computed.
 
         Returns:
             cheap_logit (N,) float32; keys (N,) int32, the bits of ``STSelector.keys``: bit t is 1 where dimension
-            ``simhash_dims(rng_seed, width)[t]`` of the embedding is above 0; embedding (N, width) float32 or None.
+            ``simhash_dims(rng_seed, width)[t]`` of the embedding is above 0. No other dimension is computed.
 
         Raises:
             TypeError: an input is of another dtype.
@@ -279,18 +273,15 @@ class CheapScan:
         offsets, start, esa_score, position, alignment = checked_tensors(rows, ROW_DTYPES, device)
         n = len(start)
         logit, keys = torch.empty_like(position), torch.empty_like(start)
-        vectors = logit.new_empty(n, self.width) if embedding else None
         if n:
-            *sizes, width = self._sizes
-            *tables, hashed, embed = self._tables
+            *tables, hashed = self._tables
             with torch.cuda.device_of(logit):
                 _cheap_scan[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](
-                    logit, keys, logit if vectors is None else vectors, *sequences, offsets, len(offsets) - 1,
-                    start, esa_score, position, alignment, n, *tables, self._score_bias, hashed, embed, self.width,
+                    logit, keys, *sequences, offsets, len(offsets) - 1, start, esa_score, position, alignment, n,
                     # Triton 3.10 is to split each multiply-add in two unless asked.
-                    *sizes, width if embedding else 0, enable_fp_fusion=True,
+                    *tables, self._score_bias, hashed, *self._sizes, enable_fp_fusion=True,
                 )  # fmt: skip
-        return logit, keys, vectors
+        return logit, keys
 
 
 def windows(pairs: DevicePairs, rows: Rows, selected: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -44,7 +44,7 @@ class FusedPairFormer(PairFormer):
         return self.eval()
 
     def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-        logit, keys, _ = self._cheap(*self._candidates(candidates))
+        logit, keys = self._cheap(*self._candidates(candidates))
         return logit.cpu().numpy(), keys.cpu().numpy().view(np.uint32)
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

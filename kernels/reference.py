@@ -48,7 +48,7 @@ def ragged_set_attention(
 
 @torch.no_grad()
 def cheap_scan(encoder: CheapEncoder, candidates: Candidates, rng_seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As :class:`pairformer.kernels.cheap_scan.CheapScan` with the embedding, of an encoder in evaluation mode."""
+    """As :class:`pairformer.kernels.cheap_scan.CheapScan`, and the embedding, of an encoder in evaluation mode."""
     inputs = (candidates.encode(), candidates.esa_score, candidates.position)
     logit, embedding = encoder(*map(torch.from_numpy, inputs))
     dims = torch.from_numpy(_core.simhash_dims(rng_seed, embedding.shape[1]))

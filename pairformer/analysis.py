@@ -48,16 +48,15 @@ class Influence:
         return 2 * mass * float(self.norm.max(initial=0.0)), float((self.sensitivity * self.norm)[left].sum())
 
 
-def influence(aggregate: Aggregator, tokens: Tensor, n_masks: int = 16, rng_seed: int = 2020) -> Influence:
+def influence(aggregate: Aggregator, tokens: Tensor, n_masks: int = 16) -> Influence:
     """Gradient norms of a bag's logit by each token, all present and under random masks.
 
     Args:
         aggregate: (tokens (1, n, T), mask (1, n)) -> logit (1,), such as a Set Transformer in eval mode.
         tokens: (n, T) of one bag, n at least 1.
         n_masks: subsets tried beside the whole; sizes are drawn log-uniformly from 1 to n.
-        rng_seed: of the subsets.
     """
-    n, rng = len(tokens), np.random.default_rng(rng_seed)
+    n, rng = len(tokens), np.random.default_rng(2020)
     variable = tokens.detach()[None].requires_grad_()
     sensitivity = torch.zeros(n, dtype=torch.float64)
     for number in range(n_masks + 1):

@@ -81,7 +81,7 @@ class Candidates:
         return _core.encode(self.batch, *self._rows(rows), as_int("threads", threads))
 
     def site_features(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """What the windows are as target sites.
+        """Target-site features of the windows.
 
         Args:
             rows: (M,) int64 row numbers, any order; None for all.
@@ -115,7 +115,7 @@ class Candidates:
         return _core.duplex_energy(self.batch, bag, start, as_int("threads", threads))
 
     def site_context(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What the windows are beside the others that were selected with them.
+        """Where each window lies among the others selected with it.
 
         Args:
             rows: (M,) int64, ascending, bag by bag.
@@ -133,7 +133,7 @@ class Candidates:
         return feature
 
     def bag_features(self) -> NDArray[np.float32]:
-        """What is known of the pairs before any site.
+        """Features of the pairs without their sites.
 
         Returns:
             (B, 12): log(1 + UTR length) - 7; shares of A, C and G in the UTR, less 1/4, times 16; log(1 + candidates)

@@ -70,7 +70,6 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULTS = recipe("default")[::-1]
 FOLD_DEFAULTS = fold_recipe("cpu")[::-1]
 FOLD_LICENCE = "MIT; Rfam is CC0, the copies of bpRNA trained on state no licence of their own"
-STRUCTURE_PROTOCOLS = ("ts0", "ts0-rfam", "synthetic", "bprna-new")
 ENCODER_OPTIONS = ("stage1", "stage2", "distill", "sources__windows", "sources__clash_")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
@@ -465,23 +464,20 @@ def evaluate(
     ts0, ts0-rfam      bpRNA's test set, labels as released and as in Rfam
     synthetic          RNAfold's own structures      bprna-new        families of no training set
     """
-    from pairformer.evaluation import PROTOCOLS
+    from pairformer.evaluation import PROTOCOLS, structure
     from pairformer.evaluation import evaluate as run
 
-    if protocol in STRUCTURE_PROTOCOLS:
-        from pairformer.evaluation.structure import evaluate_structure
-
+    if protocol in structure.PROTOCOLS:
         context, used = click.get_current_context(), {"protocol", "model", "data", "out", "resamples", "threads"}
         given = {key for key in context.params if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
         if given - used:
             raise click.UsageError(f"--protocol {protocol} takes --model, --data, --out, --resamples, --threads alone")
-        evaluate_structure(protocol, data_folder(data), out, model or "fold", threads=threads, n_resamples=resamples)
+        structure.evaluate_structure(protocol, data_folder(data), out, model or "fold", threads, resamples)
         click.echo((out / "report.md").read_text(encoding="utf-8"))
         return
     if protocol not in PROTOCOLS:
-        raise click.UsageError(
-            f"--protocol must be one of {', '.join((*PROTOCOLS, *STRUCTURE_PROTOCOLS))}, got {protocol}"
-        )
+        known = ", ".join((*PROTOCOLS, *structure.PROTOCOLS))
+        raise click.UsageError(f"--protocol must be one of {known}, got {protocol}")
     if trained == (model is not None):
         raise click.UsageError("give --train, or --model NAME")
     own = (

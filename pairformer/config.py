@@ -94,8 +94,8 @@ class AggregatorConfig:
     additive: int = 0
     """Hidden width of the additive head, which predicts repression as a sum over sites; 0: none, as in the paper."""
     length_gate: bool = False
-    """Whether an aggregator counts by a learned function of the UTR's length beside its additive head, which it needs:
-    in windows of 50 nt it knows more than the seed site, in whole UTRs less."""
+    """Whether a learned function of the UTR's length weighs the aggregator, only beside an additive head: it knows more
+    than the seed site in windows of 50 nt, less in whole UTRs."""
     members: int = 1
     """Aggregators, and additive heads, whose outputs are averaged; they share encoders and selection."""
 
@@ -409,8 +409,8 @@ class SourceConfig:
     """Stage 3, additive heads: measured fold changes, one experiment at a time: 1 - correlation with the head's
     repression."""
     components: int = 0
-    """What the first so many components of other families' experiments explain is taken out of a fold change: what
-    genes do whatever the miRNA is."""
+    """How many leading components of other families' experiments are taken out of a fold change: what genes do
+    whatever the miRNA is."""
 
     @property
     def of_data_folder(self) -> bool:
@@ -522,8 +522,9 @@ def check_switches(config: Any) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    check(isinstance(value, Real) and abs(value) < math.inf, name, "be a finite number", repr(value))
-    check(abs(value) <= _FLOAT_MAX, name, f"be within {_FLOAT_MAX:g}, as float32 is", repr(value))
+    size: Any = abs(value) if isinstance(value, Real) else math.nan
+    check(size < math.inf, name, "be a finite number", repr(value))
+    check(size <= _FLOAT_MAX, name, f"be within {_FLOAT_MAX:g}, as float32 is", repr(value))
 
 
 def _check_positive(name: str, value: Any, high: float = _FLOAT_MAX) -> None:

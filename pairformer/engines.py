@@ -104,7 +104,7 @@ class NativeEngine:
     def score(
         self, candidates: Candidates, k_max: int | None = None, threads: int = 0, explain: bool = False
     ) -> Scored:
-        cheap_logit, keys, _ = self.model.cheap_scan(candidates, threads=threads)
+        cheap_logit, keys = self.model.cheap_scan(candidates, threads=threads)
         selection = select_sites(self.config, candidates, cheap_logit, keys, k_max, threads)
         logit, pair_logit, weight, repression, contribution = self.model.aggregate(
             candidates, selection.rows, selection.offsets, explain, threads

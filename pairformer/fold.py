@@ -43,8 +43,8 @@ class Fold:
     """Dot-bracket of L letters, by :func:`pairformer.folding.dot_bracket`; with method "raw" of the pairs that
     "nested" would draw. Pairs beyond 30 kinds of brackets are left out."""
     unpaired: NDArray[np.float32]
-    """(L,) probability that a base has no partner: 1 - its pairs' sum, 0 where that is above 1; its mean over windows,
-    which with the pairs' sum need not add up to 1: a base may be open in the windows without its partner."""
+    """(L,) probability that a base has no partner: 1 - its pairs' sum, at least 0. It is averaged over windows, so the
+    two need not add up to 1: a base may be open in windows without its partner."""
     possible: NDArray[np.int64]
     """(M, 2) pairs of probability 0.001 and more with ``min_loop`` bases between them, i < j, in ascending order."""
     probability: NDArray[np.float32]

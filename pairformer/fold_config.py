@@ -52,7 +52,7 @@ class FoldConfig(StoredConfig):
     passes: int = 6
     """Passes over the stack that :func:`pairformer.fold` makes."""
     threshold: float | None = 0.5
-    """A pair that :func:`pairformer.fold` draws is more probable; 0.001 or more. None: each RNA has its own, as
+    """:func:`pairformer.fold` draws pairs above this probability; 0.001 or more. None: each RNA has its own, as
     :func:`pairformer.folding.decode` says."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 import pairformer
 from pairformer import testing
-from pairformer.cli import main
 from pairformer.outputs import PAIR_HEADER, SITE_HEADER
 from pairformer.saved import WEIGHTS
 
@@ -23,19 +22,13 @@ LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
 
 
 @pytest.fixture
-def command(model, monkeypatch, capsys):
+def command(command, model, monkeypatch, capsys):
     """Run ``pairformer`` in this process: arguments and standard input -> exit code, stdout, stderr."""
 
     def run(name, *arguments, stdin=b""):
         chosen = ["--model", str(model)] if name == "predict" and "--model" not in arguments else []
-        monkeypatch.setattr(sys, "argv", ["pairformer", name, *map(str, arguments), *chosen])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return command(name, *arguments, *chosen), *capsys.readouterr()
 
     return run
 

@@ -65,16 +65,14 @@ def model_of(config):
     return model
 
 
-def assert_scores(found, expected, width):
-    """Logits and embeddings within 1e-5, keys equal but for bits of dimensions that are 0 within rounding."""
-    logit, keys, embedding = (np.asarray(values) for values in expected)
+def assert_scores(found, expected, embedding):
+    """Logits within 1e-5, keys equal but for bits of dimensions that are 0 within rounding."""
+    logit, keys = (np.asarray(values) for values in expected)
     np.testing.assert_allclose(found[0].cpu(), logit, rtol=0, atol=1e-5)
-    dims = _core.simhash_dims(RNG_SEED, width)
+    dims = _core.simhash_dims(RNG_SEED, embedding.shape[1])
     sure = ((np.abs(embedding[:, dims]) >= 1e-6) << np.arange(len(dims), dtype=np.uint32)).sum(1, dtype=np.uint32)
     different = found[1].cpu().numpy().view(np.uint32) ^ keys.view(np.uint32)
     np.testing.assert_array_equal(different & sure, 0)
-    if found[2] is not None:
-        np.testing.assert_allclose(found[2].cpu(), embedding, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -82,22 +80,14 @@ def test_scores_agree(candidates, name):
     """Of odd numbers of rows, which end inside a block and inside a bag."""
     model = model_of(CONFIGS[name])
     scan = cheap_scan.CheapScan(model.cheap, RNG_SEED, DEVICE)
-    width = CONFIGS[name].width
     native = NativeEngine.of(model).model
-    for n, embedding in ((131, True), (37, False), (1, True)) if name == "default" else ((67, True),):
+    for n in (131, 37, 1) if name == "default" else (67,):
         some = first_rows(candidates, n)
-        found = scan(*moved(some), embedding)
-        assert (found[2] is None) is not embedding
-        assert_scores(found, reference.cheap_scan(model.cheap, some, RNG_SEED), width)
-        assert_scores(found, native.cheap_scan(some, embedding=True), width)
+        found = scan(*moved(some))
+        *expected, embedding = map(np.asarray, reference.cheap_scan(model.cheap, some, RNG_SEED))
+        assert_scores(found, expected, embedding)
+        assert_scores(found, native.cheap_scan(some), embedding)
     assert np.ptp(found[0].numpy(force=True)) > 0.01 or n == 1
-
-
-def test_keys_need_no_embedding(candidates):
-    """The same bits whether the embedding is asked for or not."""
-    scan = cheap_scan.CheapScan(model_of(CONFIGS["default"]).cheap, RNG_SEED, DEVICE)
-    inputs = moved(first_rows(candidates, 20))
-    torch.testing.assert_close(scan(*inputs)[:2], scan(*inputs, embedding=True)[:2], rtol=0, atol=0)
 
 
 def test_weights_are_copied(candidates):
@@ -116,7 +106,7 @@ def test_not_a_number_stays_one(candidates, name):
     """The selector refuses logits that are not finite, so a kernel must not turn them into 0."""
     encoder = model_of(CONFIGS["narrow"]).cheap
     encoder.get_parameter(name).data[:] = torch.nan
-    logit, _, _ = cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)(*moved(first_rows(candidates, 3)))
+    logit, _ = cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)(*moved(first_rows(candidates, 3)))
     assert logit.isnan().all()
 
 
@@ -143,9 +133,9 @@ def test_no_rows(candidates):
     encoder = model_of(CONFIGS["default"]).cheap
     scan = cheap_scan.CheapScan(encoder, RNG_SEED, DEVICE)
     for none in (first_rows(candidates, 0), pairformer.scan([], [])):
-        logit, keys, embedding = scan(*moved(none), embedding=True)
-        assert (logit.dtype, keys.dtype, embedding.dtype) == (torch.float32, torch.int32, torch.float32)
-        assert (logit.shape, keys.shape, embedding.shape) == ((0,), (0,), (0, 64))
+        logit, keys = scan(*moved(none))
+        assert (logit.dtype, keys.dtype) == (torch.float32, torch.int32)
+        assert logit.shape == keys.shape == (0,)
         selected = torch.empty(0, dtype=torch.int64, device=DEVICE)
         assert cheap_scan.windows(*moved(none), selected).shape == (0, 10, 50)
         assert duplex.duplex_energy(*moved(none), selected).shape == (0,)
@@ -177,8 +167,9 @@ def test_real_size(rng, name):
     some = first_rows(every, 100_000)
     model = model_of(CONFIGS[name])
     inputs = moved(some)
-    found = cheap_scan.CheapScan(model.cheap, RNG_SEED, DEVICE)(*inputs, embedding=True)
-    assert_scores(found, reference.cheap_scan(model.cheap, some, RNG_SEED), CONFIGS[name].width)
+    found = cheap_scan.CheapScan(model.cheap, RNG_SEED, DEVICE)(*inputs)
+    *expected, embedding = map(np.asarray, reference.cheap_scan(model.cheap, some, RNG_SEED))
+    assert_scores(found, expected, embedding)
     selected = np.arange(0, 100_000, 7)
     windows = cheap_scan.windows(*inputs, torch.tensor(selected, device=DEVICE), torch.float16)
     np.testing.assert_array_equal(windows.float().cpu(), some.encode(selected))

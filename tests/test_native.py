@@ -183,15 +183,12 @@ def test_every_step_agrees_with_torch(rng, name, variant):
     cheap_logit, key = model.cheap_scan(candidates)
     inputs = (candidates.encode(), candidates.esa_score, candidates.position)
     cheap_embedding = model.cheap(*map(torch.from_numpy, inputs))[1].numpy()
-    found = engine.model.cheap_scan(candidates, embedding=True)
+    found = engine.model.cheap_scan(candidates)
     close(found[0], cheap_logit)
-    close(found[2], cheap_embedding)
     # A key's bit is the sign of a number that may round to either side of 0.
     doubtful = (np.abs(cheap_embedding) < 1e-5).any(1)
     np.testing.assert_array_equal(found[1][~doubtful], key[~doubtful])
     assert doubtful.mean() < 0.01
-    np.testing.assert_array_equal(engine.model.cheap_scan(candidates)[1], found[1])
-    assert engine.model.cheap_scan(candidates)[2] is None
 
     rows = np.array([5, 0, 700, 701, 5], np.int64)
     expected = [value.numpy() for value in model.encode_selected(candidates, rows)]
@@ -287,7 +284,7 @@ def test_threads_and_batch_change_nothing(candidates, name, variant):
             np.testing.assert_array_equal(getattr(found, field), getattr(every, field))
     rows = np.arange(0, len(candidates.start), 17)
     embedding, logit = engine.model.encode(candidates, rows, threads=2)
-    cheap = engine.model.cheap_scan(candidates, embedding=True, threads=2)
+    cheap = engine.model.cheap_scan(candidates, threads=2)
     for i in range(0, len(rows), 20):
         row = rows[i : i + 1]
         one = engine.model.encode(candidates, row)
@@ -296,7 +293,7 @@ def test_threads_and_batch_change_nothing(candidates, name, variant):
         bag = int(candidates.bag_of(row)[0])
         offsets = np.zeros(len(candidates) + 1, np.int64)
         offsets[bag + 1 :] = 1
-        alone = engine.model.cheap_scan(candidates.take(row, offsets), embedding=True)
+        alone = engine.model.cheap_scan(candidates.take(row, offsets))
         for found, expected in zip(alone, cheap, strict=True):
             np.testing.assert_array_equal(found[0], expected[row[0]])
     for bag in range(len(candidates)):

@@ -55,9 +55,9 @@ def evaluate(
     name: str,
     folder: Path,
     out: Path,
-    model: str | Path | None = None,
-    model_config: ModelConfig | None = None,
-    config: TrainConfig | None = None,
+    model: str | Path | None,
+    model_config: ModelConfig,
+    config: TrainConfig,
     rng_seeds: Sequence[int] = (2020,),
     cache: Path | None = None,
     allow_overlap: bool = False,
@@ -76,7 +76,7 @@ def evaluate(
         out: directory of the run.
         model: name or directory of a saved model to score; None: one is trained on each fold.
         model_config: of the trained model.
-        config: of the training; None: the default with the protocol's epochs.
+        config: of the training.
         rng_seeds: one training each.
         cache: directory of encoders and pooled site scores, keyed by content; None: in ``out``. Share it freely.
         allow_overlap: go on where a protocol's claim does not hold; the report then says so first.
@@ -94,8 +94,6 @@ def evaluate(
     if name not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
     protocol, cache = PROTOCOLS[name], cache or out / "cache"
-    model_config = model_config or ModelConfig()
-    config = config or replace(TrainConfig(), stage3=replace(TrainConfig().stage3, epochs=protocol.epochs))
     given = PairFormer.load(model) if model is not None else None
     if given is not None:
         rng_seeds = rng_seeds[:1]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 METRICS = ("spearman", "r2", "auroc_top", "spearman_raw")
 TOP_SHARE = 0.05
+LEVELS = (0.05, 0.95)  # quantiles between which 90 % of measured fold changes lie
 INTERVAL_PARTS, INTERVAL_LEAST = 50, 200  # parts of the pairs an interval is fitted to, and pairs of a part
 
 
@@ -45,7 +46,6 @@ def summarise_effects(
     scores: Sequence[dict[str, NDArray]],
     reference: str,
     n_resamples: int = 1000,
-    rng_seed: int = 2020,
 ) -> dict:
     """Metrics of each score by experiment, their mean and spread, and the reference's lead with its interval.
 
@@ -58,7 +58,6 @@ def summarise_effects(
         scores: of each fold, name -> (M,).
         reference: the score whose lead over each other one is given.
         n_resamples: experiments are drawn with replacement this often.
-        rng_seed: of the resampling.
 
     Returns:
         experiments: their names; scores: name -> metric -> {mean, sd, values by experiment, and lead of the
@@ -73,7 +72,7 @@ def summarise_effects(
                 for score, values in scores[f].items():
                     table[score][f, e] = experiment_metrics(effect[rows], raw[rows], values[rows])
     means = {score: np.nanmean(values, 0) for score, values in table.items()}  # (E, metrics)
-    drawn = np.random.default_rng(rng_seed).integers(len(names), size=(n_resamples, len(names)))
+    drawn = np.random.default_rng(2020).integers(len(names), size=(n_resamples, len(names)))
     summary: dict = {"experiments": names, "scores": {}}
     for score, values in means.items():
         lead = means[reference] - values
@@ -88,13 +87,12 @@ def summarise_effects(
     return summary
 
 
-def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9) -> dict:
+def effect_calibration(repression: NDArray, effect: NDArray) -> dict:
     """Unit and error of predicted repression, from held-out pairs.
 
     Args:
         repression: (M,) as predicted.
         effect: (M,) measured, -log2.
-        level: share of measured fold changes that the interval holds.
 
     Returns:
         effect_scale: least squares, effect = scale * repression; effect_interval: quantiles of what measured log2 fold
@@ -105,17 +103,17 @@ def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9)
     scale = float(np.sum(repression * effect) / max(np.sum(np.square(repression)), 1e-12))
     if scale <= 0:
         return {}
-    predicted, levels = scale * np.asarray(repression, np.float64), ((1 - level) / 2, (1 + level) / 2)
+    predicted = scale * np.asarray(repression, np.float64)
     parts = np.array_split(np.argsort(predicted), min(INTERVAL_PARTS, max(1, len(predicted) // INTERVAL_LEAST)))
     strength = np.array([np.maximum(predicted[part], 0).mean() for part in parts])
-    off = np.array([np.quantile((predicted - effect)[part], levels) for part in parts])
+    off = np.array([np.quantile((predicted - effect)[part], LEVELS) for part in parts])
     spread = strength - strength.mean()
     slope = spread @ off / max(spread @ spread, 1e-12)  # (2,)
     slope = np.array([min(slope[0], 0.0), max(slope[1], 0.0)])
-    ends = _ends(predicted, effect, slope, levels)
+    ends = _ends(predicted, effect, slope)
     if not ends[0] < 0 < ends[1]:
         slope = np.zeros(2)
-        ends = _ends(predicted, effect, slope, levels)
+        ends = _ends(predicted, effect, slope)
     return {
         "effect_scale": round(scale, 4),
         "effect_interval": [round(float(end), 4) for end in ends],
@@ -123,10 +121,10 @@ def effect_calibration(repression: NDArray, effect: NDArray, level: float = 0.9)
     }
 
 
-def _ends(predicted: NDArray, effect: NDArray, slope: NDArray, levels: tuple[float, float]) -> NDArray[np.float64]:
+def _ends(predicted: NDArray, effect: NDArray, slope: NDArray) -> NDArray[np.float64]:
     """(2,) quantiles of the error that is left when each end grows with predicted repression."""
     off = (predicted - effect)[:, None] - np.maximum(predicted, 0)[:, None] * slope
-    return np.quantile(off, levels, axis=0).diagonal()
+    return np.quantile(off, LEVELS, axis=0).diagonal()
 
 
 def effects_table(summary: dict, groups: dict[str, str]) -> str:

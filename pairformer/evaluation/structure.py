@@ -82,8 +82,8 @@ def evaluate_structure(
 
     F1 counts pairs of one RNA, (i, j) alone or as good as a pair one base away; macro is the mean over RNAs, micro is
     of all pairs together. The truth is all labelled pairs, or those of AU, GC and GU without the ones that cross:
-    the pair that crosses most others goes first. Predictions are the same for all of them. How well the probability to
-    be unpaired tells bases without a labelled pair, of all RNAs together, is their ROC-AUC and Brier score.
+    the pair that crosses most others goes first. Predictions are the same for all of them. ROC-AUC and Brier score say
+    how well the probability to be unpaired tells bases without a labelled pair, all RNAs together.
 
     Args:
         name: one of ``PROTOCOLS``.

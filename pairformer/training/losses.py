@@ -49,16 +49,16 @@ def mirna_weights(label: Tensor, mirna: NDArray[np.object_]) -> Tensor:
     return torch.from_numpy((weight / max(weight.sum() / max(len(weight), 1), 1e-9)).astype(np.float32))
 
 
-def effect_loss(score: Tensor, target: Tensor, scaled: float = 0.1) -> Tensor:
+def effect_loss(score: Tensor, target: Tensor) -> Tensor:
     """Mean over rows of 1 - Pearson's correlation of (E, B) scores with a (B,) target, and of what holds their scale.
 
-    Experiments differ in strength, which correlation passes over; ``scaled`` times the squared error over the target's
+    Experiments differ in strength, which correlation passes over; a tenth of the squared error over the target's
     variance keeps the scores in its unit.
     """
     s, t = score - score.mean(1, keepdim=True), target - target.mean()
     variance = t.square().mean() + 1e-6
     correlation = (s * t).mean(1) / (s.square().mean(1) * variance + 1e-6).sqrt()
-    return (1 - correlation + scaled * (score - target).square().mean(1) / variance).mean()
+    return (1 - correlation + 0.1 * (score - target).square().mean(1) / variance).mean()
 
 
 def distill_share(epoch: int, epochs: int, config: DistillConfig) -> float:
