@@ -502,12 +502,10 @@ def check(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def as_int(name: str, value: Any) -> int:
-    """TypeError for what is none, or true or false; ValueError for what C++ has no integer for."""
+    """TypeError for what is none, or true or false."""
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
-            number = operator.index(value)
-            check(-(2**63) <= number < 2**63, name, "fit in 64 bits", number)
-            return number
+            return operator.index(value)
     raise TypeError(f"{name} must be an int, got {value!r}")
 
 
