@@ -95,6 +95,14 @@ def call_attention(dtype: torch.dtype, n: int, heads: int, width: int) -> None:
     set_attention(query, key, value, mask, bias).sum().backward()
 
 
+def call_spread() -> None:
+    """Many queries of few keys, as in ISAB."""
+    from pairformer.kernels.set_attention import set_attention
+
+    query, *rest = (torch.empty(2, n, 8, 32, dtype=torch.bfloat16, requires_grad=True) for n in (512, 16, 16))
+    set_attention(query, *rest).sum().backward()
+
+
 def call_ragged() -> None:
     from pairformer.kernels.set_attention import ragged_set_attention
 
@@ -139,6 +147,7 @@ def main() -> None:
     compiling(archs, "--all" in sys.argv, report)
     call_scans()
     call_ragged()
+    call_spread()
     for dtype, n, heads, width in ((torch.bfloat16, 64, 8, 32), (torch.bfloat16, 512, 8, 32),
                                    (torch.float32, 64, 2, 32), (torch.float32, 100, 2, 32),
                                    (torch.float16, 200, 2, 128), (torch.float32, 64, 2, 128)):  # fmt: skip

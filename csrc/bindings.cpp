@@ -128,13 +128,20 @@ py::tuple seed_matches(const HeldBatch& held, const py::array& bag, const py::ar
   return py::make_tuple(kind, begin, end, anchor);
 }
 
-py::array_t<float> features(const HeldBatch& held, const py::array& bag, const py::array& start) {
+constexpr int64_t kWindowsPerTask = 256;
+
+py::array_t<float> features(const HeldBatch& held, const py::array& bag, const py::array& start,
+                            int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
   const Windows windows(held.view, bag, start);
   py::array_t<float> feature({windows.count, int64_t{kSiteFeatures}});
-  float* data = feature.mutable_data();
+  float* const data = feature.mutable_data();
   const Unlocked unlocked;
-  for (int64_t i = 0; i < windows.count; ++i)
-    site_features(SitePair(held.view, windows.bag[i]), windows.start[i], data + i * kSiteFeatures);
+  parallel_for((windows.count + kWindowsPerTask - 1) / kWindowsPerTask, threads, [&](int64_t task) {
+    const int64_t first = task * kWindowsPerTask, end = std::min(windows.count, first + kWindowsPerTask);
+    for (int64_t i = first; i < end; ++i)
+      site_features(SitePair(held.view, windows.bag[i]), windows.start[i], data + i * kSiteFeatures);
+  });
   return feature;
 }
 
@@ -144,7 +151,6 @@ py::array_t<float> energies(const HeldBatch& held, const py::array& bag, const p
   const Windows windows(held.view, bag, start);
   py::array_t<float> energy(windows.count);
   float* const data = energy.mutable_data();
-  constexpr int64_t kWindowsPerTask = 256;
   const Unlocked unlocked;
   parallel_for((windows.count + kWindowsPerTask - 1) / kWindowsPerTask, threads, [&](int64_t task) {
     const int64_t first = task * kWindowsPerTask, end = std::min(windows.count, first + kWindowsPerTask);
@@ -384,7 +390,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("seed_matches", &seed_matches, "Seed match of windows: (kind, start, end, anchor), each (M,).",
         "batch"_a, "bag"_a, "start"_a);
   m.def("site_features", &features, "Features of windows as sites, (M, 10) float32.", "batch"_a, "bag"_a,
-        "start"_a);
+        "start"_a, "threads"_a);
   m.def("duplex_energy", &energies, "Energy of the best duplex of windows, (M,) float32 kcal/mol.", "batch"_a,
         "bag"_a, "start"_a, "threads"_a);
   m.def("duplex_costs", &duplex_costs,

@@ -17,7 +17,7 @@ def tuned(configs: list[triton.Config], **settings: Any) -> Callable:
     """``triton.autotune`` for threads: it keeps a call's arguments in the kernel while it measures configs."""
 
     def decorate(kernel: Any) -> Any:
-        tuner = triton.autotune(configs, **settings)(kernel)
+        tuner = triton.autotune(configs, cache_results=True, **settings)(kernel)  # one choice on a machine, one result
 
         def locked(*args: Any, **kwargs: Any) -> Any:
             with _tuning:

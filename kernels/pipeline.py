@@ -10,6 +10,8 @@ import threading
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+import triton
 from numpy.typing import NDArray
 from pairformer.kernels import use_kernels
 from pairformer.kernels.cheap_scan import CheapScan, windows
@@ -19,9 +21,9 @@ from torch import Tensor
 
 from pairformer.bags import Candidates
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import chunks, site_facts
+from pairformer.models.pair_former import GPU_CHUNK, chunks, site_facts
 
-MOST_WINDOWS = 1 << 14  # encoded at once: few launches, and 100 MiB of one-hot columns and activations
+SIZES = 8  # of chunks of windows, and powers of two below: a convolution is planned anew for every size
 
 
 class FusedPairFormer(PairFormer):
@@ -37,6 +39,7 @@ class FusedPairFormer(PairFormer):
         float32.
         """
         use_kernels(self)
+        self.aggregators.to(dtype)
         self._cheap = CheapScan(self.cheap, self.config.selector.rng_seed, self.device)
         self.dtype = dtype
         self._last = threading.local()
@@ -45,27 +48,29 @@ class FusedPairFormer(PairFormer):
 
     def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
         logit, keys = self._cheap(*self._candidates(candidates))
-        return logit.cpu().numpy(), keys.cpu().numpy().view(np.uint32)
+        both = torch.stack((logit.view(torch.int32), keys)).cpu().numpy()  # one copy, one wait
+        return both[0].view(np.float32), both[1].view(np.uint32)
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        selected, (pairs, scanned) = self.moved(rows), self._candidates(candidates)
+        selected, (pairs, scanned) = self._rows(rows), self._candidates(candidates)
         embedding = torch.empty(len(rows), self.config.expensive.width, device=self.device)
         logit = embedding.new_empty(len(rows))
-        for chunk in chunks(len(rows), MOST_WINDOWS):
-            embedding[chunk], logit[chunk] = self.expensive(windows(pairs, scanned, selected[chunk], self.dtype))
+        for chunk in chunks(len(rows), GPU_CHUNK):
+            part = selected[chunk]
+            unit = min(GPU_CHUNK // SIZES, triton.next_power_of_2(len(part)))
+            filled = F.pad(part, (0, -len(part) % unit))
+            found = self.expensive(windows(pairs, scanned, filled, self.dtype))
+            embedding[chunk], logit[chunk] = (values[: len(part)] for values in found)
         return embedding, logit
 
     def site_facts(self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
         facts = self.moved(site_facts(candidates, rows, offsets))
         if "duplex" in self.config.token:
-            facts[:, 2] = duplex_energy(*self._candidates(candidates), self.moved(rows)) / 10
+            facts[:, 2] = duplex_energy(*self._candidates(candidates), self._rows(rows)) / 10
         return facts
 
     def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
-        # No cache of weights cast to the type: it is the process's, and threads work on streams of their own.
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False):
-            return super().relational(padded, mask).float()
+        return super().relational(padded.to(self.dtype), mask).float()
 
     def moved(self, array: NDArray) -> Tensor:
         return moved(array, self.device)
@@ -76,3 +81,9 @@ class FusedPairFormer(PairFormer):
             self._last.candidates = candidates
             self._last.moved = DevicePairs.of(candidates.batch, self.device), Rows.of(candidates, self.device)
         return self._last.moved
+
+    def _rows(self, rows: NDArray[np.int64]) -> Tensor:
+        """The same of selected rows."""
+        if getattr(self._last, "rows", None) is not rows:
+            self._last.rows, self._last.selected = rows, self.moved(rows)
+        return self._last.selected

@@ -228,8 +228,8 @@ def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
 
 def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
     """Shared memory of the backward pass of one bag in one program; RTX 30 and 40 have 99 KiB for it."""
-    queries, keys = arguments["POWER_Q"], arguments["POWER_K"]
-    return size * (2 * (queries + keys) * arguments["BLOCK_D"] + queries * keys)
+    queries, keys, width = arguments["POWER_Q"], arguments["POWER_K"], arguments["BLOCK_D"]
+    return max(size * (2 * (queries + keys) * width + queries * keys), 8 * queries * width)
 
 
 def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:

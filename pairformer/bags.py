@@ -80,11 +80,12 @@ class Candidates:
         """
         return _core.encode(self.batch, *self._rows(rows), as_int("threads", threads))
 
-    def site_features(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def site_features(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.float32]:
         """Target-site features of the windows.
 
         Args:
             rows: (M,) int64 row numbers, any order; None for all.
+            threads: 0 for all this process may use.
 
         Returns:
             (M, 10): offset 6mer, 6mer, 7mer-A1, 7mer-m8, 8mer (1 for the one there is, see
@@ -96,7 +97,7 @@ class Candidates:
             each other in one run, less 1/2 for each nt out of register beyond two).
         """
         bag, start, _ = self._rows(rows)
-        return _core.site_features(self.batch, bag, start)
+        return _core.site_features(self.batch, bag, start, as_int("threads", threads))
 
     def duplex_energy(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.float32]:
         """How strongly the whole miRNA can pair with the windows, whatever the register.

@@ -8,6 +8,7 @@ import importlib.util
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,7 +57,9 @@ class Engine(Protocol):
     config: ModelConfig
     metadata: dict
     in_flight: int
-    """Batches that are best scored at once, each by a thread."""
+    """Batches that are best scored at once."""
+    pool: Executor | None
+    """Threads for them, kept since libraries keep what they found out about a device by thread; None for one."""
 
     def score(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
         """Score bags with at most ``k_max`` selected candidates each; None for the model's own budget."""
@@ -79,6 +82,7 @@ class NativeEngine:
 
     name = "native"
     in_flight = 1
+    pool: Executor | None = None
 
     def __init__(
         self, config: ModelConfig, arrays: dict[str, NDArray[np.float32]], metadata: dict, variant: str = "auto"
@@ -117,6 +121,7 @@ class TorchEngine:
 
     name = "torch"
     in_flight = 1
+    pool: Executor | None = None
 
     def __init__(self, model: PairFormer) -> None:
         self.model, self.config, self.metadata = model, model.config, model.metadata
@@ -176,9 +181,10 @@ class TritonEngine(TorchEngine):
 
         super().__init__(model)
         self.name = "triton" if model.dtype == torch.float32 else "triton-bf16"
-        self.in_flight = 3 if model.device.type == "cuda" else 1  # the interpreter is not for threads
         self._streams: queue.SimpleQueue = queue.SimpleQueue()  # the allocator keeps memory for each: no new ones
-        if model.device.type == "cuda":
+        if model.device.type == "cuda":  # the interpreter is not for threads
+            self.in_flight = 3
+            self.pool = ThreadPoolExecutor(self.in_flight)
             for _ in range(self.in_flight):
                 self._streams.put(torch.cuda.Stream(model.device))
 

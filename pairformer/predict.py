@@ -291,13 +291,7 @@ class Scorer:
         first = 0 if self._warm else 1  # alone: what is tuned on first use is tuned once
         batches = [self._score(group) for group in groups[:first]]
         self._warm = True
-        if self.engine.in_flight > 1 and len(groups) > first + 1:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(self.engine.in_flight) as pool:
-                batches += pool.map(self._score, groups[first:])
-        else:
-            batches += map(self._score, groups[first:])
+        batches += (self.engine.pool.map if self.engine.pool else map)(self._score, groups[first:])
         bags = [batch.candidates for batch in batches]
         message = [part.messages.get(bag) for part in bags for bag in range(len(part))]
         logit = np.concatenate([batch.logit for batch in batches])

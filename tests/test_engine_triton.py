@@ -1,6 +1,7 @@
 """Engine "triton" against the native one: under the interpreter without a GPU, as it is used on one."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -74,8 +75,9 @@ def test_batches_in_flight_give_what_they_give_alone(model, rng, monkeypatch):
     mirna, utrs = testing.random_rna(rng, 22), [testing.random_rna(rng, 300) for _ in range(7)]
     together = pairformer.predict(mirna, utrs, model=model)
     monkeypatch.setitem(pairformer.predict.__globals__, "BATCH_PAIRS", 1)
-    monkeypatch.setattr(NativeEngine, "in_flight", 3)
-    found = pairformer.predict(mirna, utrs, model=model)
+    with ThreadPoolExecutor(3) as pool:
+        monkeypatch.setattr(NativeEngine, "pool", pool)
+        found = pairformer.predict(mirna, utrs, model=model)
     np.testing.assert_array_equal(found.logit, together.logit)
     np.testing.assert_array_equal(found[6].sites, together[6].sites)
 

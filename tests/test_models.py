@@ -206,8 +206,8 @@ def test_members_are_averaged_and_sites_add_up(candidates, gate):
     model = PairFormer(config).eval()
     result = model(candidates)
     tokens, pooled = result.tokens, result.pooled
-    bag_of = torch.repeat_interleave(torch.from_numpy(np.diff(result.selection.offsets)))
-    heads = [head(tokens.site, bag_of, tokens.bag) for head in model.additives]
+    count = torch.from_numpy(np.diff(result.selection.offsets))
+    heads = [head(tokens.site, count, tokens.bag) for head in model.additives]
     full = candidates.n_candidates > 0
     length = torch.from_numpy(candidates.utr_length).float()
     share = torch.sigmoid(2 - 3.5 * torch.log((1 + length) / 51)) if gate else 1.0
@@ -217,7 +217,7 @@ def test_members_are_averaged_and_sites_add_up(candidates, gate):
     ])  # fmt: skip
     torch.testing.assert_close(pooled.logit[full], each.mean(0)[full])
     base = torch.stack([head.bag(tokens.bag)[:, 0] for head in model.additives]).mean(0)
-    summed = torch.zeros(len(candidates)).index_add(0, bag_of, pooled.contribution)
+    summed = torch.zeros(len(candidates)).index_add(0, torch.repeat_interleave(count), pooled.contribution)
     torch.testing.assert_close(pooled.repression[full], (base + summed)[full])
     assert (pooled.logit[~full] == -1).all()
     assert (pooled.repression[~full] == 0).all()

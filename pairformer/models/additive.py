@@ -35,12 +35,12 @@ class AdditiveHead(nn.Module):
         self.gain = nn.Parameter(torch.ones(()))
         nn.init.constant_(self.site[-1].bias, -2.0)  # type: ignore[arg-type]
 
-    def forward(self, site: Tensor, bag_of: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, site: Tensor, count: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
         """Repression of B bags and what each of their M windows contributes.
 
         Args:
             site: (M, 13) site features, then context, bag by bag.
-            bag_of: (M,) int64 bag number.
+            count: (B,) int64 windows of each bag.
             bag: (B, 12) bag features.
 
         Returns:
@@ -49,7 +49,6 @@ class AdditiveHead(nn.Module):
         """
         stands = site[:, SITE_FEATURES]
         contribution = F.softplus(self.site(site)[:, 0]) * stands  # (M,)
-        count = bag_of.new_zeros(len(bag)).index_add(0, bag_of, torch.ones_like(bag_of))
         # Not index_add, which adds floats in no fixed order on a GPU.
         total = torch.segment_reduce(contribution, "sum", lengths=count, unsafe=True)
         return self.bag(bag)[:, 0] + total, contribution

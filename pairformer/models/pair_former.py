@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,7 +22,8 @@ from pairformer.selector import Selection, STSelector
 from pairformer.sites import select_sites
 
 AGGREGATORS = {"set_transformer": SetTransformer, "deep_sets": DeepSets, "gated_attention": GatedAttention}
-CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activations stay in the cache
+CHEAP_CHUNK, EXPENSIVE_CHUNK = 512, 256  # windows encoded at once: their activations stay in a CPU's cache
+GPU_CHUNK = 1 << 14  # on a device: few launches, and 100 MiB of one-hot columns and activations
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,11 @@ class PairFormer(SavedModule):
 
     @torch.no_grad()
     def cheap_scan(self, candidates: Candidates) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-        """Cheap logit (N,) and selector key (N,) of every candidate; only ``CHEAP_CHUNK`` windows exist at once."""
+        """Cheap logit (N,) and selector key (N,) of every candidate; only a chunk of windows exists at once."""
         count = len(candidates.start)
         logits, keys = np.empty(count, np.float32), np.empty(count, np.uint32)
         selector = STSelector.from_config(self.config.selector)
-        for rows in chunks(count, CHEAP_CHUNK):
+        for rows in chunks(count, self._chunk(CHEAP_CHUNK)):
             logit, embedding = self.cheap(
                 self._windows(candidates, rows),
                 self.moved(candidates.esa_score[rows]),
@@ -149,7 +150,8 @@ class PairFormer(SavedModule):
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Expensive embedding (M, 384) and logit (M,) of the given rows."""
-        parts = [self.expensive(self._windows(candidates, rows[chunk])) for chunk in chunks(len(rows), EXPENSIVE_CHUNK)]
+        some = chunks(len(rows), self._chunk(EXPENSIVE_CHUNK))
+        parts = [self.expensive(self._windows(candidates, rows[chunk])) for chunk in some]
         if not parts:
             empty = torch.empty(0, self.config.expensive.width, device=self.device)
             return empty, empty[:, 0]
@@ -175,6 +177,9 @@ class PairFormer(SavedModule):
         """A copy on the model's device."""
         return torch.from_numpy(array).to(self.device)
 
+    def _chunk(self, size: int) -> int:
+        return size if self.device.type == "cpu" else GPU_CHUNK
+
     def _windows(self, candidates: Candidates, rows) -> Tensor:
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         return self.moved(candidates.encode(rows))
@@ -184,7 +189,8 @@ class PairFormer(SavedModule):
         esa, position, duplex, site, context = facts.split((1, 1, 1, SITE_FEATURES, CONTEXT_FEATURES), 1)
         columns = {"embedding": embedding, "logit": logit[:, None], "esa": esa, "position": position, "site": site,
                    "context": context, "duplex": duplex}  # fmt: skip
-        padded, mask = pack_tokens(torch.cat([columns[part] for part in self.config.token], 1), offsets)
+        tokens = torch.cat([columns[part] for part in self.config.token], 1)
+        padded, mask = pack_tokens(tokens, offsets, self.moved)
         return Tokens(padded, mask, facts[:, 3:], bag)
 
     def aggregate(self, tokens: Tokens) -> Pooled:
@@ -206,8 +212,8 @@ class PairFormer(SavedModule):
             logit = tokens.bag.new_zeros(len(self.additives), len(tokens.bag))
         if not self.additives:
             return logit, None, None
-        bag_of = torch.repeat_interleave(tokens.mask.sum(1), output_size=len(tokens.site))
-        heads = [head(tokens.site, bag_of, tokens.bag) for head in self.additives]
+        count = tokens.mask.sum(1)
+        heads = [head(tokens.site, count, tokens.bag) for head in self.additives]
         repression, contribution = (torch.stack(part) for part in zip(*heads, strict=True))
         logit = torch.where(filled, logit + self._gain * repression, self.config.empty_logit)
         return logit, torch.where(filled, repression, 0.0), contribution
@@ -254,30 +260,34 @@ def site_facts(
 ) -> NDArray[np.float32]:
     """(M, 16) what no encoder is needed for: ESA score, position, duplex energy over 10, or 0 where it is not in
     ``token``, site features, context; see Candidates."""
+    threads = torch.get_num_threads()
     energy: NDArray[np.floating] = np.zeros(len(rows), np.float32)
     if "duplex" in token:
-        energy = candidates.duplex_energy(rows, torch.get_num_threads()) / 10
-    columns = (candidates.esa_score[rows, None], candidates.position[rows, None], energy[:, None])
-    return np.hstack(
-        [*columns, candidates.site_features(rows), candidates.site_context(rows, offsets)], dtype=np.float32
-    )
+        energy = candidates.duplex_energy(rows, threads) / 10
+    columns = (candidates.esa_score[rows, None], candidates.position[rows, None], energy[:, None],
+               candidates.site_features(rows, threads), candidates.site_context(rows, offsets))  # fmt: skip
+    return np.hstack(columns, dtype=np.float32)
 
 
-def pack_tokens(tokens: Tensor, offsets: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def pack_tokens(
+    tokens: Tensor, offsets: NDArray[np.int64], moved: Callable[[NDArray], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Pad ragged tokens once.
 
     Args:
         tokens: (M, T), bag by bag.
         offsets: (B + 1,) int64.
+        moved: how an array gets to the tokens' device; None for a plain copy, which waits for a GPU.
 
     Returns:
         tokens (B, K, T) with zeros where there is none, mask (B, K) True = real; K is the longest bag.
     """
     sizes = np.diff(offsets)
     mask = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    place = torch.from_numpy(np.flatnonzero(mask)).to(tokens.device)  # numbers, as a mask would wait for a GPU
+    moved = moved or (lambda array: torch.from_numpy(array).to(tokens.device))
+    place = moved(np.flatnonzero(mask))  # numbers, as by a mask PyTorch waits for their count
     padded = tokens.new_zeros(mask.size, tokens.shape[1]).index_copy(0, place, tokens)
-    return padded.view(*mask.shape, tokens.shape[1]), torch.from_numpy(mask).to(tokens.device)
+    return padded.view(*mask.shape, tokens.shape[1]), moved(mask)
 
 
 def chunks(count: int, size: int) -> list[slice]:

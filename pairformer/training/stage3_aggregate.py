@@ -272,13 +272,12 @@ class SeedSites:
 
     def all(self) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments of an additive head, for all pairs."""
-        return self.site, torch.repeat_interleave(torch.from_numpy(np.diff(self.offsets))), self.bag
+        return self.site, torch.from_numpy(np.diff(self.offsets)), self.bag
 
     def take(self, pairs: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """The same for some pairs."""
         rows, counts = _spans(self.offsets, pairs)
-        owner = torch.repeat_interleave(torch.from_numpy(counts))
-        return self.site[torch.from_numpy(rows)], owner, self.bag[torch.from_numpy(pairs)]
+        return self.site[torch.from_numpy(rows)], torch.from_numpy(counts), self.bag[torch.from_numpy(pairs)]
 
 
 def read_seed_sites(pairs: Pairs, esa_min: int) -> SeedSites:
