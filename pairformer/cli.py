@@ -216,7 +216,8 @@ def predict(
                 ranked[0].extend(record.mirna for record in group)
                 ranked[1].append(predictions.log2_fold_change)
                 ranked[2].append(predictions.n_candidates)
-            progress.add(len(group), sum(message is not None for message in messages))
+            invalid = sum(message is not None for message in messages)
+            progress.add(len(group), invalid, int(np.sum(predictions.status != "ok")) - invalid)
             progress.passed_over(group, predictions.n_dropped)
     if percentile:
         change, n_candidates = (np.concatenate([*part, np.empty(0, np.float32)]) for part in ranked[1:])
@@ -246,7 +247,7 @@ def scan_command(mirna, utr, output, esa_min, threads):
             for first in range(0, len(found.start), ROWS):
                 rows = np.arange(first, min(first + ROWS, len(found.start)))
                 write_candidates(out, group, found, rows)
-            progress.add(len(group), len(found.messages))
+            progress.add(len(group), len(found.messages), int(np.sum(found.status != "ok")) - len(found.messages))
             progress.passed_over(group, found.n_dropped)
 
 
@@ -590,7 +591,7 @@ def _records(argument: str, name: str) -> Iterator[Record]:
     if os.path.isdir(argument):
         raise IsADirectoryError(f"{name} must be letters ACGUTN or a FASTA file, got the directory {argument}")
     if argument == "-" or os.path.exists(argument):
-        return tell_equal_names(read_fasta(argument))
+        return tell_equal_names(read_fasta(argument), argument)
     if argument and set(argument) <= set("ACGUTNacgutn"):
         return iter([Record(name, argument, f"argument {name.upper()}")])
     raise FileNotFoundError(f"{name} must be letters ACGUTN or a FASTA file, got {argument[:80]!r}; no such file")

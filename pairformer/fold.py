@@ -19,7 +19,7 @@ from pairformer.fold_config import FoldConfig
 from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium, expected_f1
 from pairformer.predict import in_batches
 from pairformer.saved import model_files
-from pairformer.scan import check_strings, usable_threads
+from pairformer.scan import IUPAC, check_strings, usable_threads
 
 if TYPE_CHECKING:
     from pairformer.models import RNAformer
@@ -28,7 +28,6 @@ GROUP = 20_000  # bases folded before their results are put together: bounds mem
 FAINT = 0.001  # a pair of less probability is not kept
 ENERGIES = "energies"
 AMBIGUOUS = str.maketrans("TRYSWKMBDHV", "UNNNNNNNNNN")
-KNOWN = frozenset("ACGUTNRYSWKMBDHVacgutnryswkmbdhv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +239,7 @@ def sequence_fault(sequence: object) -> str | None:
     """Why a sequence cannot be folded; None if it can."""
     if not isinstance(sequence, str):
         return f"sequence must be a string, got {type(sequence).__name__}"
-    strange = next((at for at, letter in enumerate(sequence) if letter not in KNOWN), None)
+    strange = next((at for at, letter in enumerate(sequence) if letter not in IUPAC), None)
     if strange is None:
         return None
     return f"sequence must hold letters of the IUPAC nucleic acid code, got {sequence[strange]!r} at {strange + 1}"

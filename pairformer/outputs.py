@@ -230,8 +230,9 @@ def as_text(value: float) -> str:
     return "NA" if np.isnan(value) else f"{value:.6g}"
 
 
-def tell_equal_names(records: Iterator[Record]) -> Iterator[Record]:
-    """The records; the first whose name another had is told, since rows of both look alike in what is written."""
+def tell_equal_names(records: Iterator[Record], source: str) -> Iterator[Record]:
+    """The records; the first whose name another had is told, since rows of both look alike in what is written, and
+    where there is none."""
     seen: set[int] = set()
     for record in records:
         if again := hash(record.name) in seen:
@@ -241,6 +242,8 @@ def tell_equal_names(records: Iterator[Record]) -> Iterator[Record]:
         yield record
         if again:
             break
+    if not seen:
+        click.echo(f"{source} holds no record", err=True)
     yield from records
 
 
@@ -251,13 +254,14 @@ class Progress:
         self.what = what
 
     def __enter__(self) -> Progress:
-        self.pairs, self.invalid, self.began, self.shown = 0, 0, time.monotonic(), 0.0
+        self.pairs, self.invalid, self.empty, self.began, self.shown = 0, 0, 0, time.monotonic(), 0.0
         self.holed: tuple[PairRecord, int] | None = None
         self.dropped = 0
         return self
 
-    def add(self, pairs: int, invalid: int) -> None:
-        self.pairs, self.invalid = self.pairs + pairs, self.invalid + invalid
+    def add(self, pairs: int, invalid: int, empty: int = 0) -> None:
+        """Take note of records, of which some cannot be read and some are pairs without a candidate."""
+        self.pairs, self.invalid, self.empty = self.pairs + pairs, self.invalid + invalid, self.empty + empty
         if sys.stderr.isatty() and time.monotonic() - self.shown > 0.5:
             self.shown = time.monotonic()
             click.echo(f"\r{self._text()}", err=True, nl=False)
@@ -275,9 +279,11 @@ class Progress:
             if self.holed is not None:
                 record, windows = self.holed
                 click.echo(f"{record.utr_where}: UTR {record.utr_id}: {windows} windows hold letters outside ACGU and "
-                           f"were passed over; pairs like this: {self.dropped}", err=True)  # fmt: skip
+                           f"were passed over{'; remove gaps' if '-' in record.utr else ''}; pairs like this: "
+                           f"{self.dropped}", err=True)  # fmt: skip
             click.echo(("\r" if sys.stderr.isatty() else "") + self._text(), err=True)
 
     def _text(self) -> str:
         seconds = time.monotonic() - self.began
-        return f"{self.pairs} {self.what}, {self.invalid} invalid, {seconds:.1f} s"
+        empty = f"{self.empty} without a candidate, " if self.empty else ""
+        return f"{self.pairs} {self.what}, {empty}{self.invalid} invalid, {seconds:.1f} s"

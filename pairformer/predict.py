@@ -266,6 +266,9 @@ class Scorer:
     ) -> None:
         if k_max is not None:
             k_max = operator.index(STSelector(k_max=k_max).config.k_max)
+        for name, value in (("explain", explain), ("accessibility", accessibility)):
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
         self.k_max, self.threads, self.explain = k_max, usable_threads(threads), explain
         self.folding_threads = self.threads if accessibility else None

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import _core
-from pairformer.bags import Candidates
+from pairformer.bags import WINDOW, Candidates
 from pairformer.config import as_int
 
 ESA_MIN = 6
 MIRNA_MAX, UTR_MAX = 35, 2**31 - 1
 Strings = Sequence[str] | NDArray[np.object_]
+IUPAC = frozenset("ACGUTRYSWKMBDHVNacgutryswkmbdhvn")
 _MIRNA_LETTERS = frozenset("ACGUTacgut")
 _BLANKS = "\n \r\t"
 
@@ -107,7 +108,8 @@ def check_strings(name: str, value: object) -> None:
 
 
 def pair_fault(mirna: object, utr: object) -> str | None:
-    """Why a pair cannot be scanned, or None. Any string without blanks is a legal UTR."""
+    """Why a pair cannot be scanned, or None. A UTR is any string without blanks, under 40 nt of letters for
+    nucleotides."""
     if not isinstance(mirna, str):
         return f"mirna must be a string, got {type(mirna).__name__}"
     if not isinstance(utr, str):
@@ -122,6 +124,9 @@ def pair_fault(mirna: object, utr: object) -> str | None:
     blank = next((letter for letter in _BLANKS if letter in utr), None)
     if blank is not None:
         return f"utr must hold no blanks, got {blank!r} at position {utr.index(blank) + 1}; pass ''.join(utr.split())"
+    if len(utr) < WINDOW and not set(utr) <= IUPAC:  # longer ones lose windows, which is told
+        odd = next(letter for letter in utr if letter not in IUPAC)
+        return f"utr must hold letters of the IUPAC nucleic acid code, got {odd!r} at position {utr.index(odd) + 1}"
     return None
 
 

@@ -68,7 +68,7 @@ def test_all_against_all(command, files):
     assert [row[-1] for row in rows] == ["ok", "invalid", "no_window", "invalid", "ok", "invalid"]
     assert rows[1][2:6] == ["300", "0", "NA", "NA"]
     assert rows[2][2:6] == ["4", "0", "0.5", "0"]
-    assert err.startswith("6 pairs, 3 invalid, ")
+    assert err.startswith("6 pairs, 1 without a candidate, 3 invalid, ")
     assert command("predict", "mirnas.fa", "utrs.fa.gz", "-o", "out.tsv", "--threads", 1)[:2] == (0, "")
     assert cells((files / "out.tsv").read_text()) == cells(out)
     rejects = cells((files / "rejects.tsv").read_text())
@@ -92,7 +92,7 @@ def test_pair_table(command, files):
         ["pairs.tsv:4", "m3", "", "row must have 6 cells, got 2"],
         ["pairs.tsv:6", "m5", "u5", "row must have 6 cells, got 7"],
     ]
-    assert err.startswith("5 pairs, 3 invalid, ")
+    assert err.startswith("5 pairs, 1 without a candidate, 3 invalid, ")
     stdin = gzip.compress((files / "pairs.tsv").read_bytes().replace(b"\n", b"\r\n"))
     assert command("predict", "--pairs", "-", stdin=stdin)[:2] == (0, out)
 
@@ -137,7 +137,7 @@ def test_scan_command(command, files, monkeypatch):
     """Every candidate once, whatever the number made into text at a time."""
     code, out, err = command("scan", LET7, "utrs.fa.gz", "--esa-min", 8)
     assert code == 0
-    assert err.startswith("3 pairs, 0 invalid, ")
+    assert err.startswith("3 pairs, 1 without a candidate, 0 invalid, ")
     header, *rows = cells(out)
     assert " ".join(header) == "mirna_id utr_id start end esa_score position mirna_aligned utr_aligned"
     utr = _text(files / "utrs.fa.gz").split(">")[1].split("\n", 1)[1].replace("\n", "")
@@ -162,7 +162,7 @@ def test_first_reason_is_told(command, files):
     assert first.startswith(
         "mirnas.fa:3: bad: mirna must have letters ACGU (or T) only, got 'N' at position 4; all reasons"
     )
-    assert summary.startswith("6 pairs, 3 invalid")
+    assert summary.startswith("6 pairs, 1 without a candidate, 3 invalid")
 
 
 def test_long_sequence_as_argument(command, rng):
@@ -177,7 +177,7 @@ def test_nothing_asked(command, files):
     (files / "empty.fa").touch()
     code, out, err = command("predict", LET7, "empty.fa", "--sites", "sites.tsv", "--rejects", "rejects.tsv")
     assert (code, cells(out)) == (0, [list(PAIR_HEADER)])
-    assert err.startswith("0 pairs, 0 invalid, ")
+    assert err.startswith("empty.fa holds no record\n0 pairs, 0 invalid, ")
 
 
 def test_records_of_one_name_are_told(command, files, rng):
@@ -200,8 +200,9 @@ def test_letters_passed_over_are_told(command, files, rng, model):
     status = [row[PAIR_HEADER.index("status")] for row in cells(out)[1:]]
     assert status == ["no_window", "ok", "no_candidate", "no_candidate"]
     told, summary = err.splitlines()
-    assert told == ("p.fa:3: UTR gap: 40 windows hold letters outside ACGU and were passed over; pairs like this: 2")
-    assert summary.startswith("4 pairs, 0 invalid")
+    assert told == ("p.fa:3: UTR gap: 40 windows hold letters outside ACGU and were passed over; remove gaps; "
+                    "pairs like this: 2")  # fmt: skip
+    assert summary.startswith("4 pairs, 3 without a candidate, 0 invalid")
     assert command("scan", LET7, "p.fa")[2].splitlines()[0] == told
     found = pairformer.predict([LET7] * 3, [f"{utr[:50]}-{utr[50:]}", utr, f"{utr[:50]} {utr[50:]}"], model=model)
     assert found.n_dropped.tolist() == [40, 0, 0]
@@ -288,7 +289,7 @@ def test_foreign_bytes_in_names(command, files):
         ([LET7, "b.part", "-o", "b"], 2, "got 'b' twice or as an input"),
         ([LET7, "ACGU", "--sites", ""], 74, "output must be a writable file, got"),
         ([LET7, "ACGU", "--model", WEIGHTS / "fold"], 2, "model must be as PairFormer.save wrote it, got"),
-        ([LET7, "ACGU", "-o", "/dev/null", "--sites", "/dev/null"], 0, "1 pairs, 0 invalid"),
+        ([LET7, "ACGU", "-o", "/dev/null", "--sites", "/dev/null"], 0, "1 pairs, 1 without a candidate, 0 invalid"),
     ],
 )
 def test_exit_codes(command, files, arguments, code, message):
@@ -343,7 +344,7 @@ def test_typed(model):
         ["mirna", "u", "4", "0", "0.5", "0", "no_window"],
         ["mirna", "v", "50", "0", "0.5", "0", "no_candidate"],
     ]
-    assert err.startswith("2 pairs, 0 invalid")
+    assert err.startswith("2 pairs, 2 without a candidate, 0 invalid")
 
 
 def test_a_pipe_can_be_an_output():

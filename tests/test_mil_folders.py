@@ -19,12 +19,18 @@ def test_select_command(tmp_path, command, capsys):
     assert "2 bags: kept 11 of 43 instances" in capsys.readouterr().err
     assert np.load(tmp_path / "out" / "slide40.npy").shape == (8, 4)
     assert command("select", "--features", tmp_path / "none", "--out", tmp_path / "out") == 66
+    assert "files, got " + str(tmp_path / "none") + ", which is not there" in capsys.readouterr().err
     np.save(source / "slide3.npy", np.full((3, 4), np.nan, np.float32))
     assert command("select", "--features", source, "--out", tmp_path / "all") == 65
     told = capsys.readouterr().err
-    assert "slide3.npy: scores must be finite" in told
+    assert "slide3.npy: features must be finite in float32, got nan at row 0" in told
     assert "1 bags: kept" in told
     assert (tmp_path / "all" / "slide40.npy").exists()
+    (source / "slide40.npy").unlink()
+    before = (tmp_path / "all" / "selection.tsv").read_bytes()
+    assert command("select", "--features", source, "--out", tmp_path / "all") == 2  # its rows would leave the table
+    assert "out must hold no bags but those of features, got " in capsys.readouterr().err
+    assert (tmp_path / "all" / "selection.tsv").read_bytes() == before
 
 
 def test_select_folder(tmp_path):
@@ -117,7 +123,7 @@ def test_select_folder_of_arrays(tmp_path):
     for folders in ((source, source / "out"), (source, tmp_path / "scores", 2), (source, tmp_path / "coords", 2)):
         with pytest.raises(ValueError, match="out must lie outside"):
             mil.select_folder(*folders, scores=tmp_path / "scores", coords=tmp_path / "coords")
-    with pytest.raises(FileNotFoundError, match=r"features must hold \.pt, \.npy, \.h5 files, got"):
+    with pytest.raises(FileNotFoundError, match=r"features must be a folder with \.pt, .* files, got .* with none"):
         mil.select_folder(tmp_path / "scores", out)
     assert all("scores must have a file of" in one.message for one in mil.select_folder(source, out, scores=tmp_path))
     np.save(source / "a.npy", np.array([["x"]]))

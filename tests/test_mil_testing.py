@@ -150,7 +150,14 @@ def test_an_empty_bag_has_a_learned_logit():
     assert module.empty.grad == 0
 
 
+def test_checks_are_known():
+    with pytest.raises(ValueError, match=r"check must be one of finite, .*, got 'foo'"):
+        testing.run_aggregator_check("foo", mil.SetAggregator(6), 6)
+
+
 def test_aggregator_refuses_by_name():
+    with pytest.raises(TypeError, match="x must be a tensor, got ndarray"):
+        mil.SetAggregator(6)(np.zeros((1, 2, 6), np.float32))
     module, x = mil.SetAggregator(3), torch.ones(2, 4, 3)
     with pytest.raises(TypeError, match=r"mask must be bool or integers 0 and 1, got torch.float32"):
         module(x, torch.ones(2, 4))
@@ -309,6 +316,26 @@ def test_scorer_must_score_each_instance():
     model = mil.BudgetedMIL(torch.nn.Linear(6, 2), torch.nn.Identity(), mil.SetAggregator(6), mil.TopK(2))
     with pytest.raises(ValueError, match=r"scorer must give 5 scores, got shape \(5, 2\)"):
         model(torch.zeros(5, 6), offsets=torch.tensor([0, 5]))
+
+
+@pytest.mark.parametrize("train", ["straight-through", "alternating"])
+def test_labels_must_be_binary(train):
+    """Cross-entropy of other labels has no lower bound: training ran off."""
+    model = mil.BudgetedMIL(torch.nn.Linear(6, 1), torch.nn.Identity(), mil.SetAggregator(6), mil.TopK(2), train)
+    x, offsets = torch.randn(5, 6), torch.tensor([0, 2, 5])
+    assert model.loss(x, [0, 1], offsets=offsets) > 0
+    for labels in ([1, 2], [float("nan"), 1]):
+        with pytest.raises(ValueError, match=r"labels must be 0 or 1, got (2|nan); pass \(labels == positive\)"):
+            model.loss(x, torch.tensor(labels), offsets=offsets)
+    for labels in ([1, 0, 1], [[1], [0]]):
+        with pytest.raises(ValueError, match=r"labels must have shape \(2,\), one a bag, got"):
+            model.loss(x, torch.tensor(labels), offsets=offsets)
+
+
+@pytest.mark.parametrize("selector", [None, 4, mil.STSelector])
+def test_selector_must_be_one(selector):
+    with pytest.raises(TypeError, match=r"selector must be one of pairformer\.mil"):
+        mil.BudgetedMIL(torch.nn.Linear(6, 1), torch.nn.Identity(), mil.SetAggregator(6), selector)
 
 
 # The kit.

@@ -139,6 +139,8 @@ def test_single_and_lists(model):
         many[1.0]
     assert len(many[1:]) == 1
     assert_same(many[1:][0], many[1])
+    with pytest.raises(TypeError, match="explain must be True or False, got 'yes'"):
+        pairformer.predict(LET7, utr, model=model, explain="yes")
 
 
 def test_prior(model):

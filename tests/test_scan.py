@@ -93,12 +93,20 @@ def test_variants_equal_reference(variant, mirna, utr, esa_min):
 
 
 @settings(deadline=None)
-@given(mirna, st.text("ACGTUNacgtun-éß*", max_size=200))
+@given(mirna, st.text("ACGTUNacgtun-éß*", min_size=40, max_size=200))
 def test_foreign_letters_drop_their_windows(mirna, utr):
     candidates = pairformer.scan(mirna, utr, esa_min=3)
     assert rows_of(candidates) == reference.scan(mirna, utr, esa_min=3)
     windows = [utr[i : i + 40] for i in range(len(utr) - 39)]
     assert candidates.n_dropped[0] == sum(not set(w) <= set("ACGTUacgtu") for w in windows)
+
+
+def test_a_short_utr_of_other_letters_is_no_utr():
+    """Databases write words where they know no UTR; shorter than a window, they lose none that could be told."""
+    with pytest.raises(ValueError, match="utr must hold letters of the IUPAC nucleic acid code, got 'e' at position 2"):
+        pairformer.scan(LET7, "Sequenceunavailable")
+    assert pairformer.scan(LET7, ["Sequenceunavailable", "ACGURYN", ""]).status.tolist() == [
+        "invalid", "no_window", "no_window"]  # fmt: skip
 
 
 def test_letters_are_normalised(rng):

@@ -1,6 +1,7 @@
 """Parts for other multi-instance-learning tools: choose few instances of large bags, aggregate them, check both.
 
-Importing this loads NumPy only; the names that need torch load it when they are first asked for.
+Importing this loads NumPy only. ``SetAggregator``, ``BudgetedMIL``, ``BagClassifier`` and ``select_folder`` load what
+they need when they are first asked for, as do ``SelectCollate`` and ``TorchMILModel``, for torchmil.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from pairformer.mil.baselines import MMR, FacilityLocation, FarthestPoint, KMean
 from pairformer.mil.selectors import Selection, Selector, STSelector
 
 if TYPE_CHECKING:
-    from pairformer.mil.aggregator import SetAggregator
-    from pairformer.mil.budgeted import BudgetedMIL
-    from pairformer.mil.folders import select_folder
-    from pairformer.mil.for_sklearn import BagClassifier
-    from pairformer.mil.for_torchmil import SelectCollate, TorchMILModel
+    from pairformer.mil.aggregator import SetAggregator as SetAggregator
+    from pairformer.mil.budgeted import BudgetedMIL as BudgetedMIL
+    from pairformer.mil.folders import select_folder as select_folder
+    from pairformer.mil.for_sklearn import BagClassifier as BagClassifier
+    from pairformer.mil.for_torchmil import SelectCollate as SelectCollate
+    from pairformer.mil.for_torchmil import TorchMILModel as TorchMILModel
 
 _WHERE = {
     "SetAggregator": "aggregator",
@@ -27,13 +29,19 @@ _WHERE = {
     "TorchMILModel": "for_torchmil",
 }
 __all__ = [
-    "MMR", "BagClassifier", "BudgetedMIL", "FacilityLocation", "FarthestPoint", "KMeansPlusPlus", "Random",
-    "STSelector", "SelectCollate", "Selection", "Selector", "SetAggregator", "TopK", "TorchMILModel",
-    "UniformPosition", "select_folder",
+    "MMR", "FacilityLocation", "FarthestPoint", "KMeansPlusPlus", "Random", "STSelector", "Selection", "Selector",
+    "TopK", "UniformPosition",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"pairformer.mil.{_WHERE[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"pairformer.mil.{_WHERE[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{name} needs {error.name}, which is not installed", name=error.name) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -66,8 +66,10 @@ class SetAggregator(SetTransformer):
 
         Raises:
             ValueError: shapes disagree, or offsets are malformed.
-            TypeError: mask holds floats, or is no tensor.
+            TypeError: mask holds floats, or it or x is no tensor.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}; pass torch.from_numpy(x) of an array")
         ragged = offsets is not None or is_nested(x)
         if ragged:
             if mask is not None:

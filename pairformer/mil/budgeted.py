@@ -55,6 +55,7 @@ class BudgetedMIL(nn.Module):
 
     Raises:
         ValueError: ``train`` is neither, or ``explore`` is negative.
+        TypeError: ``selector`` is none.
 
     Source: PAIR-Former Algorithm 2. Gate, alternation and noise are this package's: the paper trains its scorer by
     distillation.
@@ -70,6 +71,8 @@ class BudgetedMIL(nn.Module):
         self.scorer, self.encoder, self.aggregator, self.selector = scorer, encoder, aggregator, selector
         if not explore >= 0:
             raise ValueError(f"explore must be 0 or more, got {explore}")
+        if not isinstance(selector, Selector):
+            raise TypeError(f"selector must be one of pairformer.mil, such as mil.STSelector(64), got {selector!r}")
         self.explore = explore
         self.straight_through = train == "straight-through"
         self.calls = 0
@@ -134,12 +137,19 @@ class BudgetedMIL(nn.Module):
         self, x: Tensor, labels: Tensor, mask: Tensor | None = None, *, offsets: Any = None, positions: Any = None
     ) -> Tensor:
         """Binary cross-entropy of labels (B,) 0 or 1: in training of the part whose turn it is, counting calls; in
-        evaluation mode always of the logits."""
+        evaluation mode always of the logits.
+
+        Raises:
+            ValueError: labels are of another shape, or one is neither 0 nor 1.
+        """
+        labels = torch.as_tensor(labels)
+        wrong = labels[(labels != 0) & (labels != 1)]
+        if len(wrong):
+            raise ValueError(f"labels must be 0 or 1, got {wrong[0].item():g}; pass (labels == positive).float()")
         scorer_only = self.training and not self.straight_through and self.calls % 2 == 0
         self.calls += self.training
         if not scorer_only:
-            logits = self(x, mask, offsets=offsets, positions=positions)
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+            return _cross_entropy(self(x, mask, offsets=offsets, positions=positions), labels)
         form = Form.of(x, offsets, mask, name="x")
         scores, _ = self._score(form.rows("x", x))
         padded, real = pack_tokens(scores[:, None], form.offsets)
@@ -147,7 +157,7 @@ class BudgetedMIL(nn.Module):
         total = F.pad(padded[:, :, 0].masked_fill(~real, lowest), (0, 1), value=lowest).logsumexp(1)
         # An empty bag has even odds, whatever the scorer.
         logits = torch.where(real.any(1), total - real.sum(1).clamp(min=1).log(), 0.0)
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+        return _cross_entropy(logits, labels)
 
     def _score(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores (N,) and embeddings (N, D) or None."""
@@ -160,6 +170,12 @@ class BudgetedMIL(nn.Module):
         if embeddings is None and rows.ndim == 2 and rows.dtype.is_floating_point:
             embeddings = rows
         return scores, embeddings
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.shape != logits.shape:
+        raise ValueError(f"labels must have shape {tuple(logits.shape)}, one a bag, got {tuple(labels.shape)}")
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
 
 
 def check_one_loss(module: nn.Module) -> None:

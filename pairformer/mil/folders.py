@@ -66,7 +66,8 @@ def select_folder(
 
     Raises:
         FileNotFoundError: no bag is found.
-        ValueError: a file would be written among those that are read.
+        ValueError: a file would be written among those that are read, or ``out`` holds other bags, whose rows would
+            be missing in its table.
     """
     features, out = Path(features), Path(out)
     rule = selector if isinstance(selector, Selector) else STSelector(selector)
@@ -84,7 +85,11 @@ def select_folder(
                 raise ValueError(f"out must lie outside the folders that are read, got {out}, where {path} would be "
                                  f"written to {place}")  # fmt: skip
     if not bags:
-        raise FileNotFoundError(f"features must hold {', '.join(SUFFIXES)} files, got {features}")
+        found = "with none" if features.is_dir() else "which is not there"
+        raise FileNotFoundError(f"features must be a folder with {', '.join(SUFFIXES)} files, got {features}, {found}")
+    other = next((path for path in sorted(out.rglob("*")) if path.suffix in SUFFIXES and path.stem not in bags), None)
+    if other is not None:
+        raise ValueError(f"out must hold no bags but those of features, got {other}; give an empty folder")
     scorer = scorer or (lambda values: np.linalg.norm(values, axis=1))
     return _pruned(features, out, rule, dict(sorted(bags.items())), scores, scorer, coords)
 
@@ -133,6 +138,9 @@ def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Sele
             shape = tuple(parts["features"].shape)
             raise ValueError(f"{path}: features must have {len(values)} rows as {first}, got {shape}")
     values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0, 0])
+        raise ValueError(f"{first}: features must be finite in float32, got {values[row].min()} at row {row}")
     inside = (parts["coords"] for parts in stored.values() if "coords" in parts)
     places = next(inside, None) if coords is None else _numbers(Path(coords) / f"{name}.npy", "coords")
     score = np.asarray(scorer(values)) if scores is None else _column(Path(scores), name)
@@ -151,7 +159,10 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".pt":
             import torch
 
-            return {"features": torch.load(path, map_location="cpu", weights_only=True).detach()}
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(loaded, torch.Tensor):
+                raise ValueError(f"a {type(loaded).__name__}, no tensor")
+            return {"features": loaded.detach()}
         import h5py
 
         with h5py.File(path) as file:
@@ -161,7 +172,8 @@ def _read(path: Path) -> dict[str, Any]:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # each library has exceptions of its own for files that hold something else
-        raise ValueError(f"{path}: features must be readable as {path.suffix}, got {error}") from error
+        reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else repr(error).partition("\\n")[0]
+        raise ValueError(f"{path}: features must be readable as {path.suffix}, got {reason}") from error
 
 
 def _as_numpy(path: Path, tensor: Any) -> NDArray:

@@ -11,7 +11,7 @@ from torchmil.data import collate_fn
 from torchmil.models import MILModel
 
 from pairformer.mil.budgeted import check_one_loss
-from pairformer.mil.selectors import Selector
+from pairformer.mil.selectors import Selector, STSelector
 
 
 class TorchMILModel(MILModel):
@@ -49,7 +49,7 @@ class SelectCollate:
     """Prune every bag with a selector, then pad with ``torchmil.data.collate_fn``; for ``DataLoader(collate_fn=...)``.
 
     Args:
-        selector: any of ``pairformer.mil``.
+        selector: any of ``pairformer.mil``, or a budget K for ``STSelector``.
         scorer: X (n, D) -> scores (n,) or (n, 1), without gradient; None for the Euclidean norm of X, a stand-in.
         features: key of the instances (n, D), which the selector covers too.
         coords: key of their positions; not used by bags that lack it.
@@ -59,10 +59,10 @@ class SelectCollate:
     """
 
     def __init__(
-        self, selector: Selector, scorer: Callable[[Tensor], Tensor] | None = None, features: str = "X",
+        self, selector: Selector | int, scorer: Callable[[Tensor], Tensor] | None = None, features: str = "X",
         coords: str = "coords", label: str = "Y",
     ) -> None:  # fmt: skip
-        self.selector, self.scorer = selector, scorer
+        self.selector, self.scorer = selector if isinstance(selector, Selector) else STSelector(selector), scorer
         self.features, self.coords, self.label = features, coords, label
 
     def __call__(self, bags: list[dict[str, Tensor]]) -> Any:

@@ -369,6 +369,8 @@ def run_aggregator_check(
     """One of ``AGGREGATOR_CHECKS`` by name; arguments as for :func:`check_aggregator`."""
     import torch
 
+    if check not in AGGREGATOR_CHECKS:
+        raise ValueError(f"check must be one of {', '.join(AGGREGATOR_CHECKS)}, got {check!r}")
     call = forward or module
     if attention == "auto":
         signature = inspect.signature(call.forward if isinstance(call, torch.nn.Module) else call)
