@@ -19,6 +19,8 @@ from pairformer.mil.budgeted import BudgetedMIL, check_one_loss
 from pairformer.mil.selectors import STSelector
 from pairformer.models.pair_former import chunks, pack_tokens
 
+SCORER_RATE = 10  # of the learning rate
+
 
 class BagClassifier(ClassifierMixin, BaseEstimator):
     """Two classes of bags, by a module trained with AdamW; for ``cross_val_score``, ``GridSearchCV`` and the like.
@@ -31,7 +33,8 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
             is given, and for ``SetAggregator`` on all instances where it is not; or a function of D to a module that
             maps padded bags (B, P, D) and mask (B, P), True = real, to logits (B,).
         k_max: most instances of a bag that are encoded.
-        epochs, batch_size, learning_rate, weight_decay: of AdamW, gradient norm at most 1.
+        epochs, batch_size, learning_rate, weight_decay: of AdamW, gradient norm at most 1. The scorer of a
+            ``BudgetedMIL``, which learns from few instances through the gate, has ten times the rate.
         validation: share of the training bags that picks the epoch: those bags are not trained on, and the weights of
             the epoch with their least cross-entropy are kept; 0 keeps the last.
         rng_seed: of weights, batches and the validation bags.
@@ -128,7 +131,11 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         module = self.module_
         order = torch.randperm(len(bags))
         aside, used = order[:n_aside], order[n_aside:]
-        optimiser = torch.optim.AdamW(module.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        scorers = [part.scorer for part in module.modules() if isinstance(part, BudgetedMIL)]
+        fast = dict.fromkeys(weight for scorer in scorers for weight in scorer.parameters())
+        others = [weight for weight in module.parameters() if weight not in fast]
+        groups = [{"params": others}, {"params": list(fast), "lr": SCORER_RATE * self.learning_rate}]
+        optimiser = torch.optim.AdamW(groups, self.learning_rate, weight_decay=self.weight_decay)
         least, kept = np.inf, None
         self.validation_losses_: list[float] = []
         for _ in range(self.epochs):
