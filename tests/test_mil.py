@@ -392,12 +392,18 @@ def test_bag_classifier(labelled, k_max):
         bags
     )
 
-    def alternating(width):
+    def budgeted(width, train="alternating"):
         scorer, encoder = torch.nn.Linear(width, 1), torch.nn.Linear(width, 4)
-        return mil.BudgetedMIL(scorer, encoder, mil.SetAggregator(4), mil.TopK(2), train="alternating")
+        return mil.BudgetedMIL(scorer, encoder, mil.SetAggregator(4), mil.TopK(2), train)
 
+    for train in ("straight-through", "alternating"):
+        learnt = mil.BagClassifier(lambda width, train=train: budgeted(width, train), epochs=1).fit(bags, labels)
+        torch.manual_seed(learnt.rng_seed)
+        fresh = budgeted(5)
+        for learns, began in zip(learnt.module_.parameters(), fresh.parameters(), strict=True):
+            assert learns.numel() == 1 or (learns != began).any()
     with pytest.raises(ValueError, match="module must be trained by a loss of its logits"):
-        mil.BagClassifier(alternating).fit(bags, labels)
+        mil.BagClassifier(lambda width: torch.nn.Sequential(budgeted(width))).fit(bags, labels)
     for name in ("batch_size", "epochs"):
         with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
             mil.BagClassifier(**{name: 0}).fit([np.ones((1, 2))] * 2, [0, 1])
@@ -423,6 +429,19 @@ def test_bag_classifier(labelled, k_max):
         fitted.predict([np.ones((2, 4))])
     with pytest.raises(ValueError, match="y must hold two classes for 60 bags, got 1 in 60"):
         clone(model).fit(bags, np.ones(60))
+
+
+def test_a_budget_does_not_hide_rare_evidence():
+    """One instance in twenty tells; a scorer that learns from the few that were kept may never show it."""
+    pytest.importorskip("torch")
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    bags, labels = [rng.normal(size=(n, 5)) for n in rng.integers(1, 41, 400)], np.arange(400) % 2
+    for bag, label in zip(bags, labels, strict=True):
+        bag[0, 0] += 4 * label
+    fitted = mil.BagClassifier(k_max=4, epochs=20).fit(bags[:200], labels[:200])
+    assert roc_auc_score(labels[200:], fitted.decision_function(bags[200:])) > 0.9
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant")  # of torchmil's collate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,12 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
     instances. Training and prediction run on the CPU, with the threads that torch has.
 
     Args:
-        module: None for ``BudgetedMIL`` (linear scorer, encoder of one hidden layer, ``SetAggregator``) where ``k_max``
-            is given, and for ``SetAggregator`` on all instances where it is not; or a function of D to a module that
-            maps padded bags (B, P, D) and mask (B, P), True = real, to logits (B,).
+        module: None for an alternating ``BudgetedMIL`` (linear scorer, encoder of one hidden layer,
+            ``SetAggregator``) where ``k_max`` is given, and for ``SetAggregator`` on all instances where it is not; or
+            a function of D to a module that maps padded bags (B, P, D) and mask (B, P), True = real, to logits (B,).
         k_max: most instances of a bag that are encoded.
         epochs, batch_size, learning_rate, weight_decay: of AdamW, gradient norm at most 1. The scorer of a
-            ``BudgetedMIL``, which learns from few instances through the gate, has ten times the rate.
+            ``BudgetedMIL`` has ten times the rate.
         validation: share of the training bags that picks the epoch: those bags are not trained on, and the weights of
             the epoch with their least cross-entropy are kept; 0 keeps the last.
         rng_seed: of weights, batches and the validation bags.
@@ -54,8 +54,8 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
-                classes, ``batch_size`` or ``epochs`` is below 1, ``module`` is a ``BudgetedMIL`` that alternates, or
-                ``validation`` takes no bag or all of them.
+                classes, ``batch_size`` or ``epochs`` is below 1, ``module`` holds a ``BudgetedMIL`` that
+                alternates, or ``validation`` takes no bag or all of them.
         """
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
@@ -79,7 +79,8 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.rng_seed)
             self.module_ = (self.module or self._default)(self.n_features_in_)
-            check_one_loss(self.module_)
+            if not isinstance(self.module_, BudgetedMIL):
+                check_one_loss(self.module_)
             self._train(self._standardised(X), torch.from_numpy(target).float(), aside)
         return self
 
@@ -109,7 +110,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         if self.k_max is None:
             return SetAggregator(width)
         encoder = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64))
-        return BudgetedMIL(nn.Linear(width, 1), encoder, SetAggregator(64), STSelector(self.k_max))
+        return BudgetedMIL(nn.Linear(width, 1), encoder, SetAggregator(64), STSelector(self.k_max), "alternating")
 
     def _bag(self, bag: Any, number: int) -> NDArray[np.float32]:
         array = np.asarray(bag, np.float32)
@@ -134,17 +135,21 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         scorers = [part.scorer for part in module.modules() if isinstance(part, BudgetedMIL)]
         fast = dict.fromkeys(weight for scorer in scorers for weight in scorer.parameters())
         others = [weight for weight in module.parameters() if weight not in fast]
-        groups = [{"params": others}, {"params": list(fast), "lr": SCORER_RATE * self.learning_rate}]
+        groups: list[dict[str, Any]] = [
+            {"params": others},
+            {"params": list(fast), "lr": SCORER_RATE * self.learning_rate},
+        ]
         optimiser = torch.optim.AdamW(groups, self.learning_rate, weight_decay=self.weight_decay)
         least, kept = np.inf, None
         self.validation_losses_: list[float] = []
         for _ in range(self.epochs):
             module.train()
             for batch in used[torch.randperm(len(used))].split(int(self.batch_size)):
-                optimiser.zero_grad()
-                _loss(_apply(module, [bags[i] for i in batch]), target[batch]).backward()
-                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-                optimiser.step()
+                for loss in _losses(module, [bags[i] for i in batch], target[batch]):
+                    optimiser.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+                    optimiser.step()
             if len(aside):
                 parts = [self._logits([bags[i] for i in part]) for part in aside.split(int(self.batch_size))]
                 self.validation_losses_.append(float(_loss(torch.cat(parts), target[aside])))
@@ -160,6 +165,16 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
 
 _loss = nn.functional.binary_cross_entropy_with_logits
+
+
+def _losses(module: nn.Module, bags: list[torch.Tensor], target: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What is to be minimised, one after the other: an alternating BudgetedMIL has a loss for its scorer too."""
+    if not isinstance(module, BudgetedMIL) or module.straight_through:
+        yield _loss(_apply(module, bags), target)
+        return
+    ends = np.cumsum([0, *map(len, bags)])
+    for _ in range(2):
+        yield module.loss(torch.cat(bags), target, offsets=ends)
 
 
 def _apply(module: nn.Module, bags: list[torch.Tensor]) -> torch.Tensor:
