@@ -47,8 +47,7 @@ const T* checked(const py::array& array, const std::string& name, int ndim, cons
       py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & kPlain) != kPlain) {
     throw py::value_error(name + " must be C-contiguous and aligned, got strides " +
-                          std::string(py::str(array.attr("strides"))) + "; pass numpy.ascontiguousarray(" +
-                          name + ")");
+                          std::string(py::str(array.attr("strides"))) + "; pass " + name + ".copy()");
   }
   return static_cast<const T*>(array.data());
 }

@@ -110,11 +110,13 @@ class Pool {
   }
 
  private:
-  // Signals are the program's own threads' to take.
+  // Signals are the program's own threads' to take, but for those of a thread's own faults.
   void start(int64_t threads) {
 #if defined(__unix__) || defined(__APPLE__)
     sigset_t all, before;
     sigfillset(&all);
+    for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGPROF})
+      sigdelset(&all, own);
     pthread_sigmask(SIG_SETMASK, &all, &before);
 #endif
     try {

@@ -101,7 +101,9 @@ def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
     return [c for c in configs if max(c.kwargs.values()) <= kwargs["POWER"]] or configs[:1]
 
 
-_tuned = tuned(_configs(), key=["POWER", "BLOCK_D", "COLUMNS"], prune_configs_by={"early_config_prune": _fitting})
+_tuned = tuned(
+    _configs(), key=["POWER", "BLOCK_D", "COLUMNS", "PRECISION"], prune_configs_by={"early_config_prune": _fitting}
+)
 
 
 @triton.jit

@@ -35,8 +35,7 @@ class FusedPairFormer(PairFormer):
     def fuse(self, dtype: torch.dtype = torch.float32) -> FusedPairFormer:
         """Take the weights as they are now.
 
-        ``dtype`` is of the expensive encoder and of products in the aggregators; cheap logits and additive heads are
-        float32.
+        ``dtype`` is of the expensive encoder and the aggregators; cheap logits and additive heads are float32.
         """
         use_kernels(self)
         self.aggregators.to(dtype)
@@ -52,7 +51,7 @@ class FusedPairFormer(PairFormer):
         return both[0].view(np.float32), both[1].view(np.uint32)
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        selected, (pairs, scanned) = self._rows(rows), self._candidates(candidates)
+        selected, (pairs, scanned) = self.moved(rows), self._candidates(candidates)
         embedding = torch.empty(len(rows), self.config.expensive.width, device=self.device)
         logit = embedding.new_empty(len(rows))
         for chunk in chunks(len(rows), GPU_CHUNK):
@@ -63,10 +62,12 @@ class FusedPairFormer(PairFormer):
             embedding[chunk], logit[chunk] = (values[: len(part)] for values in found)
         return embedding, logit
 
-    def site_facts(self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
-        facts = self.moved(site_facts(candidates, rows, offsets))
+    def site_facts(
+        self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64], threads: int = 0
+    ) -> Tensor:
+        facts = self.moved(site_facts(candidates, rows, offsets, threads=threads))
         if "duplex" in self.config.token:
-            facts[:, 2] = duplex_energy(*self._candidates(candidates), self._rows(rows)) / 10
+            facts[:, 2] = duplex_energy(*self._candidates(candidates), self.moved(rows)) / 10
         return facts
 
     def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
@@ -81,9 +82,3 @@ class FusedPairFormer(PairFormer):
             self._last.candidates = candidates
             self._last.moved = DevicePairs.of(candidates.batch, self.device), Rows.of(candidates, self.device)
         return self._last.moved
-
-    def _rows(self, rows: NDArray[np.int64]) -> Tensor:
-        """The same of selected rows."""
-        if getattr(self._last, "rows", None) is not rows:
-            self._last.rows, self._last.selected = rows, self.moved(rows)
-        return self._last.selected

@@ -197,8 +197,8 @@ def _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, sizes) -> 
         "q_row": query.stride(0), "k_row": key.stride(0), "v_row": value.stride(0),
         "b_bag": b_bag, "b_head": b_head, "b_row": b_row,
         "WIDTH": width, "BLOCK_D": max(16, triton.next_power_of_2(width)),
-        "RAGGED": cu_query is not None, "MASKED": mask is not None, "BIASED": bias is not None, "DROPS": dropout > 0,
-        "PRECISION": precision(query.dtype), "WIDEN": INTERPRETED,
+        "RAGGED": cu_query is not None, "MASKED": mask is not None, "BIASED": bias is not None,
+        "DROPS": bool(dropout > 0), "PRECISION": precision(query.dtype), "WIDEN": INTERPRETED,
         "POWER_Q": max(16, triton.next_power_of_2(n_query)), "POWER_K": max(16, triton.next_power_of_2(n_key)),
     }  # fmt: skip
 
@@ -238,7 +238,7 @@ def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:
     return [c for c in configs if c.num_warps >= (kwargs["Q"].element_size() // 2 if small else 4)]
 
 
-_TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED"]
+_TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED", "PRECISION"]
 _tuned = tuned(_configs(), key=_TUNED, prune_configs_by={"early_config_prune": _fitting})
 _tuned_tile = tuned(
     [triton.Config({}, num_warps=warps, num_stages=1) for warps in ((4,) if INTERPRETED else (4, 8, 2, 1))],

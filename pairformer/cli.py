@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.config import RECIPES, AggregatorConfig, ModelConfig, recipe
+from pairformer.config import RECIPES, recipe
 from pairformer.data import (
     DATA_VARIABLE,
     PAIRS,
@@ -206,12 +206,14 @@ def predict(
                 if message is None:
                     continue
                 if strict:
-                    raise DataError(f"{record.where}: {record.mirna_id} {record.utr_id}: {message}")
+                    raise DataError(": ".join((*record.subject(message), message)))
                 if not told and not reject_out:
                     told = True
-                    click.echo(f"{record.where}: {record.mirna_id}: {message}; all reasons: --rejects FILE", err=True)
+                    click.echo(
+                        ": ".join((*record.subject(message), f"{message}; all reasons: --rejects FILE")), err=True
+                    )
                 if reject_out:
-                    write_row(reject_out, (record.where, record.mirna_id, record.utr_id, message))
+                    write_row(reject_out, (record.subject(message)[0], record.mirna_id, record.utr_id, message))
             if percentile and predictions.log2_fold_change is not None:
                 ranked[0].extend(record.mirna for record in group)
                 ranked[1].append(predictions.log2_fold_change)
@@ -241,9 +243,9 @@ def scan_command(mirna, utr, output, esa_min, threads):
         for group in in_batches(records, lambda record: record.utr):
             found = scan([r.mirna for r in group], [r.utr for r in group], esa_min, threads=threads)
             for bag, message in found.messages.items():
-                if group[bag].where not in told:
-                    told.add(group[bag].where)
-                    click.echo(f"{group[bag].where}: {group[bag].mirna_id}: {message}", err=True)
+                if (reason := ": ".join((*group[bag].subject(message), message))) not in told:
+                    told.add(reason)
+                    click.echo(reason, err=True)
             for first in range(0, len(found.start), ROWS):
                 rows = np.arange(first, min(first + ROWS, len(found.start)))
                 write_candidates(out, group, found, rows)
@@ -293,8 +295,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     if calibrate and options["logit_scale"] is not None:
         raise click.UsageError("--calibrate and --logit-scale set the same; give one")
     device = _prepared(device, threads)
-    model_config, config = recipe(name)
-    config, model_config = overridden(config, options), overridden(_sized(model_config, size), options)
+    model_config, config = (overridden(part, options) for part in recipe(name, size))
     if encoders:  # stages 1 and 2 read nothing
         config = replace(config, sources=replace(config.sources, windows=0.0, clash_windows=0.0, clash_original=0.0))
     needed = data or config.sources.of_data_folder or not pairs or not (sites or encoders)
@@ -489,11 +490,11 @@ def evaluate(
     if model is not None and own:
         raise click.UsageError("options of model and training, and several --seeds, need --train; --model has its own")
     device = _prepared(device, threads)
-    model_config, config = recipe(name)
+    model_config, config = recipe(name, size)
     if name == "paper":
         config = replace(config, stage3=replace(config.stage3, epochs=PROTOCOLS[protocol].epochs))
     config = overridden(config, options)
-    model_config = overridden(_sized(model_config, size), options)
+    model_config = overridden(model_config, options)
     run(
         protocol, data_folder(data), out, model, model_config, config, seeds, cache, allow_overlap, resamples, k_max,
         baselines, device,
@@ -531,7 +532,12 @@ def audit(a, b, data, disjoint):
 
 @cli.command("select", short_help="Prune bags of features, one file each, to K instances.")
 @click.option("--features", type=FOLDER, required=True, help="Folder of .pt, .npy or .h5 files, as CLAM's.")
-@click.option("--out", type=FOLDER, required=True, help="Folder for the pruned files and selection.tsv.")
+@click.option(
+    "--out",
+    type=FOLDER,
+    required=True,
+    help="Folder for the pruned files and selection.tsv; it must hold no other bags.",
+)
 @click.option("--k", "k_max", type=click.IntRange(1), default=256, show_default=True, help="Most instances a bag.")
 @click.option("--scores", type=FOLDER, help="Folder of NAME.npy, .txt or .csv; else the norm of the features.")
 @click.option("--coords", type=FOLDER, help="Folder of NAME.npy, for features without coords of their own.")
@@ -559,12 +565,6 @@ def _prepared(device: str, threads: int) -> str:
     if threads:
         torch.set_num_threads(threads)
     return usable_device(device)
-
-
-def _sized(config: ModelConfig, size: str) -> ModelConfig:
-    large = AggregatorConfig.paper()
-    sizes = {name: getattr(large, name) for name in ("width", "heads", "hidden")} if size == "paper" else {}
-    return replace(config, aggregator=replace(config.aggregator, **sizes))
 
 
 def _pair_records(mirna, utr, pairs) -> tuple[Iterable[PairRecord], tuple[str, ...]]:

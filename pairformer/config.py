@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from numbers import Real
 from typing import Any, TypeVar
+
+import numpy as np
 
 Stored = TypeVar("Stored", bound="StoredConfig")
 _INT_MAX, _FLOAT_MAX = 2**31 - 1, 3.4e38
@@ -463,20 +465,21 @@ class TrainConfig:
 RECIPES = ("default", "paper")
 
 
-def recipe(name: str) -> tuple[ModelConfig, TrainConfig]:
+def recipe(name: str, size: str = "default") -> tuple[ModelConfig, TrainConfig]:
     """Model and training of the weights of this name that ship with the package.
 
     "paper": the paper's form in the default size, trained on labels alone. "default": seed sites are never dropped,
     tokens know what surrounds them, an additive head beside a Set Transformer that pools without self-attention and
     counts by the UTR's length, five of each, trained on fold changes, decoys, CLASH and labels weighted within each
-    miRNA, with the encoders frozen.
+    miRNA, with the encoders frozen. ``size`` "paper" has aggregators of ``AggregatorConfig.paper()``'s size.
     """
     check(name in RECIPES, "recipe", f"be one of {', '.join(RECIPES)}", repr(name))
+    sized = AggregatorConfig.paper() if size == "paper" else AggregatorConfig()
     if name == "paper":
-        return ModelConfig(), TrainConfig()
+        return ModelConfig(aggregator=sized), TrainConfig()
     return (
         ModelConfig(
-            aggregator=AggregatorConfig(layers=0, additive=32, length_gate=True, members=5),
+            aggregator=replace(sized, layers=0, additive=32, length_gate=True, members=5),
             token=("embedding", "logit", "esa", "position", "site", "context", "duplex"),
             keep_seed="offset 6mer",
         ),
@@ -513,10 +516,17 @@ def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:
     check(low <= as_int(name, value) <= high, name, f"be in [{low}, {high}]", repr(value))
 
 
+def as_bool(name: str, value: Any) -> bool:
+    """TypeError for what is neither true nor false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def check_switches(config: Any) -> None:
     for f in fields(config):
-        value = getattr(config, f.name)
-        check(f.type != "bool" or isinstance(value, bool), f.name, "be true or false", repr(value))
+        if f.type == "bool":
+            object.__setattr__(config, f.name, as_bool(f.name, getattr(config, f.name)))
 
 
 def check_number(name: str, value: Any) -> None:

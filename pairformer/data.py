@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
 from pairformer.config import SourceConfig
-from pairformer.scan import scan
+from pairformer.scan import pair_fault, scan
 
 DATA_VARIABLE = "PAIRFORMER_DATA"
 SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
@@ -64,6 +64,10 @@ class PairRecord:
     """file:line of a table row or of the UTR's record."""
     fault: str | None = None
     """Why the row could not be read, or None."""
+
+    def subject(self, message: str) -> tuple[str, str]:
+        """file:line and name of what a message is about."""
+        return (self.utr_where, self.utr_id) if message.startswith("utr ") else (self.where, self.mirna_id)
 
 
 def open_text(path: str | Path) -> TextIO:
@@ -397,7 +401,7 @@ def best_windows(pairs: Pairs, esa_min: int) -> Sites:
 def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tuple[Sites, dict[str, int]]:
     """Labelled windows of a TSV with mirna_seq, mrna_seq, mrna_id and label, and how many rows were left out why.
 
-    Rows are left out that hold no candidate (ESA score below ``esa_min`` or other than 40 nt), as at inference,
+    Rows are left out that hold no candidate (ESA score below ``esa_min``, or other than 40 letters), as at inference,
     and those with a mark, be it 0, in a column in_miraw_pair: they lie in a labelled pair of the same miRNA, and stage
     3 shall see no window twice. Where the data folder is given, mrna_id becomes the gene's symbol.
 
@@ -411,6 +415,7 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
     kept = [row for row in rows if not row.get("in_miraw_pair")]
     counts = {"rows": len(rows), "in_a_pair": len(rows) - len(kept)}
     mirna, window = _rna(kept, "mirna_seq"), _rna(kept, "mrna_seq")
+    window[[len(one) != WINDOW for one in window]] = ""
     candidates = scan(mirna, window, esa_min, strict=True)
     is_site = (candidates.n_candidates > 0) & (candidates.utr_length == WINDOW)
     counts["no_candidate"] = int((~is_site).sum())
@@ -442,7 +447,7 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
 
     Raises:
         DataError: a column is missing or named twice, a row is ragged, a label is not 0 or 1, a miRNA is not 1-35
-            letters ACGUT, or a utr_id is unknown, as ``file:line: ...``.
+            letters ACGUT, a UTR cannot be scanned, or a utr_id is unknown, as ``file:line: ...``.
     """
     rows = list(_table(table, "mirna_seq", *(["label"] if labelled else [])))
     if not rows:
@@ -457,6 +462,9 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
         if source == "utr_id" and row["utr_id"] not in sequences:
             raise DataError(f"{row['where']}: utr_id must be in {UTRS}, got {row['utr_id']}")
     utr = np.array([sequences[row["utr_id"]] for row in rows], object) if sequences else _rna(rows, source)
+    for row, sequence in zip(rows, utr, strict=True):
+        if fault := pair_fault("A", sequence):
+            raise DataError(f"{row['where']}: {fault}")
     names = [[row.get(key, "") for key in ("gene_symbol", "mrna_id", "utr_id")] for row in rows]
     gene = [next(filter(None, name), sequence) for name, sequence in zip(names, utr, strict=True)]
     utr_id = [row.get("utr_id") or name for row, name in zip(rows, gene, strict=True)]

@@ -8,7 +8,6 @@ import importlib.util
 import queue
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +23,8 @@ from pairformer.selector import Selection
 from pairformer.sites import select_sites
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from pairformer.kernels.pipeline import FusedPairFormer
     from pairformer.models import PairFormer
 
@@ -57,9 +58,7 @@ class Engine(Protocol):
     config: ModelConfig
     metadata: dict
     in_flight: int
-    """Batches that are best scored at once."""
-    pool: Executor | None
-    """Threads for them, kept since libraries keep what they found out about a device by thread; None for one."""
+    """Batches that are best scored at once, each by a thread."""
 
     def score(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
         """Score bags with at most ``k_max`` selected candidates each; None for the model's own budget."""
@@ -82,7 +81,6 @@ class NativeEngine:
 
     name = "native"
     in_flight = 1
-    pool: Executor | None = None
 
     def __init__(
         self, config: ModelConfig, arrays: dict[str, NDArray[np.float32]], metadata: dict, variant: str = "auto"
@@ -121,7 +119,6 @@ class TorchEngine:
 
     name = "torch"
     in_flight = 1
-    pool: Executor | None = None
 
     def __init__(self, model: PairFormer) -> None:
         self.model, self.config, self.metadata = model, model.config, model.metadata
@@ -181,10 +178,9 @@ class TritonEngine(TorchEngine):
 
         super().__init__(model)
         self.name = "triton" if model.dtype == torch.float32 else "triton-bf16"
+        self.in_flight = 3 if model.device.type == "cuda" else 1  # the interpreter is not for threads
         self._streams: queue.SimpleQueue = queue.SimpleQueue()  # the allocator keeps memory for each: no new ones
-        if model.device.type == "cuda":  # the interpreter is not for threads
-            self.in_flight = 3
-            self.pool = ThreadPoolExecutor(self.in_flight)
+        if model.device.type == "cuda":
             for _ in range(self.in_flight):
                 self._streams.put(torch.cuda.Stream(model.device))
 
@@ -315,6 +311,14 @@ def load_engine(name: str, model: str | Path, device: str) -> Engine:
     if name == "native" and not on_cpu:
         raise ValueError(f"device must be auto or cpu for engine native, got {device}; pass engine='torch'")
     return _loaded(name, *model_files(model), "cpu" if name == "native" else device)
+
+
+@functools.lru_cache(maxsize=4)
+def pool_of(threads: int, process: int) -> Executor:
+    """Threads that stay: what libraries find out about a device they keep by thread. A forked process has its own."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads)
 
 
 @functools.lru_cache(maxsize=4)

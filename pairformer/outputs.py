@@ -243,7 +243,7 @@ def tell_equal_names(records: Iterator[Record], source: str) -> Iterator[Record]
         if again:
             break
     if not seen:
-        click.echo(f"{source} holds no record", err=True)
+        click.echo(f"{'standard input' if source == '-' else source} holds no record", err=True)
     yield from records
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, overload
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import Candidates
-from pairformer.config import ModelConfig, as_int
+from pairformer.config import ModelConfig, as_bool, as_int
 from pairformer.data import DataError, as_rna
-from pairformer.engines import load_engine
+from pairformer.engines import load_engine, pool_of
 from pairformer.metrics import at_prior, sigmoid
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan, usable_threads
 from pairformer.selector import STSelector
@@ -210,8 +211,8 @@ def predict(
 
     Args:
         mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
-        utr: 3'UTR, 5'->3', any length; windows with other letters are passed over. Two sequences must be
-            equally long; a single string is broadcast.
+        utr: 3'UTR, 5'->3', any length; windows with other letters are passed over. Under 40 nt it has letters of the
+            IUPAC code alone. Two sequences must be equally long; a single string is broadcast.
         model: "default", "paper" (the paper's form and labels) or a directory written by ``PairFormer.save``.
         k_max: candidates the expensive encoder may read per pair, at least 1; None for the model's own.
         engine: "native" (C++ on the CPU), "torch", "triton", "triton-bf16" (bfloat16 after selection), or "auto":
@@ -266,12 +267,9 @@ class Scorer:
     ) -> None:
         if k_max is not None:
             k_max = operator.index(STSelector(k_max=k_max).config.k_max)
-        for name, value in (("explain", explain), ("accessibility", accessibility)):
-            if not isinstance(value, (bool, np.bool_)):
-                raise TypeError(f"{name} must be True or False, got {value!r}")
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
-        self.k_max, self.threads, self.explain = k_max, usable_threads(threads), explain
-        self.folding_threads = self.threads if accessibility else None
+        self.k_max, self.threads, self.explain = k_max, usable_threads(threads), as_bool("explain", explain)
+        self.folding_threads = self.threads if as_bool("accessibility", accessibility) else None
         self.engine = load_engine(engine, model, device)
         self._warm = False
 
@@ -294,7 +292,7 @@ class Scorer:
         first = 0 if self._warm else 1  # alone: what is tuned on first use is tuned once
         batches = [self._score(group) for group in groups[:first]]
         self._warm = True
-        batches += (self.engine.pool.map if self.engine.pool else map)(self._score, groups[first:])
+        batches += self._scored(groups[first:])
         bags = [batch.candidates for batch in batches]
         message = [part.messages.get(bag) for part in bags for bag in range(len(part))]
         logit = np.concatenate([batch.logit for batch in batches])
@@ -310,6 +308,17 @@ class Scorer:
             change, None if change is None else _interval(change, self.engine.config),
             None if change is None else percentiles(mirnas, change, n_candidates), batches,
         )  # fmt: skip
+
+    def _scored(self, groups: list[list[tuple[str, str]]]) -> list[_Batch]:
+        """As many at once as the engine can take; after an error none goes on."""
+        if self.engine.in_flight == 1 or len(groups) < 2:
+            return [self._score(group) for group in groups]
+        futures = [pool_of(self.engine.in_flight, os.getpid()).submit(self._score, group) for group in groups]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in [future for future in futures if not future.cancel()]:
+                future.exception()  # waits for those that run
 
     def _score(self, pairs: list[tuple[str, str]]) -> _Batch:
         mirna, utr = [m for m, _ in pairs], [u for _, u in pairs]

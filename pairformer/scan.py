@@ -35,8 +35,8 @@ def scan(
 
     Args:
         mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
-        utr: 3'UTR, 5'->3', any length; windows holding a letter outside ACGU are dropped and counted.
-            Two sequences must be equally long; a single string is broadcast.
+        utr: 3'UTR, 5'->3', any length; windows holding a letter outside ACGU are dropped and counted. Under 40 nt it
+            has letters of the IUPAC code alone. Two sequences must be equally long; a single string is broadcast.
         esa_min: least score kept, 0-10.
         threads: 0 for all this process may use, at most those. The result does not depend on it.
         strict: raise for an invalid pair also in a list; else its bag is empty, its status "invalid"

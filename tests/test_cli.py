@@ -165,6 +165,22 @@ def test_first_reason_is_told(command, files):
     assert summary.startswith("6 pairs, 1 without a candidate, 3 invalid")
 
 
+def test_a_fault_of_a_utr_is_told_where_it_stands(command, files):
+    (files / "u.fa").write_text(f">u0\n{'ACGU' * 20}\n>ENSG1|ENST1\nSequence unavailable\n")
+    code, _, err = command("predict", "mirnas.fa", "u.fa", "--rejects", "bad.tsv")
+    assert code == 0
+    reasons = [row[:3] for row in cells((files / "bad.tsv").read_text())[1:]]
+    assert reasons == [
+        ["mirnas.fa:3", "bad", "u0"],
+        ["u.fa:3", "let7", "ENSG1|ENST1"],
+        ["mirnas.fa:3", "bad", "ENSG1|ENST1"],
+    ]
+    wanted = "u.fa:3: ENSG1|ENST1: utr must hold letters of the IUPAC nucleic acid code, got 'e' at position 2"
+    assert wanted in command("scan", LET7, "u.fa")[2]
+    code, _, err = command("predict", LET7, "u.fa", "--strict", "-o", "out.tsv")
+    assert (code, wanted in err) == (65, True)
+
+
 def test_long_sequence_as_argument(command, rng):
     """A sequence longer than a file name may be (255) raised OSError."""
     code, out, _ = command("predict", LET7, testing.random_rna(rng, 3000))
@@ -250,9 +266,9 @@ def test_foreign_bytes_in_names(command, files):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--pairs", "pairs.tsv", "--strict"], 65, "pairs.tsv:3: m2 u2: mirna must have 1 to 35 letters, got 0"),
-        (["mirnas.fa", "utrs.fa.gz", "--strict"], 65, "mirnas.fa:3: bad u0: mirna must have letters"),
-        (["A" * 36, "ACGU", "--strict"], 65, "argument MIRNA: mirna utr: mirna must have 1 to 35 letters, got 36"),
+        (["--pairs", "pairs.tsv", "--strict"], 65, "pairs.tsv:3: m2: mirna must have 1 to 35 letters, got 0"),
+        (["mirnas.fa", "utrs.fa.gz", "--strict"], 65, "mirnas.fa:3: bad: mirna must have letters"),
+        (["A" * 36, "ACGU", "--strict"], 65, "argument MIRNA: mirna: mirna must have 1 to 35 letters, got 36"),
         ([LET7, "pairs.tsv"], 65, "pairs.tsv:1: FASTA must start with '>', got 'note"),
         (["--pairs", "mirnas.fa"], 65, "mirnas.fa:1: header must name mirna_id once, got 0 times"),
         ([LET7, "cut.gz"], 65, "cut.gz:3: gzip data must be whole, got Compressed file ended"),

@@ -1,7 +1,8 @@
 """Engine "triton" against the native one: under the interpreter without a GPU, as it is used on one."""
 
+import os
 import random
-from concurrent.futures import ThreadPoolExecutor
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import pairformer
 from pairformer import testing
 from pairformer.engines import NativeEngine, TorchEngine, TritonEngine
+from pairformer.predict import Scorer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -75,11 +77,35 @@ def test_batches_in_flight_give_what_they_give_alone(model, rng, monkeypatch):
     mirna, utrs = testing.random_rna(rng, 22), [testing.random_rna(rng, 300) for _ in range(7)]
     together = pairformer.predict(mirna, utrs, model=model)
     monkeypatch.setitem(pairformer.predict.__globals__, "BATCH_PAIRS", 1)
-    with ThreadPoolExecutor(3) as pool:
-        monkeypatch.setattr(NativeEngine, "pool", pool)
-        found = pairformer.predict(mirna, utrs, model=model)
+    monkeypatch.setattr(NativeEngine, "in_flight", 3)
+    found = pairformer.predict(mirna, utrs, model=model)
     np.testing.assert_array_equal(found.logit, together.logit)
     np.testing.assert_array_equal(found[6].sites, together[6].sites)
+    child = os.fork()
+    if not child:
+        os._exit(int(not np.array_equal(pairformer.predict(mirna, utrs, model=model).logit, together.logit)))
+    assert os.waitpid(child, 0)[1] == 0  # threads of a pool do not survive a fork
+
+
+def test_after_an_error_no_batch_goes_on(model, rng, monkeypatch):
+    running, done = [], []
+
+    def score(self, candidates, *arguments):
+        running.append(len(candidates))
+        if len(running) == 1:
+            raise MemoryError
+        time.sleep(0.1)
+        done.append(len(candidates))
+        raise RuntimeError("second")
+
+    monkeypatch.setitem(pairformer.predict.__globals__, "BATCH_PAIRS", 1)
+    monkeypatch.setattr(NativeEngine, "in_flight", 3)
+    scorer = Scorer(model)
+    scorer._warm = True
+    monkeypatch.setattr(NativeEngine, "score", score)
+    with pytest.raises(MemoryError):
+        scorer.score([testing.random_rna(rng, 22)] * 9, [testing.random_rna(rng, 80)] * 9)
+    assert len(running) == 1 + len(done) < 9
 
 
 @pytest.mark.parametrize("device", ["meta", "nonsense", "cpu:x"])

@@ -19,7 +19,7 @@ def test_select_command(tmp_path, command, capsys):
     assert "2 bags: kept 11 of 43 instances" in capsys.readouterr().err
     assert np.load(tmp_path / "out" / "slide40.npy").shape == (8, 4)
     assert command("select", "--features", tmp_path / "none", "--out", tmp_path / "out") == 66
-    assert "files, got " + str(tmp_path / "none") + ", which is not there" in capsys.readouterr().err
+    assert "files, got " + str(tmp_path / "none") + ", which is no folder" in capsys.readouterr().err
     np.save(source / "slide3.npy", np.full((3, 4), np.nan, np.float32))
     assert command("select", "--features", source, "--out", tmp_path / "all") == 65
     told = capsys.readouterr().err
@@ -29,7 +29,7 @@ def test_select_command(tmp_path, command, capsys):
     (source / "slide40.npy").unlink()
     before = (tmp_path / "all" / "selection.tsv").read_bytes()
     assert command("select", "--features", source, "--out", tmp_path / "all") == 2  # its rows would leave the table
-    assert "out must hold no bags but those of features, got " in capsys.readouterr().err
+    assert "out must hold no files of bags but those of features, got " in capsys.readouterr().err
     assert (tmp_path / "all" / "selection.tsv").read_bytes() == before
 
 

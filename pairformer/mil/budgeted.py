@@ -55,7 +55,7 @@ class BudgetedMIL(nn.Module):
 
     Raises:
         ValueError: ``train`` is neither, or ``explore`` is negative.
-        TypeError: ``selector`` is none.
+        TypeError: ``selector`` is no ``Selector`` of ``pairformer.mil``.
 
     Source: PAIR-Former Algorithm 2. Gate, alternation and noise are this package's: the paper trains its scorer by
     distillation.

@@ -85,11 +85,13 @@ def select_folder(
                 raise ValueError(f"out must lie outside the folders that are read, got {out}, where {path} would be "
                                  f"written to {place}")  # fmt: skip
     if not bags:
-        found = "with none" if features.is_dir() else "which is not there"
+        found = "with none" if features.is_dir() else "which is no folder"
         raise FileNotFoundError(f"features must be a folder with {', '.join(SUFFIXES)} files, got {features}, {found}")
-    other = next((path for path in sorted(out.rglob("*")) if path.suffix in SUFFIXES and path.stem not in bags), None)
-    if other is not None:
-        raise ValueError(f"out must hold no bags but those of features, got {other}; give an empty folder")
+    targets = {(out / path.relative_to(features)).resolve() for paths in bags.values() for path in paths}
+    for path in sorted(out.rglob("*")):
+        read = any(path.resolve().is_relative_to(folder) for folder in (features.resolve(), *given))
+        if path.suffix in SUFFIXES and path.is_file() and not read and path.resolve() not in targets:
+            raise ValueError(f"out must hold no files of bags but those of features, got {path}; give an empty folder")
     scorer = scorer or (lambda values: np.linalg.norm(values, axis=1))
     return _pruned(features, out, rule, dict(sorted(bags.items())), scores, scorer, coords)
 
@@ -98,19 +100,18 @@ def _pruned(features, out, selector, bags, scores, scorer, coords) -> Iterator[P
     with whole_file(out / TABLE) as table:
         table.write(b"bag\trow\treason\n")
         for name, paths in bags.items():
-            written: list[Path] = []
+            targets = {path: out / path.relative_to(features) for path in paths}
             try:
                 _check_names(name, paths)
                 stored = {path: _read(path) for path in paths}
                 n, kept = _selected(name, stored, selector, scores, scorer, coords)
                 for path, parts in stored.items():
                     pruned = {key: part[kept.rows] if part.shape[:1] == (n,) else part for key, part in parts.items()}
-                    target = out / path.relative_to(features)
-                    _write(target, path, pruned)
-                    written.append(target)
+                    _write(targets[path], path, pruned)
             except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-                for path in written:
-                    path.unlink()
+                for target in targets.values():  # what another run wrote too: the table has no rows of it
+                    if target.is_file():
+                        target.unlink()
                 yield Pruned(name, 0, np.empty(0, np.int64), str(error))
                 continue
             lines = (f"{name}\t{row}\t{why}\n" for row, why in zip(kept.rows, kept.reason, strict=True))
@@ -139,8 +140,8 @@ def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Sele
             raise ValueError(f"{path}: features must have {len(values)} rows as {first}, got {shape}")
     values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        row = int(np.argwhere(~np.isfinite(values))[0, 0])
-        raise ValueError(f"{first}: features must be finite in float32, got {values[row].min()} at row {row}")
+        at = tuple(np.argwhere(~np.isfinite(values))[0])
+        raise ValueError(f"{first}: features must be finite in float32, got {values[at]} at row {at[0]}")
     inside = (parts["coords"] for parts in stored.values() if "coords" in parts)
     places = next(inside, None) if coords is None else _numbers(Path(coords) / f"{name}.npy", "coords")
     score = np.asarray(scorer(values)) if scores is None else _column(Path(scores), name)

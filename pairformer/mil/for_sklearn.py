@@ -31,7 +31,8 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
     Args:
         module: None for an alternating ``BudgetedMIL`` (linear scorer, encoder of one hidden layer,
             ``SetAggregator``) where ``k_max`` is given, and for ``SetAggregator`` on all instances where it is not; or
-            a function of D to a module that maps padded bags (B, P, D) and mask (B, P), True = real, to logits (B,).
+            a function of D to a module that maps padded bags (B, P, D) and mask (B, P), True = real, to logits (B,);
+            a ``BudgetedMIL`` that alternates is trained by its own loss.
         k_max: most instances of a bag that are encoded.
         epochs, batch_size, learning_rate, weight_decay: of AdamW, gradient norm at most 1. The scorer of a
             ``BudgetedMIL`` has ten times the rate.
@@ -54,8 +55,8 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
-                classes, ``batch_size`` or ``epochs`` is below 1, ``module`` holds a ``BudgetedMIL`` that
-                alternates, or ``validation`` takes no bag or all of them.
+                classes, ``batch_size`` or ``epochs`` is below 1, a ``BudgetedMIL`` that alternates is a
+                part of ``module`` and not the whole, or ``validation`` takes no bag or all of them.
         """
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
@@ -139,6 +140,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
             {"params": others},
             {"params": list(fast), "lr": SCORER_RATE * self.learning_rate},
         ]
+        groups = [group for group in groups if group["params"]]
         optimiser = torch.optim.AdamW(groups, self.learning_rate, weight_decay=self.weight_decay)
         least, kept = np.inf, None
         self.validation_losses_: list[float] = []
@@ -174,7 +176,9 @@ def _losses(module: nn.Module, bags: list[torch.Tensor], target: torch.Tensor) -
         return
     ends = np.cumsum([0, *map(len, bags)])
     for _ in range(2):
-        yield module.loss(torch.cat(bags), target, offsets=ends)
+        loss = module.loss(torch.cat(bags), target, offsets=ends)
+        if loss.requires_grad:  # a scorer such as a norm has nothing to learn
+            yield loss
 
 
 def _apply(module: nn.Module, bags: list[torch.Tensor]) -> torch.Tensor:

@@ -106,7 +106,7 @@ class PairFormer(SavedModule):
         Args:
             candidates: B bags from :func:`pairformer.scan`.
             k_max: budget per bag; None for the model's own.
-            threads: of scan and selection; torch has its own setting.
+            threads: of selection and features, 0 for all; torch has its own setting.
 
         Returns:
             Budgeted; a bag without candidates has ``config.empty_logit``.
@@ -114,7 +114,7 @@ class PairFormer(SavedModule):
         cheap_logit, keys = self.cheap_scan(candidates)
         selection = self.select(candidates, cheap_logit, keys, k_max, threads)
         embedding, logit = self.encode_selected(candidates, selection.rows)
-        tokens = self.tokenize(candidates, selection.rows, selection.offsets, embedding, logit)
+        tokens = self.tokenize(candidates, selection.rows, selection.offsets, embedding, logit, threads)
         return Budgeted(self.aggregate(tokens), selection, cheap_logit, logit, tokens)
 
     @property
@@ -164,14 +164,17 @@ class PairFormer(SavedModule):
         offsets: NDArray[np.int64],
         embedding: Tensor,
         logit: Tensor,
+        threads: int = 0,
     ) -> Tokens:
         """Tokens of the given rows (M,), bag by bag at ``offsets`` (B + 1,)."""
-        facts = self.site_facts(candidates, rows, offsets)
+        facts = self.site_facts(candidates, rows, offsets, threads)
         return self.pack(facts, self.moved(candidates.bag_features()), offsets, embedding, logit)
 
-    def site_facts(self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Tensor:
+    def site_facts(
+        self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64], threads: int = 0
+    ) -> Tensor:
         """What :func:`site_facts` says of the parts that this model's tokens have."""
-        return self.moved(site_facts(candidates, rows, offsets, self.config.token))
+        return self.moved(site_facts(candidates, rows, offsets, self.config.token, threads))
 
     def moved(self, array: NDArray) -> Tensor:
         """A copy on the model's device."""
@@ -256,11 +259,11 @@ class PairFormer(SavedModule):
 
 
 def site_facts(
-    candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64], token: Collection[str] = ()
-) -> NDArray[np.float32]:
+    candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64], token: Collection[str] = (),
+    threads: int = 0,
+) -> NDArray[np.float32]:  # fmt: skip
     """(M, 16) what no encoder is needed for: ESA score, position, duplex energy over 10, or 0 where it is not in
     ``token``, site features, context; see Candidates."""
-    threads = torch.get_num_threads()
     energy: NDArray[np.floating] = np.zeros(len(rows), np.float32)
     if "duplex" in token:
         energy = candidates.duplex_energy(rows, threads) / 10
@@ -270,24 +273,23 @@ def site_facts(
 
 
 def pack_tokens(
-    tokens: Tensor, offsets: NDArray[np.int64], moved: Callable[[NDArray], Tensor] | None = None
+    tokens: Tensor, offsets: NDArray[np.int64], moved: Callable[[NDArray], Tensor] = torch.from_numpy
 ) -> tuple[Tensor, Tensor]:
     """Pad ragged tokens once.
 
     Args:
         tokens: (M, T), bag by bag.
         offsets: (B + 1,) int64.
-        moved: how an array gets to the tokens' device; None for a plain copy, which waits for a GPU.
+        moved: array -> tensor, on the tokens' device where that is to know of no waiting.
 
     Returns:
         tokens (B, K, T) with zeros where there is none, mask (B, K) True = real; K is the longest bag.
     """
     sizes = np.diff(offsets)
     mask = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    moved = moved or (lambda array: torch.from_numpy(array).to(tokens.device))
-    place = moved(np.flatnonzero(mask))  # numbers, as by a mask PyTorch waits for their count
+    place = moved(np.flatnonzero(mask)).to(tokens.device)  # numbers, as by a mask PyTorch waits for their count
     padded = tokens.new_zeros(mask.size, tokens.shape[1]).index_copy(0, place, tokens)
-    return padded.view(*mask.shape, tokens.shape[1]), moved(mask)
+    return padded.view(*mask.shape, tokens.shape[1]), moved(mask).to(tokens.device)
 
 
 def chunks(count: int, size: int) -> list[slice]:

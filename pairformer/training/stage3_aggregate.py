@@ -191,7 +191,8 @@ class Bags:
         cheap_logit, keys = self._native.cheap_scan(self.candidates, threads=torch.get_num_threads())
         self._selected = {k: model.select(self.candidates, cheap_logit, keys, k) for k in (None, *budgets)}
         token = model.config.token
-        self._facts = {k: torch.from_numpy(site_facts(self.candidates, chosen.rows, chosen.offsets, token))
+        threads = torch.get_num_threads()
+        self._facts = {k: torch.from_numpy(site_facts(self.candidates, chosen.rows, chosen.offsets, token, threads))
                        for k, chosen in self._selected.items()}  # fmt: skip
         self._bag = torch.from_numpy(self.candidates.bag_features())
         self._read = np.unique(np.concatenate([selection.rows for selection in self._selected.values()]))
@@ -288,7 +289,7 @@ def read_seed_sites(pairs: Pairs, esa_min: int) -> SeedSites:
         none = np.zeros(len(candidates.start), np.float32)
         rows = np.flatnonzero(seed_windows(candidates, none, LEAST_SEED))  # type: ignore[arg-type]
         offsets = np.searchsorted(rows, candidates.offsets)
-        sites.append(site_facts(candidates, rows, offsets)[:, 3:])
+        sites.append(site_facts(candidates, rows, offsets, threads=torch.get_num_threads())[:, 3:])
         bags.append(candidates.bag_features())
         counts.append(np.diff(offsets))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
