@@ -263,6 +263,12 @@ def test_unlabelled_pairs(write):
         load_pairs(table)
 
 
+def test_words_for_no_utr_are_refused_by_line(write):
+    table = write("mirna_seq\tutr_seq\tlabel\nUGAGGU\tACGU\t1\nUGAGGU\tSequence unavailable\t0\n")
+    with pytest.raises(DataError, match=f"^{table}:3: utr must hold letters of the IUPAC nucleic acid code, got 'E'"):
+        load_pairs(table)
+
+
 def test_your_own_windows(write):
     """No mark of windows in a pair and no symbols are needed; another length than 40 nt is no site."""
     site = "ACGUACGUACGUACGUACGUACGUAUACUACCUCAACGUA"
@@ -273,8 +279,9 @@ def test_your_own_windows(write):
     ):
         load_sites(table)
     text += f"UGAGGUAGUAG\t{site[:20]} {site[20:]}\tG\t0\n\n"  # blanks are none of it, as in a table to be scored
+    text += "UGAGGUAGUAG\tACGU-ACGU\tG\t0\n"
     sites, counts = load_sites(write(text))
-    assert counts == {"rows": 3, "in_a_pair": 0, "no_candidate": 1, "used": 2}
+    assert counts == {"rows": 4, "in_a_pair": 0, "no_candidate": 2, "used": 2}
     assert sites.window.tolist() == [site] * 2
     assert sites.one_hot.shape == (2, 10, 50)
     assert sites.label.tolist() == [1, 0]

@@ -39,6 +39,17 @@ def test_scores_are_the_native_engines(model, rng):
     assert found.pair_logit.dtype == np.float32
 
 
+def test_chunks_change_nothing(model, rng, monkeypatch):
+    from pairformer.kernels import pipeline
+
+    candidates = pairformer.scan(testing.random_rna(rng, 22), [testing.random_rna(rng, n) for n in (95, 90)])
+    engine = TritonEngine.load(model)
+    whole = engine.score(candidates)
+    monkeypatch.setattr(pipeline, "GPU_CHUNK", 24)
+    np.testing.assert_allclose(engine.score(candidates).logit, whole.logit, rtol=0, atol=1e-6)
+    assert len(whole.logit) == 32  # a chunk and another, filled up
+
+
 def test_half_precision_follows_selection(additive_model, rng):
     found = compare(
         additive_model, [testing.random_rna(rng, 22)] * 2, ["ACGU" * 15, testing.random_rna(rng, 80)], half=True

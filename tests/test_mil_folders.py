@@ -26,7 +26,10 @@ def test_select_command(tmp_path, command, capsys):
     assert "slide3.npy: features must be finite in float32, got nan at row 0" in told
     assert "1 bags: kept" in told
     assert (tmp_path / "all" / "slide40.npy").exists()
-    (source / "slide40.npy").unlink()
+    np.save(source / "slide40.npy", np.full((40, 4), np.inf, np.float32))
+    assert command("select", "--features", source, "--out", tmp_path / "all") == 65
+    assert not (tmp_path / "all" / "slide40.npy").exists()  # the table has no rows of it
+    np.save(tmp_path / "all" / "other.npy", np.ones((1, 4)))
     before = (tmp_path / "all" / "selection.tsv").read_bytes()
     assert command("select", "--features", source, "--out", tmp_path / "all") == 2  # its rows would leave the table
     assert "out must hold no files of bags but those of features, got " in capsys.readouterr().err

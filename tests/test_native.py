@@ -451,6 +451,34 @@ def test_forked_child_has_its_own_threads(candidates):
     assert child.exitcode == 0
 
 
+def test_threads_leave_exit_and_signals_alone():
+    """Daemon threads inside a call when the interpreter ends aborted it; a thread of the pool took a blocked signal."""
+    code = """
+import os, signal, threading
+import pairformer
+utrs = ["ACGUUGCA" * 4000] * 20
+pairformer.scan("UGAGGUAGUAGGUUGUAUAGUU", utrs, threads=2)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+os.kill(os.getpid(), signal.SIGUSR1)
+print(signal.sigwait({signal.SIGUSR1}) == signal.SIGUSR1, flush=True)
+def work():
+    while True:
+        pairformer.scan("UGAGGUAGUAGGUUGUAUAGUU", utrs, threads=1)
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_more_queries_than_attend_at_once(rng):
+    config = dataclasses.replace(CONFIGS["narrow"], selector=SelectorConfig(k_max=600))
+    candidates = pairformer.scan([testing.random_rna(rng, 22)] * 2, [testing.random_rna(rng, n) for n in (1200, 500)])
+    found = native(config).score(candidates)
+    assert np.diff(found.selection.offsets).max() > 512
+    close(found.pair_logit, TorchEngine(torch_model(config)).score(candidates).pair_logit)
+
+
 def test_callers_share_the_threads(candidates):
     engine = native(CONFIGS["narrow"])
     expected = engine.score(candidates, threads=1).pair_logit
@@ -522,7 +550,8 @@ def test_damaged_models(tmp_path, model):
     save_file({name: array.astype(np.int64) for name, array in arrays.items()}, place / "model.safetensors")
     with pytest.raises(ValueError, match="must hold floating-point numbers, got int64; in "):
         pairformer.predict(*pair, model=place)
-    for field, value in {"empty_logit": "a", "esa_min": 6.5, "logit_scale": float("inf")}.items():
+    wrong = {"empty_logit": "a", "esa_min": 6.5, "logit_scale": float("inf"), "effect_interval": [-(10**400), 1]}
+    for field, value in wrong.items():
         broken = {**config, "config": {**config["config"], field: value}}
         (place / "config.json").write_text(json.dumps(broken))
         with pytest.raises(ValueError, match=f"{field} must be"):

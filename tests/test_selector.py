@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -406,6 +407,10 @@ BAD_FIELDS = {
     "tau_w must be above 0, got 0": {"tau_w": 0},
     "exponent_clip must be in (0, 300], got 301": {"exponent_clip": 301},
     "pool_max must be in [1024, 2147483647], got 9": {"pool_max": 9},
+    "pool_steps must not fall, got (9, 8)": {"pool_steps": (9, 8)},
+    "z_eps must be above 0, got": {"z_eps": Fraction(1, 10**400)},  # 0 as a float: it divided 0
+    "tau_w must be within 3.4e+38, as float32 is, got": {"tau_w": 10**400},
+    "z_normalize must be True or False, got 'false'": {"z_normalize": "false"},
 }
 
 
@@ -414,6 +419,12 @@ def test_wrong_fields_are_refused(message):
     with pytest.raises((ValueError, TypeError)) as caught:
         STSelector(**BAD_FIELDS[message])
     assert str(caught.value).startswith(message)
+
+
+def test_masked_arrays_are_refused():
+    logit = np.ma.masked_array(np.zeros(4, np.float32), mask=[1, 1, 0, 0])
+    with pytest.raises(TypeError, match="cheap_logit must be a plain array, got a masked one"):
+        STSelector(2, variant="S0").select(logit, None, None, np.array([0, 4]))
 
 
 # PyTorch.

@@ -213,6 +213,7 @@ def test_site_features_are_the_twin_s(rng, mirna):
     assert (found[:, 4].sum() > 0) == (len(mirna) >= 8)
     rows = np.array([5, 0, 5])
     np.testing.assert_array_equal(candidates.site_features(rows), found[rows])
+    np.testing.assert_array_equal(candidates.site_features(threads=3), found)
 
 
 STACKS = {  # kcal/mol: miRNA 5'->3' over window 3'->5'
