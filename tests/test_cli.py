@@ -418,3 +418,15 @@ def test_interrupted():
         assert process.wait(30) == 130
         assert process.stdout.read() == b""
         assert process.stderr.read().strip() == b"interrupted"
+
+
+def test_a_table_written_again_keeps_who_may_read_it(command, files):
+    (files / "out.tsv").touch(0o600)
+    assert command("predict", LET7, "utrs.fa.gz", "-o", "out.tsv")[0] == 0
+    assert (files / "out.tsv").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_packed_table_does_not_tell_the_time(command, files):
+    """Equal runs give equal files, whenever they are made."""
+    assert command("predict", LET7, "utrs.fa.gz", "-o", "out.tsv.gz")[0] == 0
+    assert (files / "out.tsv.gz").read_bytes()[4:8] == bytes(4)  # the time in gzip's header

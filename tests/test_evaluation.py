@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pairformer import testing
-from pairformer.config import SourceConfig
+from pairformer.config import SourceConfig, TrainConfig
 from pairformer.data import (
     PAIRS,
     SITES,
@@ -33,7 +33,6 @@ torch = pytest.importorskip("torch")
 from pairformer import evaluation, training  # noqa: E402
 from pairformer.evaluation import baselines, protocols  # noqa: E402
 from pairformer.evaluation.audit import name_genes, overlap  # noqa: E402
-from pairformer.evaluation.fold_change import effect_calibration, experiment_metrics, summarise_effects  # noqa: E402
 from pairformer.evaluation.protocols import (  # noqa: E402
     PROTOCOLS,
     Fold,
@@ -320,12 +319,6 @@ def test_targetnet_of_other_arrays_is_refused(tmp_path):
         TargetNet.load(tmp_path / "x.pt")
 
 
-def test_experiment_metrics_by_hand():
-    effect = np.arange(20.0)
-    assert experiment_metrics(effect, effect[::-1], 2 * effect) == pytest.approx((1, 1, 1, -1))
-    assert experiment_metrics(effect, effect, np.zeros(20)) == (0, 0, 0.5, 0)
-
-
 def test_centred_effects(folder):
     """Each gene's mean over the experiments of other families is taken off, then the range is cut."""
     effect = np.array([[1.0, 0.0], [0.5, 9.0], [0.0, 1.0]])
@@ -334,21 +327,6 @@ def test_centred_effects(folder):
     for fold in PROTOCOLS["fold-change"].folds(folder):
         test = fold.test
         assert test.label == pytest.approx(np.clip(test.raw - test.elsewhere, -1.5, 1.5), abs=1e-6)
-
-
-def test_lead_is_paired_over_experiments():
-    rng = np.random.default_rng(1)
-    names = np.repeat([f"m{i}" for i in range(6)], 50)
-    effect = rng.normal(size=300)
-    good = effect + rng.normal(size=300)
-    scores = {"pair-former": good, "same": good.copy(), "noise": rng.normal(size=300)}
-    summary = summarise_effects([names[:150], names[150:]], [effect[:150], effect[150:]], [effect[:150], effect[150:]],
-                                [{k: v[:150] for k, v in scores.items()}, {k: v[150:] for k, v in scores.items()}],
-                                "pair-former", 200)  # fmt: skip
-    same, noise = (summary["scores"][name]["spearman"] for name in ("same", "noise"))
-    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
-    assert noise["low"] > 0.3
-    assert len(noise["values"]) == 6
 
 
 def read(out):
@@ -566,27 +544,38 @@ def test_real_protocols(data):
     assert sum(fold.test.label.sum() for fold in rewired) == 5379
 
 
-def test_effect_interval_holds_its_share_at_every_strength():
-    """Errors grow with predicted repression, downwards more: the interval does too, and holds 90 % throughout."""
-    rng = np.random.default_rng(0)
-    repression = np.concatenate([rng.normal(0, 0.2, 30_000), rng.exponential(1, 30_000)])
-    strength = np.maximum(0.5 * repression, 0)
-    noise = rng.normal(0, 0.3 + np.where(rng.random(60_000) < 0.5, strength, 0.2 * strength))
-    effect = 0.5 * repression + np.where(noise > 0, noise, 0.5 * noise)
-    found = effect_calibration(repression, effect)
-    scale, ends, growth = (np.array(found[f"effect_{name}"]) for name in ("scale", "interval", "widening"))
-    assert ends[0] < 0 < ends[1]
-    assert growth[0] > 1.2 * growth[1] > 0
-    predicted = -scale * repression
-    outwards = np.maximum(-predicted, 0)[:, None] * growth * [-1, 1]
-    low, high = (predicted[:, None] + ends + outwards).T
-    held = (-effect >= low) & (-effect <= high)
-    assert held.mean() == pytest.approx(0.9, abs=0.005)
-    for part in np.array_split(np.argsort(predicted), 6):
-        assert held[part].mean() == pytest.approx(0.9, abs=0.03)
-    few = effect_calibration(repression[-9:], effect[-9:])  # too few to tell parts apart
-    assert few["effect_widening"] == [0, 0]
-    assert effect_calibration(repression, -effect) == effect_calibration(0 * repression, effect) == {}
-    strength = rng.uniform(0.2, 1, 20_000)  # errors that vanish sooner than their line would cross 0
-    bent = effect_calibration(strength, strength + rng.normal(0, strength**2))
-    assert bent["effect_interval"][0] < 0 < bent["effect_interval"][1]
+def test_decoys_of_the_protocol_are_no_labelled_pairs(folder):
+    """Neither positives nor negatives of miRAW stand among them."""
+    every = load_pairs(folder / PAIRS, folder)
+    known = set(zip(every.mirna, every.gene, strict=True))
+    for fold in PROTOCOLS["rewired"].folds(folder):
+        decoys = fold.test.take(fold.test.label < 0.5)
+        assert len(decoys) > 0
+        assert known.isdisjoint(zip(decoys.mirna, decoys.gene, strict=True))
+
+
+def test_the_last_window_of_a_utr_counts_for_its_duplex():
+    """The site lies behind all windows that begin at multiples of 20."""
+    let7 = "UGAGGUAGUAGGUUGUAUAGUU"
+    utr = "C" * 80 + "ACUACCUCAC"
+    one = replace(pairs([let7], "1", "g", [1]), utr=np.array([utr], object))
+    candidates = scan(let7, utr, 0)
+    energies = candidates.duplex_energy()[np.isin(candidates.start, [0, 20, 40, 50])]
+    assert energies[3] < energies[:3].min()
+    assert baselines.untrained_scores(one)["duplex"] == pytest.approx([-energies[3]])
+
+
+def test_blocks_train_on_no_twin_of_a_test_utr(folder):
+    """Every second gene's UTR is its neighbour's with a few letters more."""
+    every = load_pairs(folder / PAIRS, folder)
+    table = dict(zip(every.gene, every.utr, strict=True))
+    number = [int(gene[1:]) for gene in every.gene]
+    twins = [table.get(f"G{n - 1}", utr) + "ACG" if n % 2 else utr for n, utr in zip(number, every.utr, strict=True)]
+    for fold in protocols._blocks(replace(every, utr=np.array(twins, object)), 3):
+        assert not overlap(fold.train.join(fold.validation), fold.test).violations(["near_identical"])
+
+
+@pytest.mark.parametrize("source", ["decoys", "clash", "effects"])
+def test_an_epoch_is_picked_where_only_labels_are_learnt_from(source):
+    assert evaluation._picks(TrainConfig(sources=SourceConfig()))
+    assert not evaluation._picks(TrainConfig(sources=SourceConfig(**{source: 0.5})))

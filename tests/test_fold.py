@@ -427,3 +427,22 @@ def test_the_page_runs_as_printed(capsys):
     for kind, start, unpaired in printed:
         assert f"{kind} {start} {float(unpaired):.3f}" in page
     assert len(printed) == 2
+
+
+def test_arcs_are_named_and_shaded_by_their_pairs():
+    """Positions count from 1; the more probable, the darker."""
+    found = pairformer.fold("GGGGAAAACCCCAGGUAAAACC", model="energies", threshold=0.01)
+    value = [found.matrix()[i, j] for i, j in found.pairs]
+    names = re.findall("<title>(.*?)</title>", found.svg())
+    assert names == [f"{i + 1}-{j + 1} {p:.3f}" for (i, j), p in zip(found.pairs.tolist(), value, strict=True)]
+    shades = [float(shade) for shade in re.findall('stroke-opacity="(.*?)"', found.svg())]
+    assert min(value) < 0.8
+    assert shades == pytest.approx([0.2 + 0.8 * p for p in value], abs=0.006)
+
+
+def test_a_pair_that_crosses_several_goes_before_they_do():
+    """Also where it begins before all of them."""
+    from pairformer.evaluation.structure import canonical_nested
+
+    pairs = np.array([[0, 30], [10, 42], [12, 40]])
+    assert canonical_nested("G" * 20 + "C" * 23, pairs).tolist() == [[10, 42], [12, 40]]

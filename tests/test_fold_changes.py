@@ -107,3 +107,22 @@ def test_column_of_percentiles(additive_model, tmp_path, rng, command):
     assert command(*words, "-o", "/dev/null", "--percentile") == 2
     assert command(*words[:-1], "paper", "-o", tmp_path / "out.tsv", "--percentile") == 2
     assert (tmp_path / "out.tsv").read_text().splitlines() == ranked
+
+
+def test_columns_of_sites_hold_what_their_names_say(additive_model, tmp_path, rng, command):
+    utr = testing.random_rna(rng, 60) + SITE + testing.random_rna(rng, 60)
+    words = ("--model", additive_model, "--explain", "--accessibility", "--sites", tmp_path / "sites.tsv")
+    assert command("predict", LET7, utr, *words, "-o", tmp_path / "out.tsv") == 0
+    lines = [line.split("\t") for line in (tmp_path / "sites.tsv").read_text().splitlines() if line[0] != "#"]
+    found = pairformer.predict(LET7, utr, model=additive_model, explain=True, accessibility=True).sites
+    for name in ("contribution", "weight", "unpaired"):
+        column = [float(row[lines[0].index(name)].replace("NA", "nan")) for row in lines[1:]]
+        np.testing.assert_allclose(column, found[name], rtol=1e-4, atol=1e-6)
+
+
+def test_columns_of_a_table_scored_before_are_renamed():
+    from pairformer.outputs import renamed
+
+    assert renamed(["percentile", "note", "logit", "baseline"]) == [
+        "input_percentile", "note", "input_logit", "input_baseline"]  # fmt: skip
+    assert renamed(["logit", "input_logit"]) == ["input_input_logit", "input_logit"]

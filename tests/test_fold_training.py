@@ -345,3 +345,25 @@ def test_wrong_configs(changes, message):
 def test_unknown_recipe():
     with pytest.raises(ValueError, match="recipe must be one of cpu, gpu"):
         fold_recipe("tpu")
+
+
+def test_windows_for_the_teacher_have_every_length_from_half_to_all():
+    pool = known([{"sequence": "ACGU", "name": "a", "pairs": "0-3"}], "name")
+    found = teacher_sequences(pool, ["ACGU" * 20], 400, 10, np.random.default_rng(0))
+    assert set(map(len, found[200:])) == set(range(5, 11))
+    assert set(found[:200]) == {"UGCA"}
+
+
+def test_long_utrs_give_the_teacher_more_windows():
+    pool = known([{"sequence": "ACGU", "name": "a", "pairs": "0-3"}], "name")
+    found = teacher_sequences(pool, ["A" * 20, "C" * 980], 1000, 10, np.random.default_rng(0))
+    assert sum("C" in window for window in found[500:]) / 500 == pytest.approx(0.98, abs=0.02)
+
+
+def test_the_teacher_gives_pairs_from_the_least_probability_on(rng):
+    pytest.importorskip("RNA", reason="ViennaRNA is not installed")
+    sequence = "".join(rng.choice("ACGU") for _ in range(150))
+    every, some = (structures.rnafold([sequence], 1, least) for least in (1e-6, 0.01))
+    kept = every.probability[0] >= 0.01
+    assert ((every.probability[0] < 0.02) & kept).any()
+    np.testing.assert_array_equal(some.pairs[0], every.pairs[0][kept])

@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -266,3 +267,20 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here():
     for name, needs in found:
         assert needs["spills"] <= 256, name  # bytes, in backward passes with a bias; the tuner has smaller blocks too
         assert needs["shared"] <= 99 * 1024, name  # what a program has on the smallest of the chips
+
+
+def test_float32_is_exact_unless_pytorchs_own_products_are_not(monkeypatch):
+    from pairformer.kernels.launch import precision
+
+    for setting, expected in (("ieee", "ieee"), ("none", "ieee"), ("tf32", "tf32")):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=setting))
+        assert precision(torch.float32) == expected
+        assert precision(torch.bfloat16) == "tf32"
+
+
+def test_heads_that_do_not_lie_side_by_side():
+    """A view of which each head is half of a wider one is what a copy of it is."""
+    part = torch.randn(2, 5, 3, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)[..., :16]
+    copy = part.contiguous()
+    one, other = (set_attention.set_attention(x, x, x) for x in (part, copy))
+    assert torch.equal(one, other)

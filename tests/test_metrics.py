@@ -8,6 +8,9 @@ import pytest
 from pairformer import metrics
 
 pytest.importorskip("sklearn")
+pytest.importorskip("torch")
+
+from pairformer.evaluation.fold_change import effect_calibration, experiment_metrics, summarise_effects
 
 LABEL = np.array([1, 1, 1, 1, 0, 0])
 PROBABILITY = np.array([0.9, 0.8, 0.5, 0.2, 0.7, 0.1])
@@ -264,3 +267,82 @@ def test_a_fold_without_rows_has_no_figure():
         metrics.bootstrap(*([part] for part in empty))
     both = metrics.bootstrap(*([one, other] for one, other in zip(full, empty, strict=True)), n_resamples=20)
     np.testing.assert_array_equal(both, metrics.bootstrap(*([part] for part in full), n_resamples=20))
+
+
+def test_within_mirna_by_hand():
+    """Pairs of rows that share the miRNA alone, a tie as half; an "a" of each class against the others' of "b"."""
+    mirna, label, score = ["a", "a", "a", "b", "b", "c"], [1, 0, 0, 1, 0, 1], [2, 1, 2, 4, 3, 0]
+    assert metrics.within_mirna(mirna, label, score) == (pytest.approx(2.5 / 3), 3)
+    share, count = metrics.within_mirna(["a", "b"], [1, 0], [1, 0])
+    assert np.isnan(share)
+    assert count == 0
+
+
+# Fold changes.
+
+
+def test_experiment_metrics_by_hand():
+    effect = np.arange(20.0)
+    assert experiment_metrics(effect, effect[::-1], 2 * effect) == pytest.approx((1, 1, 1, -1))
+    assert experiment_metrics(effect, effect, np.zeros(20)) == (0, 0, 0.5, 0)
+
+
+def test_lead_is_paired_over_experiments():
+    rng = np.random.default_rng(1)
+    names = np.repeat([f"m{i}" for i in range(6)], 50)
+    effect = rng.normal(size=300)
+    good = effect + rng.normal(size=300)
+    scores = {"pair-former": good, "same": good.copy(), "noise": rng.normal(size=300)}
+    summary = summarise_effects([names[:150], names[150:]], [effect[:150], effect[150:]], [effect[:150], effect[150:]],
+                                [{k: v[:150] for k, v in scores.items()}, {k: v[150:] for k, v in scores.items()}],
+                                "pair-former", 200)  # fmt: skip
+    same, noise = (summary["scores"][name]["spearman"] for name in ("same", "noise"))
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    assert noise["low"] > 0.3
+    assert len(noise["values"]) == 6
+
+
+def test_effect_interval_holds_its_share_at_every_strength():
+    """Errors grow with predicted repression, downwards more: the interval does too, and holds 90 % throughout."""
+    rng = np.random.default_rng(0)
+    repression = np.concatenate([rng.normal(0, 0.2, 30_000), rng.exponential(1, 30_000)])
+    strength = np.maximum(0.5 * repression, 0)
+    noise = rng.normal(0, 0.3 + np.where(rng.random(60_000) < 0.5, strength, 0.2 * strength))
+    effect = 0.5 * repression + np.where(noise > 0, noise, 0.5 * noise)
+    found = effect_calibration(repression, effect)
+    scale, ends, growth = (np.array(found[f"effect_{name}"]) for name in ("scale", "interval", "widening"))
+    assert ends[0] < 0 < ends[1]
+    assert growth[0] > 1.2 * growth[1] > 0
+    predicted = -scale * repression
+    outwards = np.maximum(-predicted, 0)[:, None] * growth * [-1, 1]
+    low, high = (predicted[:, None] + ends + outwards).T
+    held = (-effect >= low) & (-effect <= high)
+    assert held.mean() == pytest.approx(0.9, abs=0.005)
+    for part in np.array_split(np.argsort(predicted), 6):
+        assert held[part].mean() == pytest.approx(0.9, abs=0.03)
+    few = effect_calibration(repression[-9:], effect[-9:])  # too few to tell parts apart
+    assert few["effect_widening"] == [0, 0]
+    assert effect_calibration(repression, -effect) == effect_calibration(0 * repression, effect) == {}
+    strength = rng.uniform(0.2, 1, 20_000)  # errors that vanish sooner than their line would cross 0
+    bent = effect_calibration(strength, strength + rng.normal(0, strength**2))
+    assert bent["effect_interval"][0] < 0 < bent["effect_interval"][1]
+
+
+def test_interval_of_a_lead_holds_95_percent_of_draws():
+    rng = np.random.default_rng(1)
+    names, effect = np.repeat(list("abcdef"), 30), rng.normal(size=180)
+    scores = {"model": effect + rng.normal(size=180), "noise": rng.normal(size=180)}
+    found = summarise_effects([names], [effect], [effect], [scores], "model", 200)["scores"]
+    lead = np.subtract(*(found[name]["spearman"]["values"] for name in ("model", "noise")))
+    drawn = np.random.default_rng(2020).integers(6, size=(200, 6))
+    ends = [found["noise"]["spearman"][end] for end in ("low", "high")]
+    assert ends == pytest.approx(np.quantile(lead[drawn].mean(1), (0.025, 0.975)))
+
+
+def test_an_interval_does_not_widen_where_errors_shrink():
+    """With errors that are smaller for strong repression it keeps one width."""
+    rng = np.random.default_rng(0)
+    strength = rng.uniform(0.2, 1, 20_000)
+    found = effect_calibration(strength, strength + rng.normal(0, 1.2 - strength))
+    assert found["effect_widening"] == [0, 0]
+    assert found["effect_interval"][0] < -0.5 < 0.5 < found["effect_interval"][1]

@@ -485,3 +485,37 @@ def test_documented_code_runs(tmp_path, monkeypatch):
     scope = {}
     for block in blocks:
         exec(block, scope)
+
+
+def test_the_edge_of_a_plane_belongs_to_its_last_row():
+    """Two rows of two, each read along: the instance farthest out is the first of its row, not a row of its own."""
+    plane = np.array([[0, 0], [0, 1], [0.9, 1], [1, 0]])
+    assert mil.UniformPosition(2).select(np.zeros(4), positions=plane).rows.tolist() == [1, 2]
+
+
+def test_there_are_no_more_cells_of_embeddings_than_places_to_fill():
+    bits = {k: mil.STSelector(k, rho=0.5).sign_bits for k in (1, 2, 8, 9, 64)}
+    assert bits == {1: 0, 2: 0, 8: 2, 9: 2, 64: 5}  # of 1, 1, 4, 5 and 32 places
+
+
+def test_bags_that_pick_the_epoch_are_not_trained_on():
+    torch, seen = pytest.importorskip("torch"), {True: set(), False: set()}
+
+    class Probe(torch.nn.Linear):
+        def forward(self, x, mask):
+            seen[self.training].update(x[:, 0, 0].tolist())
+            return super().forward(x[:, 0])[:, 0]
+
+    bags = [np.full((1, 1), value) for value in range(10)]
+    mil.BagClassifier(lambda width: Probe(width, 1), epochs=2, validation=0.3).fit(bags, np.arange(10) % 2)
+    assert (len(seen[True]), len(seen[False]), len(seen[True] & seen[False])) == (7, 3, 0)
+
+
+def test_the_epoch_of_least_validation_loss_is_kept(labelled):
+    pytest.importorskip("torch")
+    settings = {"learning_rate": 0.1, "validation": 0.3}
+    fitted = mil.BagClassifier(epochs=12, **settings).fit(*labelled)
+    best = int(np.argmin(fitted.validation_losses_))
+    assert best < 11
+    early = mil.BagClassifier(epochs=best + 1, **settings).fit(*labelled)
+    np.testing.assert_array_equal(fitted.decision_function(labelled[0]), early.decision_function(labelled[0]))

@@ -315,3 +315,22 @@ def test_shipped_weights():
         assert np.array_equal(getattr(default.config, name), held_out["fold-change"][name])
     for metric in ("spearman", "r2", "auroc_top"):
         assert f"**{held_out['fold-change']['means']['pair-former repression'][metric]:.3f} ±" in card
+
+
+def test_dropout_of_esa_score_and_position():
+    """In training it hides them from the logit, nothing from the embedding."""
+    torch.manual_seed(0)
+    encoder = CheapEncoder(CheapConfig(meta_dropout=0.5))
+    given = torch.rand(50, 10, 50), torch.full((50,), 9), torch.rand(50)
+    (still, embedding), (logit, again) = encoder.eval()(*given), encoder.train()(*given)
+    assert not torch.allclose(still, logit)
+    assert torch.equal(embedding, again)
+
+
+def test_dropout_before_pooling():
+    torch.manual_seed(0)
+    encoder = ExpensiveEncoder(ExpensiveConfig(dropout=0.5))
+    for name, weight in encoder.blocks.named_parameters():
+        weight.data *= "skip" in name  # blocks hand on what they are given
+    windows = torch.rand(3, 10, 50)
+    assert not torch.allclose(encoder.eval()(windows)[0], encoder.train()(windows)[0])

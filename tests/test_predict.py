@@ -323,3 +323,16 @@ def test_sites(model, rng, k_max):
     assert (sites["esa_score"] >= 6).all()
     np.testing.assert_allclose(sites["position"], (sites["start"] + 19.5) / 299, rtol=1e-6)
     assert "weight" not in sites.dtype.names
+
+
+def test_settings_tell_the_budget_that_was_asked_for(model):
+    """The header of a table says at which budget it was made."""
+    assert predict_module.Scorer(model).settings["k_max"] == 16
+    assert predict_module.Scorer(model, k_max=5).settings["k_max"] == 5
+
+
+def test_batches_grow_with_what_works_on_them(monkeypatch):
+    """``times`` as many letters, and pairs, where several batches are worked on at once."""
+    monkeypatch.setattr(predict_module, "BATCH_PAIRS", 3)
+    assert [len(group) for group in in_batches(range(14), lambda _: "A" * 100, 200, times=2)] == [4, 4, 4, 2]
+    assert [len(group) for group in in_batches(range(14), lambda _: "", 200, times=2)] == [6, 6, 2]

@@ -210,3 +210,13 @@ def test_without_matplotlib_the_report_says_so(report, folds, tmp_path, monkeypa
     write(report, folds, tmp_path)
     assert "Plots need the extra `plots`" in (tmp_path / "report.md").read_text()
     assert not list(tmp_path.glob("*.svg"))
+
+
+def test_each_comparison_within_a_mirna_counts_once():
+    """The mean over folds of different size is that over all their pairs of rows."""
+    summary = summarise([make_fold("small", 1, 60), make_fold("large", 2, 900)], "pair-former", 1)
+    figure = summary["scores"]["mirna_prior"]["metrics"]["within_mirna"]
+    counts = [fold["comparisons"] for fold in summary["folds"]]
+    assert counts[1] > 50 * counts[0]
+    assert figure["mean"] == pytest.approx(np.average(figure["folds"], weights=counts))
+    assert figure["mean"] != pytest.approx(np.mean(figure["folds"]))

@@ -231,3 +231,9 @@ def test_real_windows_equal_biopython(data):
             seed_part = utr[start : start + 40][::-1][5:15]
             best = biopython_alignment(pairs.mirna[i], seed_part)
             assert (int(best.score), best.seqA, best.seqB) == (score, top, bottom)
+
+
+def test_a_foreign_letter_far_from_the_end_drops_its_windows():
+    """Long sequences are read in parts of a million letters; any of them may hold the letter."""
+    utr = "ACGU" * 15 + "N" + "ACGU" * (1 << 18)
+    assert pairformer.scan(LET7, utr).n_dropped.tolist() == [40]

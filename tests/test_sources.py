@@ -1,5 +1,6 @@
 """What the default recipe learns from beside labelled pairs: fold changes, decoys, windows."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +19,11 @@ from pairformer.data import (
     FUNMIRBENCH,
     PAIRS,
     SITES,
+    FoldChanges,
     MoreSources,
     columns,
     load_fold_changes,
+    load_instances,
     load_pairs,
     load_sites,
     load_sources,
@@ -242,3 +245,59 @@ def test_default_recipe(folder, tmp_path, command):
         assert found.log2_fold_change == pytest.approx(found.baseline + contribution.sum(), abs=1e-6)
         assert (contribution <= 0).all()
         assert (contribution < 0).sum() == len(set(found.sites["site_id"]) - {-1}) > 0
+
+
+@pytest.mark.parametrize("families", [4, 5])
+def test_five_families_make_a_series_centred(families):
+    """What a gene does in all experiments is taken out where enough families tell it apart from a miRNA's effect."""
+    row, gene = (part.ravel() for part in np.indices((families, 3)))
+    text = [np.array([f"{name}{i}" for i in of], object) for name, of in (("U", gene), ("E", row), ("S", 0 * row))]
+    mirna = np.array([f"A{'ACGU'[i % 4]}{'ACGU'[i // 4]}GGGGGAA" for i in row], object)
+    effects = FoldChanges((gene - 1).astype(np.float32), mirna, text[0], text[0], text[0], *text[1:])
+    np.testing.assert_allclose(effects.centred().label, 0 * gene if families == 5 else gene - 1, atol=1e-6)
+
+
+def test_experiments_of_a_weak_signal_are_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    path = tmp_path / "data" / FUNMIRBENCH / "experiments.tsv"
+    path.write_text(path.read_text().replace("\tgood", "\tweak", 1))
+    assert set(load_fold_changes(tmp_path / "data").experiment) == {f"E{e}" for e in range(9)} - {"E7"}
+
+
+def test_labelled_windows_inside_pairs_stand_as_their_own_gene(folder):
+    """Their ids name transcripts, which say nothing of where a gene is held out by its symbol."""
+    rows = load_instances(folder / SITES)
+    assert len(rows) == 3
+    assert rows.gene.tolist() == rows.utr.tolist()
+
+
+def test_heads_meet_other_decoys_each_epoch(folder, tmp_path, monkeypatch):
+    pairs, drawn = load_pairs(folder / PAIRS, folder), []
+    rewire = stage3_aggregate.rewire
+    monkeypatch.setattr(
+        stage3_aggregate, "rewire", lambda *given: drawn.append(rewire(*given).gene.tolist()) or rewire(*given)
+    )
+    model = PairFormer(ModelConfig(aggregator=AggregatorConfig(kind="none", additive=4)))
+    config = TrainConfig(additive=StageConfig(3, 64, 1e-3), sources=SourceConfig(decoys=1.0))
+    stage3_aggregate.train_heads(model, pairs, config, tmp_path, [])
+    assert len(drawn) == 3
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def test_an_experiment_alone_in_its_laboratory_counts_half(folder):
+    read = stage3_aggregate.read_experiments(load_fold_changes(folder), 6)
+    assert [experiment.weight for experiment in read] == [1.0] * 7 + [0.5]  # E8 is the only one of GSE1
+
+
+def test_effect_loss_holds_the_level_of_scores():
+    """A constant added to all of them leaves the correlation as it was, and costs."""
+    target = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    expected = 0.1 * 4 / float(target.var(correction=0))
+    assert float(effect_loss(target[None] + 2, target)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_mirna_counts_by_its_rarer_class():
+    label = torch.tensor([1, 1, 0, 0, 0, 1, 0], dtype=torch.float32)
+    weight = mirna_weights(label, np.array(list("AAAAABB"), object))
+    assert weight[:5].sum() == pytest.approx(2 * float(weight[5:].sum()))
+    assert weight[:2].sum() == pytest.approx(float(weight[2:5].sum()))

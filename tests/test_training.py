@@ -9,6 +9,7 @@ import pytest
 
 from pairformer.config import (
     AggregatorConfig,
+    DistillConfig,
     JointStageConfig,
     LossConfig,
     ModelConfig,
@@ -33,7 +34,8 @@ torch = pytest.importorskip("torch")
 from pairformer import predict, training  # noqa: E402
 from pairformer.models import PairFormer  # noqa: E402
 from pairformer.training import losses, stage1_encoder, stage3_aggregate  # noqa: E402
-from pairformer.training.loop import fit  # noqa: E402
+from pairformer.training.loop import _update, fit  # noqa: E402
+from pairformer.training.stage2_distill import distill  # noqa: E402
 
 SMALL = ModelConfig(aggregator=AggregatorConfig(width=16, layers=1, heads=2, hidden=32, dropout=0.0))
 QUICK = TrainConfig(
@@ -488,3 +490,72 @@ def test_real_training_rows(data):
     assert counts == {"rows": 61_805, "in_a_pair": 93, "no_candidate": 5_775, "used": 55_937}
     assert isinstance(sites, Sites)
     assert len(load_pairs(data / PAIRS, data)) == 5_928
+
+
+def test_decay_is_of_matrices_only(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    for parameter in net.parameters():
+        torch.nn.init.ones_(parameter)
+    step = lambda rows, epoch: 0 * (net.weight.sum() + net.bias.sum())  # noqa: E731
+    fit("stage", net, 4, step, StageConfig(2, 2, 0.1, weight_decay=0.5), tmp_path, rng_seed=0)
+    assert (net.bias == 1).all()
+    assert (net.weight < 1).all()
+
+
+def test_weights_are_validated_without_dropout(tmp_path):
+    net, modes = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 1)), []
+    step = lambda rows, epoch: net(torch.ones(len(rows), 2)).square().mean() * (1 if net.training else np.nan)  # noqa: E731
+    fit(
+        "stage",
+        net,
+        4,
+        step,
+        StageConfig(3, 2, 0.1),
+        tmp_path,
+        0,
+        lambda: modes.append(net.training) or {"pr_auc": 0.5},
+    )
+    assert modes == [False] * 3
+
+
+def test_every_stage_and_epoch_has_an_order_of_its_own(tmp_path):
+    net, orders = torch.nn.Linear(2, 1), {}
+
+    def step(rows, epoch):
+        orders.setdefault((stage, epoch), []).extend(rows.tolist())
+        return net(torch.ones(len(rows), 2)).square().mean()
+
+    for stage in ("one", "other"):
+        fit(stage, net, 16, step, StageConfig(2, 4, 0.1), tmp_path, rng_seed=0)
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_a_student_learns_from(folder, tmp_path, share):
+    """Of the labels alone at a share of 0, of the teacher alone at 1, which is read without dropout."""
+    sites, weights = load_sites(folder / SITES, folder)[0].take(np.arange(0, 600, 10)), []
+    config = replace(QUICK, stage2=StageConfig(1, 32, 1e-2), distill=DistillConfig(2.0, share, share, 0.0, 0.0))
+    for number, (flip, scale, train) in enumerate([(0, 1, False), (1, 1, True), (0, -1, False)]):
+        torch.manual_seed(0)
+        model = PairFormer(SMALL).train(train)
+        model.expensive.head.weight.data *= scale
+        distill(model, replace(sites, label=abs(flip - sites.label)), config, tmp_path / str(number))
+        weights.append(torch.cat([value.flatten() for value in model.cheap.state_dict().values()]))
+    assert torch.equal(weights[0], weights[1]) == (share == 1)  # labels
+    assert torch.equal(weights[0], weights[2]) == (share == 0)  # teacher
+
+
+def test_the_average_forgets_its_beginning():
+    """Its first steps weigh much, whatever the decay: step s has at most (1 + s) / (10 + s)."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    average, expected = {"weight": torch.zeros(1, 1)}, 0.0
+    for step, decay in enumerate([0.1, 2 / 11, 0.2, 0.2]):
+        net.weight.data[:] = step + 1.0
+        _update(average, net, 0.2, step)
+        expected = decay * expected + (1 - decay) * (step + 1)
+    assert float(average["weight"]) == pytest.approx(expected)
+
+
+def test_joint_epochs_need_a_rate():
+    with pytest.raises(ValueError, match="joint_lr must be positive for joint epochs, got 0"):
+        JointStageConfig(4, 16, 1e-3, joint_epochs=1)
