@@ -467,7 +467,10 @@ def work():
 for _ in range(2):
     threading.Thread(target=work, daemon=True).start()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # NumPy's threads take signals
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=alone
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
