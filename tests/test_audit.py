@@ -1,17 +1,18 @@
 """What two tables share: against a plain twin, planted leaks, and the published splits."""
 
 import csv
+import gzip
 import random
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from pairformer.data import PAIRS, Pairs, load_pairs
+from pairformer.data import PAIRS, UTRS, Pairs, load_pairs
 from pairformer.testing import random_rna
 
 pytest.importorskip("torch")
-from pairformer.evaluation.audit import NEIGHBOURS, RELATIONS, near_identical_groups, overlap
+from pairformer.evaluation.audit import NEIGHBOURS, RELATIONS, name_genes, near_identical_groups, overlap
 from pairformer.evaluation.protocols import PROTOCOLS
 
 MIRNA, OTHER = "UGAGGUAGUAGGUUGUAUAGUU", "CAUUGCACUUGUCUCGGUCUGA"
@@ -211,6 +212,13 @@ def test_rows_without_labels(rng):
             f"pair: 1 of 1 rows of b (100.0 %) stand in a too; such as {MIRNA} with {utr[:29]}..."
         )
     assert overlap(a, b).violations(["gene"]) == [f"gene: 1 of 1 rows, such as {utr[:57]}... of row 1"]
+
+
+def test_a_gene_without_a_symbol_is_named_by_its_utr(rng, tmp_path):
+    utr = random_rna(rng, 100)
+    (tmp_path / UTRS).parent.mkdir()
+    (tmp_path / UTRS).write_bytes(gzip.compress(f"gene_symbol\tutr_id\tutr_seq\n\tENST7\t{utr}\n".encode()))
+    assert name_genes(table((1, MIRNA, "CLASH", utr[:50])), tmp_path).gene.tolist() == ["CLASH,ENST7"]
 
 
 def test_empty_tables():

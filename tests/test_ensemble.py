@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from pairformer import _core
+from pairformer import _core, folding
 from pairformer.folding import decode, f1
 
 KINDS = ("CG", "GC", "GU", "UG", "AU", "UA")
@@ -223,3 +223,16 @@ def test_structures_are_near_viennarna_s():
         theirs = np.array(fold.bpp())[1:, 1:]
         scores.append(f1(decode(probabilities(sequence)[0], 0.5), decode(theirs + theirs.T, 0.5)))
     assert np.mean(scores) > 0.8
+
+
+def test_squares_that_are_worked_on_at_a_time_have_few_cells(monkeypatch):
+    cells, native = [], _core.pair_probabilities
+
+    def counted(codes, *rest):
+        cells.append(len(codes) * codes.shape[1] ** 2)
+        return native(codes, *rest)
+
+    monkeypatch.setattr(_core, "pair_probabilities", counted)
+    monkeypatch.setattr(folding, "CELLS", 1000)
+    assert [len(square) for square in folding.equilibrium(["A", *["GAAAC" * 4] * 5])] == [1, *[20] * 5]
+    assert cells == [800, 800, 800]

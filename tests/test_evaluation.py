@@ -20,6 +20,7 @@ from pairformer.data import (
     UTRS,
     MoreSources,
     Pairs,
+    Sites,
     columns,
     load_pairs,
     load_sites,
@@ -112,6 +113,14 @@ def test_held_out_pairs(rng):
     for claims, gone in refused.items():
         assert np.flatnonzero(~held_out_pairs(rows, test, claims)).tolist() == gone, claims
         assert held_out_pairs(rows.take(np.arange(0)), test, claims).tolist() == []
+
+
+@pytest.mark.parametrize("claim", ["gene", "near_identical"])
+def test_no_window_of_a_test_utr_is_seen_the_last_one_neither(rng, claim):
+    utr = testing.random_rna(rng, 60)
+    windows = np.array([utr[:40], utr[20:], testing.random_rna(rng, 40)], object)
+    sites = Sites(np.ones(3), np.array(["ACGU"] * 3, object), np.array(["X"] * 3, object), windows, *np.zeros((4, 3)))
+    assert held_out_sites(sites, some_pairs(("ACGU", "A", utr)), (claim,)).tolist() == [False, False, True]
 
 
 def test_windows_name_the_genes_they_may_lie_in(folder, rng):

@@ -199,6 +199,18 @@ def test_nothing_held_out_keeps_the_threshold(tmp_path, rng):
     assert "held_out_families_f1" not in model.metadata
 
 
+def test_a_pair_is_learnt_in_both_triangles(tmp_path, rng, monkeypatch):
+    seen, own = [], fold.fold_loss
+    monkeypatch.setattr(fold, "fold_loss", lambda logit, *given: seen.append(given[0]) or own(logit, *given))
+    run(hairpins(rng, 20), tmp_path)
+    assert all(target.any() and torch.equal(target, target.transpose(1, 2)) for target in seen)
+
+
+def test_of_thresholds_that_are_as_good_the_largest_is_kept(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(fold, "_mean_f1", lambda model, rows, thresholds, *rest: np.ones(len(thresholds)))
+    assert run(hairpins(rng, 50), tmp_path).config.threshold == 0.6
+
+
 def test_hairpins_are_learnt(tmp_path, rng):
     given = hairpins(rng, 400)
     config = replace(CONFIG, half=True, tune=replace(STAGE, epochs=4, steps=30, batch_size=160, warmup=10))

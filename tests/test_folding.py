@@ -154,6 +154,7 @@ def test_a_base_keeps_its_best_partner():
 @pytest.mark.parametrize(("change", "message"), [
     ({"probability": np.zeros((2, 3))}, r"probability must have shape \(L, L\), got \(2, 3\)"),
     ({"probability": np.full((2, 2), np.nan)}, r"probability must be in \[0, 1\], got"),
+    ({"probability": np.full((2, 2), -1e-4)}, r"probability must be in \[0, 1\], got"),
     ({"probability": np.full((2, 2), 1.5)}, r"probability must be in \[0, 1\], got"),
     ({"method": "best"}, "method must be one of nested, matching, raw, got 'best'"),
     ({"min_loop": -1}, "min_loop must be 0 or more, got -1"),
@@ -199,6 +200,7 @@ def test_structures_by_hand(text, pairs):
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: pairs_of("(.))"), r"structure must open every bracket with '\(', got '\)' at position 3"),
     (lambda: pairs_of("..[(.)"), r"structure must close every bracket, got '\[' at position 2"),
+    (lambda: pairs_of("(.["), r"structure must close every bracket, got '\(' at position 0"),
     (lambda: pairs_of("(.a)"), "structure must open every bracket with 'A', got 'a' at position 2"),
     (lambda: pairs_of(".-."), "structure must hold dots and brackets, got '-' at position 1"),
     (lambda: dot_bracket([(0, 5)], 5), "pairs must hold positions from 0 to 4, got"),
@@ -220,6 +222,8 @@ def test_wrong_structures(call, message):
     ([(0, 9), (1, 7)], [(0, 9), (1, 8)], 0.5, 1.0),
     ([(0, 9), (0, 8), (5, 6)], [(0, 9)], 0.5, 0.8),  # two of three predicted, one of one true
     ([(0, 7)], [(0, 9)], 0.0, 0.0),
+    ([(2, 9)], [(1, 9)], 0.0, 1.0),
+    ([(1, 9)], [(0, 8)], 0.0, 0.0),  # both bases slip
 ])  # fmt: skip
 def test_scores_by_hand(predicted, true, strict, slipping):
     assert f1(predicted, true) == pytest.approx(strict)

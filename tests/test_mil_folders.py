@@ -138,6 +138,16 @@ def test_select_folder_of_arrays(tmp_path):
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["c.npy", "selection.tsv"]
 
 
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+def test_scores_are_read_one_a_line(tmp_path, suffix):
+    for folder in ("features", "scores"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "features" / "a.npy", np.ones((5, 2), np.float32))
+    (tmp_path / "scores" / f"a.{suffix}").write_text("1\n5\n2\n4\n3\n")
+    (done,) = mil.select_folder(tmp_path / "features", tmp_path / "out", mil.TopK(2), scores=tmp_path / "scores")
+    assert done.rows.tolist() == [1, 3]
+
+
 def test_odd_files_do_not_stop_the_others(tmp_path):
     """Each is told, and leaves nothing."""
     (tmp_path / "in").mkdir()

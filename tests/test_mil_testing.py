@@ -92,6 +92,50 @@ class RawAttention(Mean):
         return (logits, self.head(x)[:, :, 0]) if return_att else logits
 
 
+class AttentionOfPlaces(Mean):
+    def forward(self, x, mask, return_att=False):
+        logits, score = super().forward(x, mask), self.head(x)[:, :, 0] * x.shape[1]
+        return (logits, score.masked_fill(~mask.bool(), -1e9).softmax(1)) if return_att else logits
+
+
+class WeightsThatDoNotSum(Mean):
+    def forward(self, x, mask, return_att=False):
+        logits = super().forward(x, mask)
+        return (logits, mask.float()) if return_att else logits
+
+
+class BitwiseMask(Mean):
+    def forward(self, x, mask):
+        return super().forward(x, ~(~mask).bool())
+
+
+class PrefixMask(Mean):
+    def forward(self, x, mask):
+        return super().forward(x, torch.arange(x.shape[1]) < mask.sum(1, keepdim=True))
+
+
+class OutsideIn(Mean):
+    """The first and the last instance count most: reversing changes nothing."""
+
+    def forward(self, x, mask):
+        rank, last = mask.cumsum(1) - 1.0, mask.sum(1, keepdim=True) - 1.0
+        return super().forward(x * (rank - last / 2).abs()[:, :, None], mask)
+
+
+class EmptyReadsPadding(Mean):
+    def forward(self, x, mask):
+        return torch.where(mask.bool().any(1), super().forward(x, mask), x.detach().mean((1, 2)))
+
+
+class RootOfSize(Mean):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, mask):
+        return super().forward(x, mask) + (self.scale * mask.sum(1)).sqrt()
+
+
 # Aggregator.
 
 
@@ -253,7 +297,7 @@ def test_alternating_trains_one_part_at_a_time():
     assert gradient(model.scorer) == 0
     assert min(gradient(model.encoder), gradient(model.aggregator)) > 0
     model.eval().zero_grad()
-    for _ in range(2):  # no turn is lost to a loss that is only looked at, which is always of the logits
+    for _ in range(3):  # no turn is lost to a loss that is only looked at, which is always of the logits
         expected = torch.nn.functional.binary_cross_entropy_with_logits(model(x, offsets=offsets), labels.float())
         torch.testing.assert_close(model.loss(x, labels, offsets=offsets), expected)
     model.train().loss(x, labels, offsets=offsets).backward()
@@ -310,6 +354,15 @@ def test_noise_of_selection_is_for_training_only():
     assert tuple(model.run(x, offsets=offsets).selection.rows.tolist()) == still
     with pytest.raises(ValueError, match="explore must be 0 or more, got -1"):
         mil.BudgetedMIL(model.scorer, model.encoder, model.aggregator, model.selector, explore=-1)
+
+
+def test_noise_of_selection_samples_from_the_softmax_of_scores():
+    torch.manual_seed(0)
+    model = mil.BudgetedMIL(torch.nn.Identity(), torch.nn.Identity(), mil.SetAggregator(1), mil.TopK(1))
+    x = torch.zeros(1000, 20, 1)
+    x[:, 0] = np.log(19)  # as likely as all others together
+    rows = model.run(x, torch.ones(1000, 20, dtype=torch.bool)).selection.rows
+    assert (rows % 20 == 0).float().mean().item() == pytest.approx(0.5, abs=0.06)
 
 
 def test_scorer_must_score_each_instance():
@@ -421,6 +474,13 @@ def test_a_right_module_passes():
         (BatchLeak, {"finite", "padding", "batch", "empty", "gradient"}, "batch: the rest of the batch matters"),
         (OtherWithAttention, {"attention"}, "attention: asking for attention changes the logits: logit of bag"),
         (RawAttention, {"attention"}, "attention: attention on padding must be 0, got"),
+        (AttentionOfPlaces, {"attention"}, "attention: attention of a real instance moves by"),
+        (WeightsThatDoNotSum, {"attention"}, "attention: attention must sum to 1 in each bag, got"),
+        (BitwiseMask, {"mask"}, "mask: mask of uint8 0 and 1 is not read as bool"),
+        (PrefixMask, {"padding"}, "padding: padding leaks (three places in front)"),
+        (OutsideIn, {"order"}, "order: order matters (instances shuffled)"),
+        (EmptyReadsPadding, {"empty"}, "empty: the logit of an empty bag depends on its padding"),
+        (RootOfSize, {"gradient"}, "gradient: the gradient of scale is not finite where one bag is empty"),
     ],
 )
 def test_planted_faults_are_named(module, broken, message):
@@ -440,15 +500,41 @@ def top_rows(scores, offsets, k=6, shift=0):
 
 def test_a_function_is_a_selector():
     testing.check_selector(lambda s, e, p, offsets: top_rows(s, offsets), k_max=6)
-    with pytest.raises(ValueError, match=r"k_max must be in 3\.\.11"):
-        testing.check_selector(mil.TopK(64))
+    for k_max in (2, 64):
+        with pytest.raises(ValueError, match=r"k_max must be in 3\.\.11"):
+            testing.check_selector(mil.TopK(k_max))
+
+
+def one_row_twice(scores, offsets):
+    rows, ends = top_rows(scores, offsets)
+    return np.where(np.arange(len(rows)) == 1, rows[:1], rows), ends
+
+
+def one_row_of_none(scores, offsets):
+    return ([0], [0, 1]) if offsets[1:].tolist() == [0] else top_rows(scores, offsets)
 
 
 class ReadsPadding(mil.TopK):
+    @staticmethod
+    def wrong(scores, mask):
+        return True
+
     def select(self, scores, embeddings=None, positions=None, offsets=None, *, mask=None, threads=0):
-        return super().select(
-            scores, embeddings, positions, offsets, mask=None if mask is None else mask.astype(bool) ^ 1
-        )
+        if mask is not None and self.wrong(scores, mask):
+            mask = mask.astype(bool) ^ 1
+        return super().select(scores, embeddings, positions, offsets, mask=mask)
+
+
+class ReadsLargePadding(ReadsPadding):
+    @staticmethod
+    def wrong(scores, mask):
+        return scores.max() > 1
+
+
+class InvertsNumbers(ReadsPadding):
+    @staticmethod
+    def wrong(scores, mask):
+        return mask.dtype != bool
 
 
 @pytest.mark.parametrize(
@@ -460,7 +546,12 @@ class ReadsPadding(mil.TopK):
         (lambda s, e, p, offsets: top_rows(s * (1 + (len(offsets) > 2) * e[:, 0]), offsets), "batch: bag 0 alone gave"),
         (lambda s, e, p, offsets: top_rows(np.random.default_rng().random(len(s)), offsets), "repeats: the same call"),
         (lambda s, e, p, offsets: (top_rows(s, offsets)[0], offsets), "budget: offsets of 6 bags must run from 0 to"),
+        (lambda s, e, p, offsets: (top_rows(s, offsets)[0] % 15, top_rows(s, offsets)[1]), "gave rows of other bags"),
+        (lambda s, e, p, offsets: one_row_twice(s, offsets), "budget: bag 0 of 15 instances with k_max = 6 gave a row"),
+        (lambda s, e, p, offsets: one_row_of_none(s, offsets), "no_bags: a batch of one empty bag gave rows"),
         (ReadsPadding(6), "padding: padded bags (mask bool, True = real, padding 0) gave other rows"),
+        (ReadsLargePadding(6), "padding: padded bags (mask bool, True = real, padding 1000) gave other rows"),
+        (InvertsNumbers(6), "padding: padded bags (mask uint8, True = real, padding 0) gave other rows"),
     ],
 )  # fmt: skip
 def test_planted_faults_of_selectors_are_named(selector, message):

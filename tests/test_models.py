@@ -120,6 +120,17 @@ def test_aggregator_ignores_order_padding_and_batch(inducing, pool_seeds):
     torch.testing.assert_close(aggregator(wider, wider_mask), alone, atol=1e-6, rtol=0)
 
 
+def test_seeds_of_the_pooling_count_alike():
+    torch.manual_seed(6)
+    aggregator = SetTransformer(7, dataclasses.replace(SMALL, pool_seeds=3)).eval()
+    tokens, mask, seeds = torch.randn(4, 5, 7), torch.ones(4, 5, dtype=torch.bool), aggregator.pool.seeds
+    before = aggregator(tokens, mask)
+    seeds.data = seeds.data.flip(0)
+    torch.testing.assert_close(aggregator(tokens, mask), before)
+    seeds.data[2] = torch.randn(16)
+    assert ((aggregator(tokens, mask) - before).abs() > 1e-4).all()
+
+
 def test_aggregator_gradients_are_finite_with_empty_bags():
     aggregator = SetTransformer(7, SMALL)
     tokens = torch.randn(3, 4, 7, requires_grad=True)
@@ -245,6 +256,13 @@ def test_save_and_load(tmp_path, model, candidates):
         PairFormer.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model must be default, paper or a directory with config.json"):
         PairFormer.load(tmp_path / "nowhere")
+
+
+def test_another_config_is_another_model(tmp_path, model):
+    model.save(tmp_path)
+    before = PairFormer.load(tmp_path).metadata["model_sha256"]
+    model.save(tmp_path, {"note": "other metadata, equal weights"})
+    assert PairFormer.load(tmp_path).metadata["model_sha256"] != before
 
 
 def test_config_round_trip_and_refusals():

@@ -64,6 +64,11 @@ def test_given_options_override():
     assert model.aggregator == AggregatorConfig(kind="deep_sets")
 
 
+def test_an_empty_word_is_no_value_at_all():
+    result, (train, _) = run("--budgets", "8", "--budgets", "")
+    assert (result.exit_code, train.budgets) == (0, ())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -220,3 +220,22 @@ def test_each_comparison_within_a_mirna_counts_once():
     assert counts[1] > 50 * counts[0]
     assert figure["mean"] == pytest.approx(np.average(figure["folds"], weights=counts))
     assert figure["mean"] != pytest.approx(np.mean(figure["folds"]))
+
+
+def test_neither_order_nor_folds_of_one_class_change_the_mean_within_mirnas(folds):
+    means = [summarise(order, "pair-former", 1)["scores"]["mirna_prior"]["metrics"]["within_mirna"]["mean"]
+             for order in (folds, folds[::-1], folds[:2])]  # fmt: skip
+    assert means == pytest.approx([means[2]] * 3)
+
+
+def test_rows_of_folds_of_one_class_count_in_the_coverage(folds):
+    none = replace(folds[2], covered=np.zeros(90, bool))
+    assert summarise([*folds[:2], none], "pair-former", 1)["coverage"] == pytest.approx(0.6)
+
+
+def test_the_best_of_a_group_stands_first(report, folds, tmp_path):
+    more = [replace(f, scores={"noise": replace(f.scores["mirna_prior"], group="model")} | f.scores) for f in folds]
+    write(report | {"summary": summarise(more, "pair-former", 5)}, more, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    rows = [line.split(" | ")[1] for line in lines if line.startswith("| model")]
+    assert rows[2:] == ["noise"]

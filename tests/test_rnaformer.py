@@ -20,6 +20,7 @@ from pairformer.models.rnaformer import (  # noqa: E402
     encode,
     energy_features,
     fold_loss,
+    pair_probabilities,
     sdp_axial_attention,
 )
 
@@ -167,6 +168,11 @@ def test_gradients_are_of_the_last_pass_alone():
         torch.testing.assert_close(a, b)
 
 
+def test_attention_drops_half_of_what_the_transition_drops():
+    block = RNAformer(FoldConfig(**SMALL | {"dropout": 0.2})).blocks[0]
+    assert (block.attention_dropout.p, block.dropout.p) == (0.1, 0.2)
+
+
 def test_a_pass_changes_the_result():
     made, (tokens, lengths) = model(), batch(6)
     once, twice = (made(tokens, lengths, passes=n) for n in (1, 2))
@@ -185,6 +191,13 @@ def test_symmetric_logits_are_the_mean_of_both_triangles():
     torch.testing.assert_close(symmetric(tokens, lengths, passes=1), (plain + plain.transpose(1, 2)) / 2)
 
 
+def test_probabilities_are_the_mean_of_both_triangles():
+    made, sequence = model(), "ACGUNAC"
+    one_sided = made(*encode([sequence]), 1)[0].sigmoid()
+    expected = (one_sided + one_sided.T) / 2
+    torch.testing.assert_close(torch.from_numpy(pair_probabilities(made, [sequence], 1)[0]), expected)
+
+
 def test_distance_buckets():
     distance = torch.arange(-600, 601)
     bucket = distance_bucket(distance, 8, 500)
@@ -193,6 +206,21 @@ def test_distance_buckets():
     assert torch.equal(bucket, bucket.sort().values)
     assert set(bucket.tolist()) == set(range(-7, 8))
     assert int(bucket[-1]) == int(bucket[600 + 499]) == 7
+
+
+def test_far_distances_share_buckets_whose_bounds_grow_in_equal_ratios():
+    """Of 125 ** (1 / 4) from 4 on."""
+    bucket = distance_bucket(torch.arange(601), 8, 500)
+    assert (np.flatnonzero(bucket.diff()) + 1).tolist() == [1, 2, 3, 4, 14, 45, 150]
+
+
+def test_a_cell_knows_its_row_s_letter_then_its_column_s_and_which_way_it_looks():
+    embed, letters = model(pair_types=True, distance_buckets=6).embed, [0, 3, 1]
+    found = embed(torch.tensor([letters]), None)[0]
+    for i, j in np.ndindex(3, 3):
+        both = embed.column_letter.weight[letters[j]] + embed.row_letter.weight[letters[i]]
+        types = embed.distance.weight[j - i + 5] + embed.pair.weight[5 * letters[i] + letters[j]]
+        torch.testing.assert_close(found[i, j], embed.norm(both * math.sqrt(8) + types))
 
 
 def test_full_attention_by_hand():
@@ -309,6 +337,12 @@ def test_loss_ignores_padding():
     (slope,) = torch.autograd.grad(loss, logit)
     assert float(slope.abs().sum()) == pytest.approx(0.5)
     assert not slope[0, 2:].any()
+
+
+def test_a_pair_in_the_padding_keeps_no_cell_beside_it():
+    target = torch.zeros(1, 4, 4)
+    target[0, 3, 3] = 1
+    assert float(fold_loss(torch.zeros(1, 4, 4), target, torch.tensor([3]), 0.0)) == 0
 
 
 def test_loss_of_nothing_is_zero():
