@@ -72,11 +72,10 @@ py::array_t<uint8_t> encode(const HeldBatch& held, const py::array& bag, const p
   uint8_t* const data = one_hot.mutable_data();
   constexpr int64_t kRowsPerTask = 4096;
   const Unlocked unlocked;
-  parallel_for((count + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
+  parallel_rows(count, kRowsPerTask, threads, [&](int64_t first, int64_t end) {
     RowSymbols symbols(batch);
     uint8_t symbol[kColumns];
-    const int64_t end = std::min(count, (task + 1) * kRowsPerTask);
-    for (int64_t i = task * kRowsPerTask; i < end; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       symbols(rows[i], symbol);
       one_hot_columns(symbol, data + i * kChannels * kColumns);
     }
@@ -137,8 +136,7 @@ py::array_t<float> features(const HeldBatch& held, const py::array& bag, const p
   py::array_t<float> feature({windows.count, int64_t{kSiteFeatures}});
   float* const data = feature.mutable_data();
   const Unlocked unlocked;
-  parallel_for((windows.count + kWindowsPerTask - 1) / kWindowsPerTask, threads, [&](int64_t task) {
-    const int64_t first = task * kWindowsPerTask, end = std::min(windows.count, first + kWindowsPerTask);
+  parallel_rows(windows.count, kWindowsPerTask, threads, [&](int64_t first, int64_t end) {
     for (int64_t i = first; i < end; ++i)
       site_features(SitePair(held.view, windows.bag[i]), windows.start[i], data + i * kSiteFeatures);
   });
@@ -152,8 +150,7 @@ py::array_t<float> energies(const HeldBatch& held, const py::array& bag, const p
   py::array_t<float> energy(windows.count);
   float* const data = energy.mutable_data();
   const Unlocked unlocked;
-  parallel_for((windows.count + kWindowsPerTask - 1) / kWindowsPerTask, threads, [&](int64_t task) {
-    const int64_t first = task * kWindowsPerTask, end = std::min(windows.count, first + kWindowsPerTask);
+  parallel_rows(windows.count, kWindowsPerTask, threads, [&](int64_t first, int64_t end) {
     std::optional<Duplexes> duplexes;
     for (int64_t i = first; i < end; ++i) {
       if (i == first || windows.bag[i] != windows.bag[i - 1])

@@ -97,9 +97,9 @@ class Model::RowEncoder {
 
 void Model::encode(const Candidates& candidates, const int64_t* rows, int64_t n, int threads,
                    float* embedding, float* logit) const {
-  parallel_for((n + kExpensiveRows - 1) / kExpensiveRows, threads, [&](int64_t task) {
+  parallel_rows(n, kExpensiveRows, threads, [&](int64_t first, int64_t end) {
     RowEncoder encoder(*this, candidates.batch);
-    for (int64_t i = task * kExpensiveRows; i < std::min(n, (task + 1) * kExpensiveRows); ++i)
+    for (int64_t i = first; i < end; ++i)
       logit[i] =
           encoder(candidates.row(candidates.bag_of(rows[i]), rows[i]), embedding + i * expensive_.width());
   });

@@ -183,6 +183,11 @@ void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t)>
   if (job.error) std::rethrow_exception(job.error);
 }
 
+void parallel_rows(int64_t n, int64_t most, int threads, const std::function<void(int64_t, int64_t)>& body) {
+  parallel_for((n + most - 1) / most, threads,
+               [&](int64_t task) { body(task * most, std::min(n, (task + 1) * most)); });
+}
+
 std::vector<int64_t> largest_first(int64_t n, const std::function<int64_t(int64_t)>& size) {
   std::vector<int64_t> order(n);
   std::iota(order.begin(), order.end(), 0);

@@ -16,6 +16,9 @@ int available_threads();
 // Idle threads sleep, and a forked child starts a pool of its own.
 void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t)>& body);
 
+// Calls body(first, end) for slices of at most `most` of the rows [0, n), as tasks of parallel_for.
+void parallel_rows(int64_t n, int64_t most, int threads, const std::function<void(int64_t, int64_t)>& body);
+
 // 0 .. n - 1, falling by size, equal sizes rising: so that no large task is left for the end.
 std::vector<int64_t> largest_first(int64_t n, const std::function<int64_t(int64_t)>& size);
 

@@ -361,9 +361,9 @@ void select(const Ragged<float>& logit, const float* position, const uint8_t* ke
   if (logit.offsets[logit.bags] < kRowsWorthThreads) threads = 1;
   const int64_t per_task = threads == 1 ? std::max<int64_t>(1, logit.bags)
                                         : std::clamp<int64_t>(logit.bags / (4 * threads), 1, kBagsPerTask);
-  parallel_for((logit.bags + per_task - 1) / per_task, threads, [&](int64_t task) {
+  parallel_rows(logit.bags, per_task, threads, [&](int64_t begin, int64_t end) {
     BagSelector selector(settings, hash, bit);
-    for (int64_t b = task * per_task; b < std::min(logit.bags, (task + 1) * per_task); ++b) {
+    for (int64_t b = begin; b < end; ++b) {
       const int64_t first = logit.offsets[b], n = logit.size(b);
       const float* bag_position = position ? position + first : nullptr;
       if (!selector.select(logit.begin(b), bag_position, keep ? keep + first : nullptr, first, n,

@@ -33,9 +33,8 @@ void simhash_keys(const float* embedding, int64_t n, int64_t width, uint32_t rng
   constexpr int64_t kRowsPerTask = 4096;
   const auto bit = bit_of_dimension(rng_seed, width);
   if (n < kRowsWorthThreads) threads = 1;
-  parallel_for((n + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task) {
-    const int64_t end = std::min(n, (task + 1) * kRowsPerTask);
-    for (int64_t i = task * kRowsPerTask; i < end; ++i) keys[i] = simhash(embedding + i * width, bit);
+  parallel_rows(n, kRowsPerTask, threads, [&](int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; ++i) keys[i] = simhash(embedding + i * width, bit);
   });
 }
 

@@ -188,10 +188,10 @@ class Bags:
         self.model, self.pairs = model, pairs
         self.candidates = scan(pairs.mirna, pairs.utr, model.config.esa_min, strict=True)
         self._native = NativeEngine.of(model).model
-        cheap_logit, keys = self._native.cheap_scan(self.candidates, threads=torch.get_num_threads())
+        threads = torch.get_num_threads()
+        cheap_logit, keys = self._native.cheap_scan(self.candidates, threads=threads)
         self._selected = {k: model.select(self.candidates, cheap_logit, keys, k) for k in (None, *budgets)}
         token = model.config.token
-        threads = torch.get_num_threads()
         self._facts = {k: torch.from_numpy(site_facts(self.candidates, chosen.rows, chosen.offsets, token, threads))
                        for k, chosen in self._selected.items()}  # fmt: skip
         self._bag = torch.from_numpy(self.candidates.bag_features())
