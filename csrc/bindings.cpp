@@ -359,6 +359,13 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("utr_offsets", [](const HeldBatch& held) { return held.utr.offsets; })
       .def_readonly("bag_mirna", &HeldBatch::bag_mirna)
       .def_readonly("bag_utr", &HeldBatch::bag_utr)
+      .def_property_readonly("utrs_with_others",
+                             [](const HeldBatch& held) {  // numbers of those with a letter outside ACGU
+                               std::vector<size_t> found;
+                               for (size_t utr = 0; utr < held.utr.has_other.size(); ++utr)
+                                 if (held.utr.has_other[utr]) found.push_back(utr);
+                               return found;
+                             })
       .def(py::pickle(
           [](const HeldBatch& held) {
             return py::make_tuple(held.mirna.texts(), held.utr.texts(), held.bag_mirna, held.bag_utr);

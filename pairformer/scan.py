@@ -15,7 +15,7 @@ ESA_MIN = 6
 MIRNA_MAX, UTR_MAX = 35, 2**31 - 1
 Strings = Sequence[str] | NDArray[np.object_]
 IUPAC = frozenset("ACGUTRYSWKMBDHVNacgutryswkmbdhvn")
-_MIRNA_LETTERS = frozenset("ACGUTacgut")
+_MIRNA_LETTERS = "ACGUTacgut"
 _BLANKS = "\n \r\t"
 
 
@@ -64,7 +64,7 @@ def scan(
     bag_utr = np.empty(len(mirnas), np.int32)
     utr_length = np.zeros(len(mirnas), np.int64)
     for bag, (m, u) in enumerate(zip(mirnas, utrs, strict=True)):
-        message = pair_fault(m, u)
+        message = _text_fault(m, u)
         utr_length[bag] = len(u) if isinstance(u, str) else 0
         if message is not None:
             if single or strict:
@@ -76,6 +76,15 @@ def scan(
         if bag_utr[bag] == len(distinct_utrs):
             distinct_utrs.append(u)
     batch = _core.PairBatch(list(mirna_number), distinct_utrs, bag_mirna, bag_utr, threads)
+    # The batch has looked for letters outside ACGU on all threads; blanks are such.
+    faults = {number: fault for number in batch.utrs_with_others if (fault := _blank_fault(distinct_utrs[number]))}
+    if faults:
+        messages |= {bag: faults[number] for bag, number in enumerate(bag_utr.tolist()) if number in faults}
+        if single or strict:
+            raise ValueError(messages[min(messages)])
+        for number in faults:
+            distinct_utrs[number] = ""
+        batch = _core.PairBatch(list(mirna_number), distinct_utrs, bag_mirna, bag_utr, threads)
     offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
     return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)
 
@@ -110,6 +119,12 @@ def check_strings(name: str, value: object) -> None:
 def pair_fault(mirna: object, utr: object) -> str | None:
     """Why a pair cannot be scanned, or None. A UTR is any string without blanks, under 40 nt of letters for
     nucleotides."""
+    fault = _text_fault(mirna, utr)
+    return _blank_fault(utr) if fault is None and isinstance(utr, str) else fault
+
+
+def _text_fault(mirna: object, utr: object) -> str | None:
+    """What is told without reading a UTR of 40 nt or more."""
     if not isinstance(mirna, str):
         return f"mirna must be a string, got {type(mirna).__name__}"
     if not isinstance(utr, str):
@@ -118,16 +133,21 @@ def pair_fault(mirna: object, utr: object) -> str | None:
         return f"mirna must have 1 to {MIRNA_MAX} letters, got {len(mirna)}"
     if len(utr) > UTR_MAX:
         return f"utr must have at most {UTR_MAX} letters, got {len(utr)}"
-    wrong = [(i, letter) for i, letter in enumerate(mirna) if letter not in _MIRNA_LETTERS]
-    if wrong:
-        return f"mirna must have letters ACGU (or T) only, got {wrong[0][1]!r} at position {wrong[0][0] + 1}"
-    blank = next((letter for letter in _BLANKS if letter in utr), None)
-    if blank is not None:
-        return f"utr must hold no blanks, got {blank!r} at position {utr.index(blank) + 1}; pass ''.join(utr.split())"
+    if wrong := mirna.strip(_MIRNA_LETTERS):
+        return f"mirna must have letters ACGU (or T) only, got {wrong[0]!r} at position {mirna.index(wrong[0]) + 1}"
     if len(utr) < WINDOW and not set(utr) <= IUPAC:  # longer ones lose windows, which is told
         odd = next(letter for letter in utr if letter not in IUPAC)
-        return f"utr must hold letters of the IUPAC nucleic acid code, got {odd!r} at position {utr.index(odd) + 1}"
+        return _blank_fault(utr) or (
+            f"utr must hold letters of the IUPAC nucleic acid code, got {odd!r} at position {utr.index(odd) + 1}"
+        )
     return None
+
+
+def _blank_fault(utr: str) -> str | None:
+    blank = next((letter for letter in _BLANKS if letter in utr), None)
+    if blank is None:
+        return None
+    return f"utr must hold no blanks, got {blank!r} at position {utr.index(blank) + 1}; pass ''.join(utr.split())"
 
 
 def usable_threads(threads: int) -> int:

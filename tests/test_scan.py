@@ -139,17 +139,26 @@ def test_rows_are_small():
 
 def test_statuses():
     utr = "ACGU" * 30
-    mirnas = [LET7, LET7, LET7, "", "ACGX", "A" * 36, None, LET7, "CCCCC"]
-    utrs = [utr, "A" * 39, "N" * 80, utr, utr, utr, utr, 7, utr]
+    split = f"{utr[:60]}\t{utr[60:]}"
+    mirnas = [LET7, LET7, LET7, "", "ACGX", "A" * 36, None, LET7, "CCCCC", LET7, "ACGXX", LET7 + "G", LET7]
+    utrs = [utr, "A" * 39, "N" * 80, utr, utr, utr, utr, 7, utr, split, split, split, "AC GX"]
     candidates = pairformer.scan(mirnas, utrs)
-    assert candidates.status.tolist() == ["ok", "no_window", "no_candidate"] + ["invalid"] * 5 + ["no_candidate"]
-    assert candidates.utr_length.tolist() == [120, 39, 80, 120, 120, 120, 120, 0, 120]
+    statuses = ["ok", "no_window", "no_candidate"] + ["invalid"] * 5 + ["no_candidate"] + ["invalid"] * 4
+    assert candidates.status.tolist() == statuses
+    assert candidates.n_candidates.tolist() == [candidates.n_candidates[0]] + [0] * 12
+    assert candidates.n_dropped.tolist() == [0, 0, 41] + [0] * 10
+    assert candidates.utr_length.tolist() == [120, 39, 80, 120, 120, 120, 120, 0, 120, 121, 121, 121, 5]
+    blank = "utr must hold no blanks, got {!r} at position {}; pass ''.join(utr.split())"
     assert candidates.messages == {
         3: "mirna must have 1 to 35 letters, got 0",
         4: "mirna must have letters ACGU (or T) only, got 'X' at position 4",
         5: "mirna must have 1 to 35 letters, got 36",
         6: "mirna must be a string, got NoneType",
         7: "utr must be a string, got int",
+        9: blank.format("\t", 61),
+        10: "mirna must have letters ACGU (or T) only, got 'X' at position 4",
+        11: blank.format("\t", 61),
+        12: blank.format(" ", 3),
     }
     assert len(pairformer.scan([], [])) == 0
 
@@ -159,6 +168,9 @@ def test_errors():
         pairformer.scan("", "ACGU")
     with pytest.raises(ValueError, match=r"mirna must have letters ACGU .* got 'N' at position 2"):
         pairformer.scan([LET7, "ANA"], "ACGU", strict=True)
+    for mirna, utr, strict in ((LET7, "ACGU" * 10 + " ", False), ([LET7] * 2, ["ACGU", "ACGU" * 10 + " "], True)):
+        with pytest.raises(ValueError, match="utr must hold no blanks, got ' ' at position 41"):
+            pairformer.scan(mirna, utr, strict=strict)
     with pytest.raises(ValueError, match=r"utr must be as many as mirna \(2\), got 3"):
         pairformer.scan([LET7] * 2, ["A"] * 3)
     wrong = [(3, "int; pass its letters"), (Path("x.fa"), "Path; pass its letters"),
