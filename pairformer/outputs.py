@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ from pairformer.data import PairRecord, Record
 from pairformer.fold import Fold
 from pairformer.predict import Predictions
 from pairformer.saved import whole_file
+from pairformer.sites import SITE
 
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
@@ -79,13 +81,12 @@ def _identity(file: str | int) -> object:
 
 def write_candidates(out: TextIO, group: list[PairRecord], found: Candidates, rows: NDArray[np.int64]) -> None:
     """Rows of some candidates of a group of pairs."""
-    columns = zip(
-        found.bag_of(rows), found.start[rows], found.esa_score[rows], found.position[rows],
-        found.aligned_rows(rows).tolist(), strict=True,
-    )  # fmt: skip
-    for bag, start, score, position, (top, bottom) in columns:
+    start = found.start[rows]
+    columns = (found.bag_of(rows), start + 1, start + WINDOW, found.esa_score[rows], found.position[rows])
+    lists = (column.tolist() for column in (*columns, found.aligned_rows(rows)))
+    for bag, first, last, score, position, (top, bottom) in zip(*lists, strict=True):
         r = group[bag]
-        write_row(out, (r.mirna_id, r.utr_id, start + 1, start + WINDOW, score, as_text(position), top, bottom))
+        write_row(out, (r.mirna_id, r.utr_id, first, last, score, as_text(position), top, bottom))
 
 
 def write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
@@ -106,22 +107,14 @@ def write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) 
 
 def write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
     """A row of each selected site of a group of pairs."""
-    numbers, table, aligned = predictions.site_table()
-    # As lists: NumPy loses an interrupt that arrives while it makes one of its own strings.
-    texts = zip(table["seed_type"].tolist(), table["reason"].tolist(), aligned.tolist(), strict=True)
-    for number, site, (seed_type, reason, (top, bottom)) in zip(numbers, table, texts, strict=True):
-        record, typed = group[number], site["site_id"] >= 0
-        cells = [
-            record.mirna_id, record.utr_id, site["start"] + 1, site["end"],
-            site["seed_start"] + 1 if typed else "NA", site["seed_end"] if typed else "NA",
-            site["site_id"] + 1 if typed else "NA", seed_type, site["esa_score"],
-            as_text(site["cheap_logit"]), as_text(site["logit"]), as_text(site["position"]), reason,
-            top, bottom,
-        ]  # fmt: skip
-        cells += [
-            as_text(site[name]) for name in ("contribution", "weight", "unpaired") if name in (table.dtype.names or ())
-        ]
-        write_row(out, cells)
+    (pair, *tables), known = predictions.site_table(), len(SITE.descr)
+    # As lists: rows of arrays are slow, and NumPy loses an interrupt that arrives while it makes a string.
+    for number, site, duplex in zip(pair.tolist(), *(table.tolist() for table in tables), strict=True):
+        start, end, seed_start, seed_end, site_id, seed_type, score, *numbers, reason = site[:known]
+        seed = (seed_start + 1, seed_end, site_id + 1) if site_id >= 0 else ("NA",) * 3
+        r, more = group[number], map(as_text, site[known:])
+        where = (r.mirna_id, r.utr_id, start + 1, end, *seed, seed_type, score)
+        write_row(out, (*where, *map(as_text, numbers), reason, *duplex, *more))
 
 
 def write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:
@@ -227,7 +220,7 @@ def write_row(out: TextIO, cells: Iterable[object]) -> None:
 
 
 def as_text(value: float) -> str:
-    return "NA" if np.isnan(value) else f"{value:.6g}"
+    return "NA" if math.isnan(value) else f"{value:.6g}"
 
 
 def tell_equal_names(records: Iterator[Record], source: str) -> Iterator[Record]:
