@@ -27,7 +27,7 @@ import pairformer
 
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32",
          torch.uint8: "u8", torch.bool: "u1", torch.float64: "fp64"}  # fmt: skip
-SHARED = {80: 163, 86: 99, 89: 99, 90: 227}  # KiB of shared memory a block can have
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory a block can have
 CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     call_ragged()
     call_spread()
     for dtype, n, heads, width in ((torch.bfloat16, 64, 8, 32), (torch.bfloat16, 512, 8, 32),
-                                   (torch.float32, 64, 2, 32), (torch.float32, 100, 2, 32),
+                                   (torch.float32, 64, 2, 32), (torch.float32, 64, 2, 64), (torch.float32, 100, 2, 32),
                                    (torch.float16, 200, 2, 128), (torch.float32, 64, 2, 128)):  # fmt: skip
         call_attention(dtype, n, heads, width)
     for dtype, side, heads, width in ((torch.bfloat16, 200, 4, 32), (torch.bfloat16, 500, 4, 16),
