@@ -37,6 +37,7 @@ SOURCES = {
     "decoys alone": {"effects": 0.0},
     "a fifth of the decoys": {"decoys": 0.2},
     "shared components": {"components": 0},
+    "whole baseline": {"baseline": 1.0},
 }
 METRICS = {"fold-change": ("Spearman", "r2", "ROC-AUC of the top 5 %"), "rewired": ("ROC-AUC",)}
 

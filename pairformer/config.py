@@ -413,6 +413,9 @@ class SourceConfig:
     components: int = 0
     """How many leading components of other families' experiments are taken out of a fold change: what genes do
     whatever the miRNA is."""
+    baseline: float = 1.0
+    """Stage 3, additive heads: what is kept, once they have learnt, of how their baselines differ between pairs. Other
+    laboratories bear them out in part."""
 
     @property
     def of_data_folder(self) -> bool:
@@ -494,6 +497,7 @@ def recipe(name: str, size: str = "default") -> tuple[ModelConfig, TrainConfig]:
                 clash=1.0,
                 effects=0.067,
                 components=5,
+                baseline=0.75,
             ),
         ),
     )

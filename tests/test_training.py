@@ -316,7 +316,7 @@ def headed(folder, tmp_path_factory):
 
 @pytest.mark.parametrize(("part", "name"), [
     *(("additive", f.name) for f in fields(StageConfig)),
-    *(("sources", name) for name in ("decoys", "effects", "components")),
+    *(("sources", name) for name in ("decoys", "effects", "components", "baseline")),
 ])  # fmt: skip
 def test_every_option_of_the_heads_acts(headed, part, name):
     usual = TrainConfig(additive=StageConfig(2, 8, 1e-2, 0.1, 0.05, 0.3),
@@ -327,6 +327,26 @@ def test_every_option_of_the_heads_acts(headed, part, name):
     inner = getattr(usual, part)
     changed = replace(usual, **{part: replace(inner, **{name: other(getattr(inner, name))})})
     assert not torch.equal(headed.usual, headed(changed))
+
+
+def test_a_baseline_is_kept_in_part(folder, tmp_path):
+    """A part of what it adds to its mean over the pairs; sites, and with a part of 1 all, are as they were learnt."""
+    pairs = load_pairs(folder / PAIRS, folder)
+    site, count, bag = stage3_aggregate.read_seed_sites(pairs.take(pairs.label > 0.5), 6).all()
+    found = {}
+    for share in (1.0, 0.25):
+        torch.manual_seed(0)
+        model = PairFormer(ModelConfig(aggregator=AggregatorConfig(kind="none", additive=4, members=2)))
+        config = TrainConfig(additive=StageConfig(2, 64, 1e-2), sources=SourceConfig(decoys=1.0, baseline=share))
+        for _ in range(2):  # the second finds the heads trained
+            stage3_aggregate.train_heads(model, pairs, config, tmp_path / str(share), [])
+        with torch.no_grad():
+            found[share] = [(*head(site, count, bag), head.bag(bag)[:, 0]) for head in model.additives]
+    for (_, sites, whole), (repression, same, part) in zip(found[1.0], found[0.25], strict=True):
+        assert whole.std() > 0.01
+        torch.testing.assert_close(part, whole.mean() + 0.25 * (whole - whole.mean()))
+        assert torch.equal(sites, same)
+        torch.testing.assert_close(repression - part, torch.segment_reduce(sites, "sum", lengths=count))
 
 
 def test_nested_budgets(folder):

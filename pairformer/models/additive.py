@@ -53,6 +53,13 @@ class AdditiveHead(nn.Module):
         total = torch.segment_reduce(contribution, "sum", lengths=count, unsafe=True)
         return self.bag(bag)[:, 0] + total, contribution
 
+    @torch.no_grad()
+    def shrink(self, share: float, bag: Tensor) -> None:
+        """Keep a share of what the term of the bag alone adds to its mean over bags (B, 12)."""
+        last, mean = self.bag[-1], self.bag(bag).mean()
+        last.weight.mul_(share)  # type: ignore[operator]
+        last.bias.mul_(share).add_((1 - share) * mean)  # type: ignore[operator]
+
 
 class LengthGate(nn.Module):
     """Share of an aggregator's logit in the pair logit: sigmoid(10 (bias - slope ln((1 + L) / 51))), UTR length L; 0

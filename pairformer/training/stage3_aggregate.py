@@ -120,6 +120,8 @@ def train_heads(
 
     rows = len(positives) if sources.decoys else len(experiments) * config.additive.batch_size
     fit("additive", model.additives, rows, step, config.additive, run_dir, config.rng_seed)
+    for head in model.additives:
+        head.shrink(sources.baseline, real.bag.to(model.device))  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
