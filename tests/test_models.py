@@ -221,7 +221,7 @@ def test_members_are_averaged_and_sites_add_up(candidates, gate):
     heads = [head(tokens.site, count, tokens.bag) for head in model.additives]
     full = candidates.n_candidates > 0
     length = torch.from_numpy(candidates.utr_length).float()
-    share = torch.sigmoid(2 - 3.5 * torch.log((1 + length) / 51)) if gate else 1.0
+    share = torch.sigmoid(2 - 10.5 * torch.log((1 + length) / 51)) if gate else 1.0
     each = torch.stack([
         share * aggregator(tokens.padded, tokens.mask) + head.gain * repression
         for aggregator, head, (repression, _) in zip(model.aggregators, model.additives, heads, strict=True)
