@@ -46,7 +46,7 @@ class ExpensiveConfig:
             _check_int("channels", width, 1)
         for name in ("stem_kernel", "block_kernel", "se_reduction", "pooled_length"):
             at_least(self, name, 1)
-        _share(self, "dropout")
+        check_within(self, "dropout", "[0, 1)")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class CheapConfig:
             _check_int("channels", width, 1)
         at_least(self, "width", 1)
         at_least(self, "hidden", 1)
-        _share(self, "meta_dropout")
+        check_within(self, "meta_dropout", "[0, 1)")
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class AggregatorConfig:
     """Set Transformer; 0: full self-attention (SAB); else ISAB through this many points."""
     additive: int = 0
     """Hidden width of the additive head, which predicts repression as a sum over sites; 0: none, as in the paper."""
-    length_gate: bool = False
-    """Whether a learned function of the UTR's length weighs the aggregator, only beside an additive head: it knows more
-    than the seed site in windows of 50 nt, less in whole UTRs."""
+    length_gate: float = 0.0
+    """How steeply what an aggregator counts for falls with the UTR's length at first; it is learnt. 0: it counts in
+    full. Only beside an additive head: it knows more than the seed site in windows of 50 nt, less in whole UTRs."""
     members: int = 1
     """Aggregators, and additive heads, whose outputs are averaged; they share encoders and selection."""
 
@@ -114,10 +114,10 @@ class AggregatorConfig:
         for name in ("layers", "inducing_points", "additive"):
             at_least(self, name, 0)
         check(self.kind != "none" or self.additive > 0, "additive", "be 1 or more for kind none", self.additive)
-        check_switches(self)
-        check(not self.length_gate or self.additive > 0, "length_gate", "be off without an additive head",
+        _check_weight(self, "length_gate")
+        check(not self.length_gate or self.additive > 0, "length_gate", "be 0 without an additive head",
               self.length_gate)  # fmt: skip
-        _share(self, "dropout")
+        check_within(self, "dropout", "[0, 1)")
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
 
 
@@ -196,7 +196,7 @@ class SelectorConfig:
             _check_int(name, getattr(self, name), 1)
         _check_int("pool_max", self.pool_max, self.pool_min)
         _check_int("rng_seed", self.rng_seed, 0, 2**32 - 1)
-        check(0 <= self.rho <= 1, "rho", "be in [0, 1]", repr(self.rho))
+        check_within(self, "rho", "[0, 1]")
         _check_positive("tau_w", self.tau_w)
         _check_positive("z_eps", self.z_eps)
         _check_positive("exponent_clip", self.exponent_clip, 300)
@@ -312,8 +312,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("bce_weight", "focal_weight", "focal_gamma"):
             _check_weight(self, name)
-        check(0 <= self.smoothing < 0.5, "smoothing", "be in [0, 0.5)", self.smoothing)
-        check(0 < self.focal_alpha < 1, "focal_alpha", "be in (0, 1)", self.focal_alpha)
+        check_within(self, "smoothing", "[0, 0.5)")
+        check_within(self, "focal_alpha", "(0, 1)")
 
 
 @dataclass(frozen=True)
@@ -334,8 +334,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         _check_positive("temperature", self.temperature)
         for name in ("alpha_start", "alpha_end"):
-            check_number(name, getattr(self, name))
-            check(0 <= getattr(self, name) <= 1, name, "be in [0, 1]", getattr(self, name))
+            check_within(self, name, "[0, 1]")
         for name in ("feature_weight", "relation_weight"):
             _check_weight(self, name)
 
@@ -351,7 +350,7 @@ class StageConfig:
     lr: float
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Of AdamW, on matrices only."""
+    """Of AdamW, on matrices only; the encoder of joint epochs has none."""
     clip: float = 1.0
     """Largest gradient norm."""
     ema_decay: float = 0.99
@@ -361,9 +360,9 @@ class StageConfig:
         at_least(self, "epochs", 1)
         at_least(self, "batch_size", 1)
         _check_positive("lr", self.lr)
-        check(self.clip > 0, "clip", "be above 0", self.clip)
+        check(isinstance(self.clip, Real) and self.clip > 0, "clip", "be above 0", repr(self.clip))
         _check_weight(self, "weight_decay")
-        _share(self, "ema_decay")
+        check_within(self, "ema_decay", "[0, 1)")
 
 
 @dataclass(frozen=True)
@@ -409,7 +408,7 @@ class SourceConfig:
     selected: lambda of PAIR-Former eq. 8."""
     effects: float = 0.0
     """Stage 3, additive heads: measured fold changes, one experiment at a time: 1 - correlation with the head's
-    repression."""
+    repression, and a tenth of the squared error over the variance; experiments of laboratories with one count half."""
     components: int = 0
     """How many leading components of other families' experiments are taken out of a fold change: what genes do
     whatever the miRNA is."""
@@ -482,7 +481,7 @@ def recipe(name: str, size: str = "default") -> tuple[ModelConfig, TrainConfig]:
         return ModelConfig(aggregator=sized), TrainConfig()
     return (
         ModelConfig(
-            aggregator=replace(sized, layers=0, additive=32, length_gate=True, members=5),
+            aggregator=replace(sized, layers=0, additive=32, length_gate=1.05, members=5),
             token=("embedding", "logit", "esa", "position", "site", "context", "duplex"),
             keep_seed="offset 6mer",
         ),
@@ -509,10 +508,12 @@ def check(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def as_int(name: str, value: Any) -> int:
-    """TypeError for what is none, or true or false."""
+    """TypeError for what is none, or true or false; ValueError for one of more than 64 bits."""
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
-            return operator.index(value)
+            number = operator.index(value)
+            check(-(2**63) <= number < 2**63, name, "have at most 64 bits", number)
+            return number
     raise TypeError(f"{name} must be an int, got {value!r}")
 
 
@@ -554,6 +555,10 @@ def at_least(config: object, name: str, least: int) -> None:
     _check_int(name, getattr(config, name), least)
 
 
-def _share(config: object, name: str) -> None:
-    check_number(name, getattr(config, name))
-    check(0 <= getattr(config, name) < 1, name, "be in [0, 1)", getattr(config, name))
+def check_within(config: object, name: str, interval: str) -> None:
+    """ValueError unless the field is a number of an interval written as in "[0, 1)"."""
+    value = getattr(config, name)
+    check_number(name, value)
+    low, high = map(float, interval[1:-1].split(","))
+    inside = low <= value <= high and (interval[0] == "[" or value > low) and (interval[-1] == "]" or value < high)
+    check(inside, name, f"be in {interval}", value)

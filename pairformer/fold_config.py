@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pairformer._core import LONGEST
-from pairformer.config import StageConfig, StoredConfig, at_least, check, check_number, check_switches
+from pairformer.config import StageConfig, StoredConfig, at_least, check, check_number, check_switches, check_within
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,13 @@ class FoldConfig(StoredConfig):
         for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
             at_least(self, name, 1)
         if self.threshold is not None:
-            check_number("threshold", self.threshold)
-            check(0.001 <= self.threshold <= 1, "threshold", "be in [0.001, 1]", self.threshold)
+            check_within(self, "threshold", "[0.001, 1]")
         for name in ("distance_buckets", "window"):
             at_least(self, name, 0)
         check(self.width % self.heads == 0, "heads", f"divide the width {self.width}", self.heads)
         for name, known in (("attention", ("axial", "full")), ("transition", ("conv3", "pointwise"))):
             check(getattr(self, name) in known, name, f"be one of {', '.join(known)}", repr(getattr(self, name)))
-        check(0 <= self.dropout < 1, "dropout", "be in [0, 1)", self.dropout)
+        check_within(self, "dropout", "[0, 1)")
         check(self.distance_buckets != 1, "distance_buckets", "be 0 or 2 and more", self.distance_buckets)
         check(self.distance_buckets <= self.max_length, "distance_buckets",
               f"not exceed max_length {self.max_length}", self.distance_buckets)  # fmt: skip
@@ -94,7 +93,7 @@ class FoldStageConfig(StageConfig):
         super().__post_init__()
         at_least(self, "steps", 1)
         at_least(self, "warmup", 0)
-        check(0 <= self.teacher <= 1, "teacher", "be in [0, 1]", self.teacher)
+        check_within(self, "teacher", "[0, 1]")
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class FoldTrainConfig:
             at_least(self, name, 0)
         at_least(self, "validation", 2)
         check(self.least_passes <= self.most_passes, "most_passes", f"be {self.least_passes} or more", self.most_passes)
-        check(0 <= self.keep_share <= 1, "keep_share", "be in [0, 1]", self.keep_share)
+        check_within(self, "keep_share", "[0, 1]")
         check(self.teacher_rows > 0 or not self.tune.teacher, "teacher_rows", "be 1 or more where tune has a share", 0)
 
 

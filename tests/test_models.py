@@ -208,7 +208,7 @@ def test_weights_are_logits_without_a_token(model, candidates):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("gate", [0, 0.5])
 def test_members_are_averaged_and_sites_add_up(candidates, gate):
     """An ensemble says the mean of its members; repression is the bag's part and its sites' contributions."""
     size = dataclasses.replace(SMALL, members=3, additive=8, length_gate=gate)
@@ -221,7 +221,7 @@ def test_members_are_averaged_and_sites_add_up(candidates, gate):
     heads = [head(tokens.site, count, tokens.bag) for head in model.additives]
     full = candidates.n_candidates > 0
     length = torch.from_numpy(candidates.utr_length).float()
-    share = torch.sigmoid(2 - 10.5 * torch.log((1 + length) / 51)) if gate else 1.0
+    share = torch.sigmoid(2 - 10 * gate * torch.log((1 + length) / 51)) if gate else 1.0
     each = torch.stack([
         share * aggregator(tokens.padded, tokens.mask) + head.gain * repression
         for aggregator, head, (repression, _) in zip(model.aggregators, model.additives, heads, strict=True)
@@ -274,7 +274,7 @@ def test_config_round_trip_and_refusals():
         (lambda: ExpensiveConfig(channels=(4,)), "channels must name two or more widths"),
         (lambda: ModelConfig(token=("embedding", "embedding")), "token must name distinct parts"),
         (lambda: AggregatorConfig(kind="none"), "additive must be 1 or more for kind none, got 0"),
-        (lambda: AggregatorConfig(length_gate=True), "length_gate must be off without an additive head, got True"),
+        (lambda: AggregatorConfig(length_gate=1), "length_gate must be 0 without an additive head, got 1"),
         (lambda: ModelConfig(effect_interval=(0.1, 0.2)), "effect_interval must be empty or hold a negative and a"),
         (lambda: ModelConfig(effect_widening=(0.1, -0.2)), "effect_widening must be two numbers of 0 or more, got"),
         (lambda: ModelConfig(esa_min=11), r"esa_min must be in .0, 10., got 11"),

@@ -41,7 +41,7 @@ CONFIGS = {
     "additive": ModelConfig(
         SMALL,
         token=("site",),
-        aggregator=AggregatorConfig(kind="none", additive=9, length_gate=True),
+        aggregator=AggregatorConfig(kind="none", additive=9, length_gate=0.35),
         empty_logit=0.5,
     ),
     "ensemble": ModelConfig(
@@ -49,7 +49,7 @@ CONFIGS = {
         token=("context", "logit", "duplex", "site"),
         keep_seed="6mer",
         empty_logit=-0.25,
-        aggregator=AggregatorConfig(width=20, layers=1, hidden=17, additive=33, members=3, length_gate=True),
+        aggregator=AggregatorConfig(width=20, layers=1, hidden=17, additive=33, members=3, length_gate=0.35),
     ),
     "deep_sets": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="deep_sets", width=12, hidden=21)),
     "gated": ModelConfig(SMALL, aggregator=AggregatorConfig(kind="gated_attention", width=12, hidden=21)),
@@ -372,7 +372,7 @@ def test_wrong_arrays():
             NativeEngine(config, bad, {})
     with pytest.raises(TypeError, match=r"expensive.stem.weight must be float32, got float64"):
         NativeEngine(config, arrays | {name: arrays[name].astype(float)}, {})
-    with pytest.raises(TypeError, match=r"expensive.stem.weight must be a NumPy array"):
+    with pytest.raises(TypeError, match=r"expensive.stem.weight must be a NumPy array, got list"):
         NativeEngine(config, arrays | {name: [np.float32(1)]}, {})
     with pytest.raises(ValueError, match=r"variant must be one of auto, .*portable on this processor, got mmx"):
         NativeEngine(config, arrays, {}, "mmx")

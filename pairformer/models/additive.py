@@ -65,14 +65,14 @@ class LengthGate(nn.Module):
     """Share of an aggregator's logit in the pair logit: sigmoid(10 (bias - slope ln((1 + L) / 51))), UTR length L; 0
     where that is under a millionth.
 
-    At first 0.88 at 50 nt, the length of a window bound in CLASH, 0.19 at 70 and 0.01 at 100: no further than what
-    aggregators were shown to know. The 10 has both numbers learn faster than weights do.
+    At first 0.88 at 50 nt, the length of a window bound in CLASH, and with a slope of 1.05 0.19 at 70, 0.01 at 100 and
+    0 from 229 on. The 10 has both numbers learn faster than weights do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slope: float) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor(0.2))
-        self.slope = nn.Parameter(torch.tensor(1.05))
+        self.slope = nn.Parameter(torch.tensor(float(slope)))
 
     def forward(self, bag: Tensor) -> Tensor:
         """bag (B, 12) bag features, of which the first is ln(1 + L) - 7 -> (B,)."""

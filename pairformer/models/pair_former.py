@@ -96,7 +96,7 @@ class PairFormer(SavedModule):
         )
         heads = [AdditiveHead(config.additive, config.dropout) for _ in members] if config.additive else []
         self.additives = nn.ModuleList(heads)
-        self.gates = nn.ModuleList(LengthGate() for _ in self.aggregators if config.length_gate)
+        self.gates = nn.ModuleList(LengthGate(config.length_gate) for _ in self.aggregators if config.length_gate)
         self.to(self.device)
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ class PairFormer(SavedModule):
         some = chunks(len(rows), self._chunk(EXPENSIVE_CHUNK))
         parts = [self.expensive(self._windows(candidates, rows[chunk])) for chunk in some]
         if not parts:
-            empty = torch.empty(0, self.config.expensive.width, device=self.device)
+            empty = torch.empty(0, self.config.expensive.width, dtype=torch.float32, device=self.device)
             return empty, empty[:, 0]
         return torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
 
@@ -209,10 +209,8 @@ class PairFormer(SavedModule):
         ``config.empty_logit`` and repression 0.
         """
         filled = tokens.mask.any(1)
-        if self.aggregators:
-            logit = self._shares(tokens.bag) * self.relational(tokens.padded, tokens.mask)
-        else:
-            logit = tokens.bag.new_zeros(len(self.additives), len(tokens.bag))
+        none = tokens.bag.new_zeros(len(self.additives), len(tokens.bag))
+        logit = self._gated(tokens) if self.aggregators else none
         if not self.additives:
             return logit, None, None
         count = tokens.mask.sum(1)
@@ -225,9 +223,18 @@ class PairFormer(SavedModule):
         """(E, B) what each member's aggregator says of tokens (B, K, T) and mask (B, K)."""
         return torch.stack([aggregator(padded, mask) for aggregator in self.aggregators])
 
-    def _shares(self, bag: Tensor) -> Tensor | float:
+    def _gated(self, tokens: Tokens) -> Tensor:
+        """(E, B) the same of tokens, times what it counts for; a bag for which none counts is not asked about."""
+        shares = self._shares(tokens.bag)
+        asked = shares.any(0).nonzero()[:, 0] if self.gates else slice(None)
+        said = torch.zeros_like(shares)
+        said[:, asked] = self.relational(tokens.padded[asked], tokens.mask[asked])
+        return shares * said
+
+    def _shares(self, bag: Tensor) -> Tensor:
         """(E, B) what each member's aggregator counts for."""
-        return torch.stack([gate(bag) for gate in self.gates]) if self.gates else 1.0
+        alike = bag.new_ones(len(self.aggregators), len(bag))
+        return torch.stack([gate(bag) for gate in self.gates]) if self.gates else alike
 
     @property
     def _gain(self) -> Tensor:
@@ -242,12 +249,13 @@ class PairFormer(SavedModule):
         contribution = self.members(tokens)[2]
         if contribution is not None:
             weight += (self._gain * contribution).mean(0)
-        shares = self._shares(tokens.bag) * tokens.bag.new_ones(len(self.aggregators), len(tokens.bag))
+        shares = self._shares(tokens.bag)
+        asked = shares.any(0).tolist()
         for bag, (begin, end) in enumerate(pairwise(budgeted.selection.offsets.tolist())):
             count = end - begin
             if count == 1:
                 weight[begin] = budgeted.pooled.logit[bag] - self.config.empty_logit
-            elif count and self.aggregators:
+            elif count and asked[bag]:
                 padded = tokens.padded[bag, :count]
                 keep = ~torch.eye(count, dtype=torch.bool, device=padded.device)
                 # A few masks at a time: every one of them needs all tokens again.
