@@ -117,7 +117,8 @@ struct CodedStrings {
     int64_t* end = offsets.mutable_data();
     *end = 0;
     for (const py::handle string : strings) {
-      if (!PyUnicode_Check(string.ptr())) throw py::type_error("sequences must be strings");
+      if (!PyUnicode_Check(string.ptr()))
+        throw py::type_error(std::string("sequences must be strings, got ") + Py_TYPE(string.ptr())->tp_name);
       const auto* letters = static_cast<const uint8_t*>(PyUnicode_DATA(string.ptr()));
       held.push_back(py::reinterpret_borrow<py::object>(string));
       if (!PyUnicode_IS_ASCII(string.ptr())) {
@@ -128,7 +129,8 @@ struct CodedStrings {
       }
       texts.push_back({letters, static_cast<int64_t>(PyUnicode_GET_LENGTH(string.ptr()))});
       if (texts.back().length > INT32_MAX)
-        throw py::value_error("sequences must have at most 2147483647 letters");
+        throw py::value_error("sequences must have at most 2147483647 letters, got " +
+                              std::to_string(texts.back().length));
       end[1] = end[0] + texts.back().length;
       ++end;
     }

@@ -14,7 +14,9 @@ Weights weights_of(const py::dict& arrays) {
   std::map<std::string, Weights::Array> found;
   for (const auto& [key, value] : arrays) {
     const auto name = key.cast<std::string>();
-    if (!py::isinstance<py::array>(value)) throw py::type_error(name + " must be a NumPy array");
+    if (!py::isinstance<py::array>(value)) {
+      throw py::type_error(name + " must be a NumPy array, got " + Py_TYPE(value.ptr())->tp_name);
+    }
     const auto array = py::reinterpret_borrow<py::array>(value);
     const float* data = checked<float>(array, name, static_cast<int>(array.ndim()), "any");
     found[name] = {data, {array.shape(), array.shape() + array.ndim()}};

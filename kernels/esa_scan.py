@@ -158,7 +158,7 @@ class DevicePairs:
         return cls(
             *(moved(array, device) for array in arrays),
             n_windows=int(windows[batch.bag_utr].sum()),
-            has_foreign=bool(batch.utr.max(initial=0) > 3),
+            has_foreign=bool(batch.utrs_with_others),
         )
 
 

@@ -52,7 +52,7 @@ class FusedPairFormer(PairFormer):
 
     def encode_selected(self, candidates: Candidates, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         selected, (pairs, scanned) = self.moved(rows), self._candidates(candidates)
-        embedding = torch.empty(len(rows), self.config.expensive.width, device=self.device)
+        embedding = torch.empty(len(rows), self.config.expensive.width, dtype=torch.float32, device=self.device)
         logit = embedding.new_empty(len(rows))
         for chunk in chunks(len(rows), GPU_CHUNK):
             part = selected[chunk]

@@ -158,6 +158,7 @@ class Candidates:
         rows = np.asarray(rows)
         if rows.dtype.kind not in "iu" and rows.size:
             raise TypeError(f"rows must be row numbers, got {rows.dtype}; pass np.flatnonzero(mask) for a mask")
+        check(rows.ndim == 1, "rows", "have shape (M,)", rows.shape)
         rows = rows.astype(np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self.start)):
             raise ValueError(f"rows must be in 0..{len(self.start) - 1}, got {rows.min()}..{rows.max()}")

@@ -45,6 +45,7 @@ from pairformer.outputs import (
     PERCENTILE,
     SITE_HEADER,
     OutputError,
+    OutputFolder,
     Progress,
     add_column,
     check_outputs,
@@ -73,7 +74,8 @@ FOLD_LICENCE = "MIT; Rfam is CC0, the copies of bpRNA trained on state no licenc
 ENCODER_OPTIONS = ("stage1", "stage2", "distill", "sources__windows", "sources__clash_")
 SIZE = click.Choice(["default", "paper"])
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
-EXTRAS = {"torch": "torch", "sklearn": "torch", "pyarrow": "fold", "RNA": "fold"}  # what brings which module
+# What brings which module.
+EXTRAS = {"torch": "torch", "sklearn": "torch", "h5py": "mil", "triton": "gpu", "pyarrow": "fold", "RNA": "fold"}
 CALIBRATED = ("logit_scale", "effect_scale", "effect_interval", "effect_widening")  # what held-out folds give a model
 
 
@@ -182,7 +184,7 @@ def predict(
     scorer = Scorer(model, k_max, engine, device, threads, explain, prior, accessibility)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
-    into_file = output != "-" and not is_stream(output) and os.access(Path(output).resolve().parent, os.W_OK)
+    into_file = output != "-" and not is_stream(output)
     if percentile and not (additive and into_file):
         raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
     ranked: tuple[list[str], list[NDArray], list[NDArray]] = [], [], []
@@ -279,7 +281,7 @@ def _model_options(function: Callable) -> Callable:
                    "else by gene; picks stage 3's epoch.")  # fmt: skip
 @click.option("--calibrate", type=FILE, multiple=True,
               help="report.json of held-out folds: of labelled pairs, or of fold changes.")  # fmt: skip
-@click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
+@click.option("--out", type=OutputFolder(), required=True, help="Run directory; taken up where it stood.")
 @_model_options
 @config_options(*DEFAULTS, without=CALIBRATED[1:])
 def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, device, threads, **options):
@@ -335,7 +337,7 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
 
 @cli.command("train fold", cls=ConfigCommand, short_help="Train a structure model.")
 @click.option("--data", help="Folder of training data; else the variable PAIRFORMER_DATA.")
-@click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
+@click.option("--out", type=OutputFolder(), required=True, help="Run directory; taken up where it stood.")
 @click.option("--prepare", is_flag=True, help="Make what is learnt from, and stop.")
 @click.option("--seconds", type=float, default=float("inf"), help="Stop after the epoch in which they run out.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -429,7 +431,7 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
 @click.option("--model", help="Name, or directory of a saved model.")
 @click.option("--train", "trained", is_flag=True, help="Train a model on each fold.")
 @click.option("--data", help="Folder of data; else the variable PAIRFORMER_DATA.")
-@click.option("--out", type=FOLDER, required=True, help="Run directory; taken up where it stood.")
+@click.option("--out", type=OutputFolder(), required=True, help="Run directory; taken up where it stood.")
 @click.option("--seeds", type=Items(int), default="2020", show_default=True, help="Of training; one training each.")
 @click.option("--cache", type=FOLDER, help="Trained encoders and pooled scores, named by content; else in --out.")
 @click.option("--allow-overlap", is_flag=True, help="Go on where a claim of the protocol does not hold, and say so.")
@@ -532,12 +534,8 @@ def audit(a, b, data, disjoint):
 
 @cli.command("select", short_help="Prune bags of features, one file each, to K instances.")
 @click.option("--features", type=FOLDER, required=True, help="Folder of .pt, .npy or .h5 files, as CLAM's.")
-@click.option(
-    "--out",
-    type=FOLDER,
-    required=True,
-    help="Folder for the pruned files and selection.tsv; it must hold no other bags.",
-)
+@click.option("--out", type=OutputFolder(), required=True,
+              help="Folder for the pruned files and selection.tsv; it must hold no other bags.")  # fmt: skip
 @click.option("--k", "k_max", type=click.IntRange(1), default=256, show_default=True, help="Most instances a bag.")
 @click.option("--scores", type=FOLDER, help="Folder of NAME.npy, .txt or .csv; else the norm of the features.")
 @click.option("--coords", type=FOLDER, help="Folder of NAME.npy, for features without coords of their own.")

@@ -106,13 +106,14 @@ def read_fasta(path: str | Path) -> Iterator[Record]:
     where = ""
     parts: list[str] = []
     for number, line in numbered_lines(path):
+        line = line.removeprefix("\ufeff")  # of a file that was put behind another
         if line.startswith(">"):
             if name is not None:
                 yield Record(name, "".join(parts), where)
             words = line[1:].split()
             name, where, parts = words[0] if words else f"record_{number}", f"{path}:{number}", []
         elif name is None and line.strip():
-            raise DataError(f"{path}:{number}: FASTA must start with '>', got {line.strip()[:20]!r}")
+            raise DataError(f"{path}:{number}: FASTA must start with '>', got {line.rstrip()[:20]!r}")
         elif ">" in line:
             raise DataError(f"{path}:{number}: FASTA must have '>' only where a line begins, got "
                             f"{line.strip()[:20]!r}; the line before may lack its end")  # fmt: skip
@@ -462,14 +463,15 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
         if source == "utr_id" and row["utr_id"] not in sequences:
             raise DataError(f"{row['where']}: utr_id must be in {UTRS}, got {row['utr_id']}")
     utr = np.array([sequences[row["utr_id"]] for row in rows], object) if sequences else _rna(rows, source)
-    for row, sequence in zip(rows, utr, strict=True):
-        if fault := pair_fault("A", sequence):
+    mirna = _rna(rows, "mirna_seq")
+    for row, *pair in zip(rows, mirna, utr, strict=True):
+        if fault := pair_fault(*pair):
             raise DataError(f"{row['where']}: {fault}")
     names = [[row.get(key, "") for key in ("gene_symbol", "mrna_id", "utr_id")] for row in rows]
     gene = [next(filter(None, name), sequence) for name, sequence in zip(names, utr, strict=True)]
     utr_id = [row.get("utr_id") or name for row, name in zip(rows, gene, strict=True)]
     label = _labels(rows) if "label" in rows[0] else np.full(len(rows), np.nan, np.float32)
-    return Pairs(label, _rna(rows, "mirna_seq"), np.array(gene, object), utr, np.array(utr_id, object))
+    return Pairs(label, mirna, np.array(gene, object), utr, np.array(utr_id, object))
 
 
 def rewire(positives: Pairs, known: Pairs, rng_seed: int | Sequence[int] = 2020) -> Pairs:

@@ -232,13 +232,13 @@ class TritonEngine(TorchEngine):
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Products of float32 in float32, neither TensorFloat-32 nor bfloat16, whatever PyTorch is set to.
+    """Products of float32 rounded to float32, to neither TensorFloat-32 nor bfloat16, whatever PyTorch is set to.
 
     The setting is the process's: the first thread that comes in keeps it, the last that leaves puts it back.
     """
-    from torch import backends
+    import torch
 
-    known: Any = backends  # torch's types leave some of these out
+    known: Any = torch.backends  # torch's types leave some of these out
     places = (known.cuda.matmul, known.cudnn.conv, known.mkldnn.matmul, known.mkldnn.conv)
     with _exact.lock:
         if not _exact.inside:
@@ -247,7 +247,8 @@ def exact_float32() -> Iterator[None]:
                 place.fp32_precision = "ieee"
         _exact.inside += 1
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         with _exact.lock:
             _exact.inside -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,8 +55,8 @@ class Fold:
     @property
     def expected_f1(self) -> float:
         """How sure ``pairs`` are: their F1, were each pair true with its probability, by those in ``possible``
-        (:func:`pairformer.folding.expected_f1`)."""
-        return expected_f1(self.pairs, self.possible, self.probability)
+        (:func:`pairformer.folding.expected_f1`); NaN of a sequence that was not folded."""
+        return math.nan if self.message else expected_f1(self.pairs, self.possible, self.probability)
 
     def matrix(self) -> NDArray[np.float32]:
         """(L, L) symmetric pair probabilities, those under 0.001 as 0."""
@@ -239,10 +240,11 @@ def sequence_fault(sequence: object) -> str | None:
     """Why a sequence cannot be folded; None if it can."""
     if not isinstance(sequence, str):
         return f"sequence must be a string, got {type(sequence).__name__}"
-    strange = next((at for at, letter in enumerate(sequence) if letter not in IUPAC), None)
+    strange = next(((at, letter) for at, letter in enumerate(sequence, 1) if letter not in IUPAC), None)
     if strange is None:
         return None
-    return f"sequence must hold letters of the IUPAC nucleic acid code, got {sequence[strange]!r} at {strange + 1}"
+    at, letter = strange
+    return f"sequence must hold letters of the IUPAC nucleic acid code, got {letter!r} at position {at}"
 
 
 def _windows(length: int, window: int) -> list[int]:

@@ -9,11 +9,12 @@ import itertools
 import json
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 import click
 import numpy as np
@@ -43,6 +44,20 @@ class OutputError(click.ClickException):
     exit_code = 74
 
 
+class OutputFolder(click.Path):
+    """A folder to write to, which is there or can be made."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value, param, ctx) -> Any:
+        out: Any = super().convert(value, param, ctx)
+        there = next(place for place in (out, *out.absolute().parents) if os.path.exists(place))
+        if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
+            raise OutputError(f"out must be a writable folder, got {out}; {there} is not one")
+        return out
+
+
 def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
     """Refuse outputs that would overwrite each other or an input, when they are whole or before."""
     taken = {_identity(0 if path == "-" else path) for path in inputs if path == "-" or (path and os.path.isfile(path))}
@@ -52,7 +67,7 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
         places = {path} if path == "-" else {_identity(path), _identity(str(_part_of(path)))}
         if places & taken:
             raise click.UsageError(
-                f"each output must have a place of its own (and PATH.part while it is written), got {path!r} twice or "
+                f"each output must have a place of its own (and PATH.part after an error), got {path!r} twice or "
                 "as an input; '-' is standard output, where --output goes unless it names a file"
             )
         taken |= places
@@ -65,8 +80,8 @@ def is_stream(path: str) -> bool:
 
 
 def _part_of(path: str) -> Path:
-    """Where an output is until it is whole."""
-    place = Path(path).resolve()
+    """Where what there is of an output goes after an error."""
+    place = Path(os.path.realpath(path))
     return place.with_name(f"{place.name}.part")
 
 
@@ -141,7 +156,7 @@ def write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
 def open_output(files: contextlib.ExitStack, path: str) -> TextIO:
     """A file to write text to, gzip for a name in .gz, or for "-" standard output.
 
-    It takes its place when all went well; until then, and for good after an error, it is PATH.part.
+    It takes its place when all went well, and that of PATH.part after an error; runs side by side do not meet.
     """
     if path == "-":
         if hasattr(sys.stdout, "reconfigure"):
@@ -154,10 +169,10 @@ def open_output(files: contextlib.ExitStack, path: str) -> TextIO:
 def _taking_its_place(path: str) -> Iterator[TextIO]:
     at_once = is_stream(path)
     # Not resolved: what a pipe's link in /dev/fd leads to has no name.
-    place = Path(path) if at_once else Path(path).resolve()
-    part = place if at_once else _part_of(path)
+    place = Path(path) if at_once else Path(os.path.realpath(path))
+    own = place if at_once else place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
     try:
-        raw = part.open("wb")
+        raw = own.open("wb")
     except OSError as error:
         raise OutputError(f"output must be a writable file, got {path}; {error.strerror}") from error
     try:
@@ -169,12 +184,12 @@ def _taking_its_place(path: str) -> Iterator[TextIO]:
             yield out
     except BaseException:
         if not at_once:
-            click.echo(f"what was written is in {part}", err=True)
+            click.echo(f"what was written is in {own.replace(_part_of(path))}", err=True)
         raise
     if not at_once:
         if place.exists():
-            part.chmod(place.stat().st_mode)
-        part.replace(place)
+            own.chmod(place.stat().st_mode)
+        own.replace(place)
 
 
 @contextlib.contextmanager

@@ -212,7 +212,8 @@ def predict(
     Args:
         mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
         utr: 3'UTR, 5'->3', any length; windows with other letters are passed over. Under 40 nt it has letters of the
-            IUPAC code alone. Two sequences must be equally long; a single string is broadcast.
+            IUPAC code alone, and is not "NA" or "NaN". Two sequences must be equally long; a single string is
+            broadcast.
         model: "default", "paper" (the paper's form and labels) or a directory written by ``PairFormer.save``.
         k_max: candidates the expensive encoder may read per pair, at least 1; None for the model's own.
         engine: "native" (C++ on the CPU), "torch", "triton", "triton-bf16" (bfloat16 after selection), or "auto":
@@ -241,7 +242,7 @@ def predict(
     """
     mirnas, utrs = broadcast_pairs(mirna, utr)
     single = isinstance(mirna, str) and isinstance(utr, str)
-    if single or strict:
+    if as_bool("strict", strict) or single:
         for m, u in zip(mirnas, utrs, strict=True):
             fault = pair_fault(m, u)
             if fault is not None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import as_int
+from pairformer.config import as_bool, as_int
 
 ESA_MIN = 6
 MIRNA_MAX, UTR_MAX = 35, 2**31 - 1
@@ -17,6 +17,7 @@ Strings = Sequence[str] | NDArray[np.object_]
 IUPAC = frozenset("ACGUTRYSWKMBDHVNacgutryswkmbdhvn")
 _MIRNA_LETTERS = "ACGUTacgut"
 _BLANKS = "\n \r\t"
+_NONE = ("NA", "NAN")  # letters of the code, and what tables have where there is no sequence
 
 
 def scan(
@@ -36,7 +37,8 @@ def scan(
     Args:
         mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
         utr: 3'UTR, 5'->3', any length; windows holding a letter outside ACGU are dropped and counted. Under 40 nt it
-            has letters of the IUPAC code alone. Two sequences must be equally long; a single string is broadcast.
+            has letters of the IUPAC code alone, and is not "NA" or "NaN". Two sequences must be equally long; a single
+            string is broadcast.
         esa_min: least score kept, 0-10.
         threads: 0 for all this process may use, at most those. The result does not depend on it.
         strict: raise for an invalid pair also in a list; else its bag is empty, its status "invalid"
@@ -54,7 +56,7 @@ def scan(
     Source: PAIR-Former sec. 4.1 (ESA of Min et al., TargetNet, 2022); ties as Biopython's pairwise2.
     """
     esa_min, threads = as_int("esa_min", esa_min), as_int("threads", threads)
-    single = isinstance(mirna, str) and isinstance(utr, str)
+    strict, single = as_bool("strict", strict), isinstance(mirna, str) and isinstance(utr, str)
     mirnas, utrs = broadcast_pairs(mirna, utr)
     messages: dict[int, str] = {}
     mirna_number: dict[str, int] = {}  # distinct strings, numbered in order of first use
@@ -135,6 +137,8 @@ def _text_fault(mirna: object, utr: object) -> str | None:
         return f"utr must have at most {UTR_MAX} letters, got {len(utr)}"
     if wrong := mirna.strip(_MIRNA_LETTERS):
         return f"mirna must have letters ACGU (or T) only, got {wrong[0]!r} at position {mirna.index(wrong[0]) + 1}"
+    if len(utr) <= 3 and utr.upper() in _NONE:
+        return f"utr must be a sequence, got {utr!r}, which stands for none; leave the pair out"
     if len(utr) < WINDOW and not set(utr) <= IUPAC:  # longer ones lose windows, which is told
         odd = next(letter for letter in utr if letter not in IUPAC)
         return _blank_fault(utr) or (

@@ -1,5 +1,6 @@
 """Commands as a user types them: tables, files, streams, exit codes."""
 
+import contextlib
 import gzip
 import io
 import os
@@ -12,7 +13,7 @@ import pytest
 
 import pairformer
 from pairformer import testing
-from pairformer.outputs import PAIR_HEADER, SITE_HEADER
+from pairformer.outputs import PAIR_HEADER, SITE_HEADER, open_output
 from pairformer.saved import WEIGHTS
 
 pytest.importorskip("torch")
@@ -257,6 +258,18 @@ def test_an_output_takes_its_place_when_it_is_whole(command, files):
     assert len(cells((files / "out.tsv.part").read_text())) == 7
 
 
+def test_two_runs_may_write_one_output(files, monkeypatch):
+    monkeypatch.chdir(files)
+    with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+        first, second = (open_output(run, "both.tsv") for run in (one, other))
+        first.write("first\n" * 3)
+        second.write("second\n")
+        other.close()
+        assert (files / "both.tsv").read_text() == "second\n"
+    assert (files / "both.tsv").read_text() == "first\n" * 3
+    assert not list(files.glob("both*.part"))
+
+
 def test_foreign_bytes_in_names(command, files):
     (files / "u.fa").write_bytes(b">caf\xe9\nACGU\n")
     assert command("predict", LET7, "u.fa", "-o", "out.tsv")[0] == 0
@@ -296,8 +309,8 @@ def test_foreign_bytes_in_names(command, files):
         ([LET7, "ACGU", "--engine", "fast"], 2, "'fast' is not one of 'auto', 'native', 'torch'"),
         ([LET7, "ACGU", "--device", "abacus"], 2, "device must be auto, cpu or one PyTorch finds here, got abacus"),
         ([LET7, "ACGU", "-o", "none/out.tsv"], 74, "output must be a writable file, got none/out.tsv; No such file"),
-        ([LET7, "ACGU", "--sites", "-"], 2, "while it is written), got '-' twice"),
-        ([LET7, "ACGU", "-o", "a", "--rejects", "./a"], 2, "while it is written), got './a' twice"),
+        ([LET7, "ACGU", "--sites", "-"], 2, "after an error), got '-' twice"),
+        ([LET7, "ACGU", "-o", "a", "--rejects", "./a"], 2, "after an error), got './a' twice"),
         ([LET7, "ACGU", "-o", "."], 74, "output must be a writable file, got .; Is a directory"),
         ([LET7, "utrs.fa.gz", "-o", "utrs.fa.gz"], 2, "got 'utrs.fa.gz' twice or as an input"),
         ([LET7, "utrs.fa.gz", "-o", "hard.gz"], 2, "got 'hard.gz' twice or as an input"),

@@ -174,17 +174,18 @@ def test_letters(place):
     np.testing.assert_allclose(one.matrix(), other.matrix(), atol=1e-6)
     assert ambiguous.sequence == plain.sequence
     assert (empty.structure, len(empty.pairs), len(empty.unpaired), empty.message) == ("", 0, 0, None)
-    assert bad.message == "sequence must hold letters of the IUPAC nucleic acid code, got '-' at 4"
+    assert bad.message == "sequence must hold letters of the IUPAC nucleic acid code, got '-' at position 4"
     assert bad.structure == ""
+    assert np.isnan(bad.expected_f1)
     assert bad.matrix().shape == (0, 0)
-    with pytest.raises(ValueError, match="sequence must hold letters of the IUPAC nucleic acid code, got '-' at 4"):
+    with pytest.raises(ValueError, match=r"sequence must hold letters of the IUPAC .* code, got '-' at position 4"):
         pairformer.fold("ACG-U", model=place)
     good, *strange = pairformer.fold(["ACGU", None, b"ACGU", 7, "ßA"], model=place)
     assert good.message is None
     assert [fold.message for fold in strange[:3]] == [
         f"sequence must be a string, got {kind}" for kind in ("NoneType", "bytes", "int")
     ]
-    assert strange[3].message.endswith("got 'ß' at 1")
+    assert strange[3].message.endswith("got 'ß' at position 1")
     assert pairformer.fold([], model=place) == []
     for wrong in (None, b"ACGU", 7):
         with pytest.raises(TypeError, match="sequence must be a string or a sequence of strings"):

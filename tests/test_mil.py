@@ -252,6 +252,18 @@ def test_bad_settings(arguments, message):
         mil.STSelector(**arguments)
     with pytest.raises(TypeError, match=r"k_max must be an int, got 2\.5"):
         mil.TopK(2.5)
+    with pytest.raises(TypeError, match="center must be True or False, got 'no'"):
+        mil.STSelector(center="no")
+    with pytest.raises(ValueError, match="balance must be a finite number, got 'x'"):
+        mil.MMR(balance="x")
+
+
+def test_a_rule_is_a_break_in_a_compiled_graph(bags):
+    torch = pytest.importorskip("torch")
+    scores, embeddings = (torch.from_numpy(part).float() for part in bags[:2])
+    for rule in (mil.STSelector(4), mil.MMR(4), mil.Random(4)):
+        asked = lambda s, e, rule=rule: rule.select(s * 2, e, offsets=bags[3]).rows + 1  # noqa: E731
+        assert torch.equal(torch.compile(asked, backend="eager")(scores, embeddings), asked(scores, embeddings))
 
 
 # Baselines.
@@ -404,6 +416,12 @@ def test_bag_classifier(labelled, k_max):
             assert learns.numel() == 1 or (learns != began).any()
     with pytest.raises(ValueError, match="module must be trained by a loss of its logits"):
         mil.BagClassifier(lambda width: torch.nn.Sequential(budgeted(width))).fit(bags, labels)
+    with pytest.raises(TypeError, match="module must be a function of D that makes a module, got SetAggregator"):
+        mil.BagClassifier(mil.SetAggregator(5)).fit(bags, labels)
+    with pytest.raises(ValueError, match="k_max must be None beside a module, got 2"):
+        mil.BagClassifier(mil.SetAggregator, k_max=2).fit(bags, labels)
+    with pytest.raises(ValueError, match=r"loss must be finite, got nan in epoch .; lower learning_rate, which is 1e"):
+        mil.BagClassifier(learning_rate=1e30, epochs=3).fit(bags, labels)
     for name in ("batch_size", "epochs"):
         with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
             mil.BagClassifier(**{name: 0}).fit([np.ones((1, 2))] * 2, [0, 1])
@@ -423,7 +441,8 @@ def test_bag_classifier(labelled, k_max):
     probability = fitted.predict_proba([*bags[:3], np.empty((0, 5))])
     np.testing.assert_allclose(probability.sum(1), 1)
     assert fitted.predict([]).tolist() == []
-    again = clone(model).fit(bags, labels)
+    with torch.no_grad():
+        again = clone(model).fit(bags, labels)
     np.testing.assert_array_equal(again.decision_function(bags), fitted.decision_function(bags))
     with pytest.raises(ValueError, match=r"X must hold arrays \(n, 5\) of finite numbers, got \(2, 4\)"):
         fitted.predict([np.ones((2, 4))])

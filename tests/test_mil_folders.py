@@ -20,6 +20,9 @@ def test_select_command(tmp_path, command, capsys):
     assert np.load(tmp_path / "out" / "slide40.npy").shape == (8, 4)
     assert command("select", "--features", tmp_path / "none", "--out", tmp_path / "out") == 66
     assert "files, got " + str(tmp_path / "none") + ", which is no folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command("select", "--features", source, "--out", tmp_path / "file" / "out") == 74
+    assert f"out must be a writable folder, got {tmp_path / 'file' / 'out'}" in capsys.readouterr().err
     np.save(source / "slide3.npy", np.full((3, 4), np.nan, np.float32))
     assert command("select", "--features", source, "--out", tmp_path / "all") == 65
     told = capsys.readouterr().err
@@ -161,10 +164,12 @@ def test_odd_files_do_not_stop_the_others(tmp_path):
     np.save(tmp_path / "scores" / "struct.npy", np.zeros(9, [("score", float), ("row", int)]))
     (tmp_path / "scores" / "badzip.npy").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "out" / "folder.npy").mkdir(parents=True)
+    (tmp_path / "in" / "gone.npy").symlink_to("nowhere.npy")
     bags = mil.select_folder(tmp_path / "in", tmp_path / "out", np.int64(3), scores=tmp_path / "scores")
     done = {bag.name: bag for bag in bags}
     assert done["good"].rows.tolist() == mil.STSelector(3).select(values[:, 0], values).rows.tolist()
     assert "folder.npy: out must have no folder where a file belongs" in done["folder"].message
+    assert "gone.npy: features must be readable as .npy, got FileNotFoundError" in done["gone"].message
     assert "struct.npy: scores must be one number a line" in done["struct"].message
     assert "names must have no tab and no line break" in done["line\nbreak"].message
     assert "zip.npy: features must be readable as .npy, got an archive" in done["zip"].message

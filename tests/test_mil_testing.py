@@ -197,6 +197,10 @@ def test_an_empty_bag_has_a_learned_logit():
 def test_checks_are_known():
     with pytest.raises(ValueError, match=r"check must be one of finite, .*, got 'foo'"):
         testing.run_aggregator_check("foo", mil.SetAggregator(6), 6)
+    with pytest.raises(ValueError, match=r"check must be one of .*, got 'foo'"):
+        testing.run_selector_check("foo", mil.TopK(4))
+    with pytest.raises(TypeError, match=r"k_max must be given for what has none, got None; pass that of <function"):
+        testing.check_selector(lambda scores: scores)
 
 
 def test_aggregator_refuses_by_name():
@@ -209,6 +213,12 @@ def test_aggregator_refuses_by_name():
         module(x, torch.ones(4, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"x must have shape \(B, P, 3\), or \(N, 3\) with offsets, got \(2, 4, 2\)"):
         module(x[:, :, :2])
+    with pytest.raises(ValueError, match=r"x must have shape .*, or \(N, 3\) with offsets, got \(2, 4, 3\)"):
+        module(x, offsets=[0, 1, 2])
+    with pytest.raises(TypeError, match=r"x must be torch.float32 as the weights, got torch.float64; pass x.to"):
+        module(x.double())
+    with pytest.raises(ValueError, match="mask must hold only 0 and 1, got -1; True = real"):
+        module(x, torch.ones(2, 4, dtype=torch.long) - 2)
     with pytest.raises(ValueError, match="mask must be None for ragged bags"):
         module(x[0], torch.ones(2, 4, dtype=torch.bool), offsets=torch.tensor([0, 4]))
 
@@ -352,7 +362,7 @@ def test_noise_of_selection_is_for_training_only():
     still = tuple(model.run(x, offsets=offsets).selection.rows.tolist())
     model.eval().explore = 1
     assert tuple(model.run(x, offsets=offsets).selection.rows.tolist()) == still
-    with pytest.raises(ValueError, match="explore must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"explore must be in \[0, inf\), got -1"):
         mil.BudgetedMIL(model.scorer, model.encoder, model.aggregator, model.selector, explore=-1)
 
 

@@ -248,10 +248,14 @@ def test_float32_is_float32(model, rng, settings):
         if matmul:
             torch.set_float32_matmul_precision(matmul)
         asked = [backends.fp32_precision, backends.mkldnn.matmul.fp32_precision, backends.cudnn.conv.fp32_precision]
-        found = pairformer.predict(*given, model=model, engine="torch")
+        torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = pairformer.predict(*given, model=model, engine="torch")
+        assert PairFormer.load(model).expensive.head.weight.dtype == torch.float32
         assert [backends.fp32_precision, backends.mkldnn.matmul.fp32_precision,
                 backends.cudnn.conv.fp32_precision] == asked  # fmt: skip
     finally:
+        torch.set_default_dtype(torch.float32)
         backends.fp32_precision = "none"
         torch.set_float32_matmul_precision(before)
     np.testing.assert_array_equal(found.logit, expected.logit)

@@ -140,14 +140,14 @@ def test_rows_are_small():
 def test_statuses():
     utr = "ACGU" * 30
     split = f"{utr[:60]}\t{utr[60:]}"
-    mirnas = [LET7, LET7, LET7, "", "ACGX", "A" * 36, None, LET7, "CCCCC", LET7, "ACGXX", LET7 + "G", LET7]
-    utrs = [utr, "A" * 39, "N" * 80, utr, utr, utr, utr, 7, utr, split, split, split, "AC GX"]
+    mirnas = [LET7, LET7, LET7, "", "ACGX", "A" * 36, None, LET7, "CCCCC", LET7, "ACGXX", LET7 + "G", LET7, LET7, LET7]
+    utrs = [utr, "A" * 39, "N" * 80, utr, utr, utr, utr, 7, utr, split, split, split, "AC GX", "NA", "nan"]
     candidates = pairformer.scan(mirnas, utrs)
-    statuses = ["ok", "no_window", "no_candidate"] + ["invalid"] * 5 + ["no_candidate"] + ["invalid"] * 4
+    statuses = ["ok", "no_window", "no_candidate"] + ["invalid"] * 5 + ["no_candidate"] + ["invalid"] * 6
     assert candidates.status.tolist() == statuses
-    assert candidates.n_candidates.tolist() == [candidates.n_candidates[0]] + [0] * 12
-    assert candidates.n_dropped.tolist() == [0, 0, 41] + [0] * 10
-    assert candidates.utr_length.tolist() == [120, 39, 80, 120, 120, 120, 120, 0, 120, 121, 121, 121, 5]
+    assert candidates.n_candidates.tolist() == [candidates.n_candidates[0]] + [0] * 14
+    assert candidates.n_dropped.tolist() == [0, 0, 41] + [0] * 12
+    assert candidates.utr_length.tolist() == [120, 39, 80, 120, 120, 120, 120, 0, 120, 121, 121, 121, 5, 2, 3]
     blank = "utr must hold no blanks, got {!r} at position {}; pass ''.join(utr.split())"
     assert candidates.messages == {
         3: "mirna must have 1 to 35 letters, got 0",
@@ -159,6 +159,8 @@ def test_statuses():
         10: "mirna must have letters ACGU (or T) only, got 'X' at position 4",
         11: blank.format("\t", 61),
         12: blank.format(" ", 3),
+        13: "utr must be a sequence, got 'NA', which stands for none; leave the pair out",
+        14: "utr must be a sequence, got 'nan', which stands for none; leave the pair out",
     }
     assert len(pairformer.scan([], [])) == 0
 
@@ -192,6 +194,10 @@ def test_errors():
     for rows, kind in ((candidates.esa_score > 7, "bool"), ([0.5], "float64")):
         with pytest.raises(TypeError, match=f"rows must be row numbers, got {kind}"):
             candidates.encode(rows)
+    with pytest.raises(ValueError, match=r"rows must have shape \(M,\), got \(1, 2\)"):
+        candidates.encode(np.array([[0, 1]]))
+    with pytest.raises(ValueError, match=r"threads must have at most 64 bits, got 18446744073709551616"):
+        pairformer.scan(LET7, "ACGU", threads=2**64)
     with pytest.raises(ValueError, match=r"threads must be 0 \(all\) or more, got -3"):
         pairformer.scan(LET7, "ACGU", threads=-3)
 

@@ -400,6 +400,7 @@ BAD_FIELDS = {
     "k_max must be in [1, 2147483647], got 0": {"k_max": 0},
     "k_max must be an int, got 2.5": {"k_max": 2.5},
     "rho must be in [0, 1], got 1.5": {"rho": 1.5},
+    "rho must be a finite number, got 'a'": {"rho": "a"},
     "variant must be one of S0, S1, S2, got 'S3'": {"variant": "S3"},
     "score must be one of logit, sigmoid, got 'rank'": {"score": "rank"},
     "hash_bits must be in [1, 32], got 33": {"hash_bits": 33},

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pairformer.bags import WINDOW
 from pairformer.data import (
     FUNMIRBENCH,
+    MOST_EFFECT,
     PAIRS,
     Pairs,
     Sites,
@@ -281,7 +282,7 @@ def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_fo
     shape = raw.shape
     rows = np.indices(shape).reshape(2, -1)
     elsewhere = _elsewhere(raw, family)
-    label = np.clip(raw - elsewhere, -1.5, 1.5) if centred else raw
+    label = np.clip(raw - elsewhere, -MOST_EFFECT, MOST_EFFECT) if centred else raw
     values = [part.ravel().astype(np.float32) for part in (label, raw, elsewhere)]
     utr = np.array([utrs[name] for name in genes], object)
     effects = Effects(values[0], mirna[rows[0]], symbols[rows[1]], utr[rows[1]], genes[rows[1]], *values[1:])

@@ -139,8 +139,8 @@ def write(report: dict, results: list[FoldResult], out: Path, *, tables: list[st
     """Write report.json, report.md and, where matplotlib is installed, pr.svg, reliability.svg, scores.svg.
 
     Args:
-        report: protocol, statement, warning (optional), audit (findings), run (command, commit, versions,
-            seconds) and summary, what :func:`summarise` returned.
+        report: protocol, statement, warning (optional), audit (findings), run (what is known of it, as text or
+            numbers) and summary, what :func:`summarise` returned.
         results: the folds of the summary, for the plots.
         out: folder, made where there is none.
         tables: Markdown to put in place of the summary's tables and plots, for a summary of another shape.

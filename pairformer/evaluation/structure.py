@@ -163,7 +163,7 @@ def evaluate_structure(
             f"{failed} sequences could not be folded and count as without pairs",
             f"trained on RNAs of up to {longest} bases; those longer than {folding.window} are folded in windows",
             f"intervals are of {len(set(drawn))} families, drawn with replacement",
-            f"the model expects a macro F1 of {np.mean(expected):.3f}",
+            f"the model expects a macro F1 of {np.nanmean(expected):.3f}",
         ],
         "summary": summary,
     }

@@ -65,8 +65,8 @@ class SetAggregator(SetTransformer):
             instances of a bag that has any.
 
         Raises:
-            ValueError: shapes disagree, or offsets are malformed.
-            TypeError: mask holds floats, or it or x is no tensor.
+            ValueError: shapes disagree, offsets are malformed, or mask holds a number other than 0 and 1.
+            TypeError: mask holds floats, it or x is no tensor, or x is of another dtype than the weights.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}; pass torch.from_numpy(x) of an array")
@@ -75,10 +75,9 @@ class SetAggregator(SetTransformer):
             if mask is not None:
                 raise ValueError("mask must be None for ragged bags, got one beside offsets")
             form = Form.of(x, offsets, name="x")
+            self._check_width(x, 2 if offsets is not None else 3)
             x, mask = pack_tokens(form.rows("x", x), form.offsets)
-        if x.ndim != 3 or x.shape[2] != self.project.in_features:
-            raise ValueError(f"x must have shape (B, P, {self.project.in_features}), or (N, {self.project.in_features})"
-                             f" with offsets, got {tuple(x.shape)}")  # fmt: skip
+        self._check_width(x, 3)
         mask = _checked(mask, x)
         if x.shape[1] == 0:
             logits, att = self.empty.expand(len(x)), mask.to(x.dtype)
@@ -87,6 +86,13 @@ class SetAggregator(SetTransformer):
             logits = torch.where(mask.any(1), self.pooled(inner, attended), self.empty)
             att = self._attention(inner, attended) * mask if return_att else mask
         return (logits, att[mask] if ragged else att) if return_att else logits
+
+    def _check_width(self, x: Tensor, ndim: int) -> None:
+        width, weight = self.project.in_features, self.project.weight
+        if x.ndim != ndim or x.shape[-1] != width:
+            raise ValueError(f"x must have shape (B, P, {width}), or (N, {width}) with offsets, got {tuple(x.shape)}")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must be {weight.dtype} as the weights, got {x.dtype}; pass x.to({weight.dtype})")
 
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
         """The weights inside ``self.pool(x, mask)``, (B, P)."""
@@ -129,4 +135,8 @@ def _checked(mask: Tensor | None, x: Tensor) -> Tensor:
         raise TypeError(f"mask must be bool or integers 0 and 1, got {mask.dtype}; pass mask.bool() where 1 = real")
     if mask.shape != x.shape[:2]:
         raise ValueError(f"mask must have shape {tuple(x.shape[:2])} (as x), got {tuple(mask.shape)}")
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling():
+        wrong = mask[(mask != 0) & (mask != 1)]
+        if len(wrong):
+            raise ValueError(f"mask must hold only 0 and 1, got {wrong[0].item()}; True = real")
     return mask.bool()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pairformer.config import as_int
+from pairformer.config import as_int, check_within
 from pairformer.mil.selectors import COVERAGE, TOP, Bags, Selector
 
 
@@ -128,9 +128,8 @@ class MMR(BagSelector):
 
     def __init__(self, k_max: int = 64, balance: float = 0.5) -> None:
         super().__init__(k_max)
-        if not 0 <= balance <= 1:
-            raise ValueError(f"balance must be in [0, 1], got {balance}")
         self.balance = balance
+        check_within(self, "balance", "[0, 1]")
 
     def _pick(self, scores, embeddings, positions):
         points = _unit(_vectors(embeddings))

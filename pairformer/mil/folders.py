@@ -78,7 +78,8 @@ def select_folder(
     apart = [folder for folder in given if features.resolve() in folder.parents]
     for path in sorted(features.rglob("*"), key=lambda path: (*SUFFIXES, path.suffix).index(path.suffix)):
         beside = any(path.resolve().is_relative_to(folder) for folder in apart)
-        if path.suffix in SUFFIXES and path.is_file() and not beside:
+        dangling = path.is_symlink() and not path.exists()
+        if path.suffix in SUFFIXES and (path.is_file() or dangling) and not beside:
             bags.setdefault(path.stem, []).append(path)
             place = (out / path.relative_to(features)).resolve().parent
             if place in given or place.is_relative_to(features.resolve()):

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from pairformer.config import as_int
+from pairformer.metrics import sigmoid
 from pairformer.mil.aggregator import SetAggregator
 from pairformer.mil.budgeted import BudgetedMIL, check_one_loss
 from pairformer.mil.selectors import STSelector
@@ -33,7 +34,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
             ``SetAggregator``) where ``k_max`` is given, and for ``SetAggregator`` on all instances where it is not; or
             a function of D to a module that maps padded bags (B, P, D) and mask (B, P), True = real, to logits (B,);
             a ``BudgetedMIL`` that alternates is trained by its own loss.
-        k_max: most instances of a bag that are encoded.
+        k_max: most instances of a bag that are encoded; None beside a ``module``, which has its own budget if any.
         epochs, batch_size, learning_rate, weight_decay: of AdamW, gradient norm at most 1. The scorer of a
             ``BudgetedMIL`` has ten times the rate.
         validation: share of the training bags that picks the epoch: those bags are not trained on, and the weights of
@@ -56,7 +57,9 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: a bag is no (n, D) array of finite numbers, no bag has an instance, labels are not of two
                 classes, ``batch_size`` or ``epochs`` is below 1, a ``BudgetedMIL`` that alternates is a
-                part of ``module`` and not the whole, or ``validation`` takes no bag or all of them.
+                part of ``module`` and not the whole, ``module`` stands beside a ``k_max``, ``validation`` takes no bag
+                or all of them, or a loss is not finite.
+            TypeError: ``module`` is a module, not what makes one.
         """
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
@@ -66,6 +69,11 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         for name in ("batch_size", "epochs"):
             if as_int(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if isinstance(self.module, nn.Module):
+            raise TypeError(f"module must be a function of D that makes a module, got {type(self.module).__name__}; "
+                            "pass lambda width: module")  # fmt: skip
+        if self.module is not None and self.k_max is not None:
+            raise ValueError(f"k_max must be None beside a module, got {self.k_max}; give the module its own budget")
         aside = round(self.validation * len(X)) if 0 <= self.validation < 1 else len(X)
         if aside == len(X) or (self.validation and not aside):
             rule = f"0, or a share that takes one of {len(X)} bags or more and leaves one"
@@ -77,7 +85,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         instances = np.concatenate([self._bag(bag, i) for i, bag in enumerate(X) if len(bag)]).astype(np.float64)
         self.mean_, self.scale_ = instances.mean(0), instances.std(0)
         self.scale_[self.scale_ == 0] = 1
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.rng_seed)
             self.module_ = (self.module or self._default)(self.n_features_in_)
             if not isinstance(self.module_, BudgetedMIL):
@@ -94,7 +102,7 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Sequence[NDArray]) -> NDArray[np.float32]:
         """(B, 2) probabilities, not calibrated."""
-        second = 1 / (1 + np.exp(-self.decision_function(X).astype(np.float64)))
+        second = sigmoid(self.decision_function(X).astype(np.float64))
         return np.stack([1 - second, second], 1)
 
     def predict(self, X: Sequence[NDArray]) -> NDArray:
@@ -144,10 +152,13 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         optimiser = torch.optim.AdamW(groups, self.learning_rate, weight_decay=self.weight_decay)
         least, kept = np.inf, None
         self.validation_losses_: list[float] = []
-        for _ in range(self.epochs):
+        for epoch in range(1, self.epochs + 1):
             module.train()
             for batch in used[torch.randperm(len(used))].split(int(self.batch_size)):
                 for loss in _losses(module, [bags[i] for i in batch], target[batch]):
+                    if not loss.isfinite():
+                        raise ValueError(f"loss must be finite, got {loss.item()} in epoch {epoch}; lower "
+                                         f"learning_rate, which is {self.learning_rate}")  # fmt: skip
                     optimiser.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(module.parameters(), 1.0)

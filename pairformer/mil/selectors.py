@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import selector
-from pairformer.config import as_int
+from pairformer.config import as_bool, as_int
 from pairformer.mil.forms import Form, finite_floats, numpy_of
 from pairformer.scan import usable_threads
 from pairformer.selector import is_tensor, like
@@ -135,6 +136,10 @@ class Selector(ABC):
                 rule needs is missing.
             TypeError: a dtype is of another kind, or a tensor is not on the CPU.
         """
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.compiler.is_compiling():  # the work is NumPy's: a break in the graph
+            select = torch.compiler.disable(self.select)
+            return select(scores, embeddings, positions, offsets, mask=mask, threads=threads)
         threads = usable_threads(threads)
         form = Form.of(scores, offsets, mask)
         bags = Bags(
@@ -196,7 +201,7 @@ class STSelector(Selector):
         if not 1 <= self.grid <= 256:
             raise ValueError(f"grid must be in 1..256, got {grid}")
         self.sign_bits = min(max(1, places).bit_length() - 1, 16)  # at most as many cells as places
-        self.center = center
+        self.center = as_bool("center", center)
 
     def keys(self, embeddings: Any, offsets: Any = None, threads: int = 0) -> Any:
         """SimHash keys (N,) uint32, which ``select`` takes in place of ragged embeddings (N, D); see ``center``."""

@@ -352,6 +352,7 @@ def check_aggregator(
 
 def run_selector_check(check: str, selector: Any, k_max: int | None = None) -> None:
     """One of ``SELECTOR_CHECKS`` by name; arguments as for :func:`check_selector`."""
+    _known(check, SELECTOR_CHECKS)
     k_max = _budget(selector, k_max)
     rng = np.random.default_rng(0)
     offsets = np.cumsum([0, *(n * 3 if n > 1 else n for n in SIZES), 2])
@@ -369,8 +370,7 @@ def run_aggregator_check(
     """One of ``AGGREGATOR_CHECKS`` by name; arguments as for :func:`check_aggregator`."""
     import torch
 
-    if check not in AGGREGATOR_CHECKS:
-        raise ValueError(f"check must be one of {', '.join(AGGREGATOR_CHECKS)}, got {check!r}")
+    _known(check, AGGREGATOR_CHECKS)
     call = forward or module
     if attention == "auto":
         signature = inspect.signature(call.forward if isinstance(call, torch.nn.Module) else call)
@@ -390,8 +390,15 @@ def run_aggregator_check(
             part.training = mode
 
 
+def _known(check: str, checks: dict[str, Any]) -> None:
+    if check not in checks:
+        raise ValueError(f"check must be one of {', '.join(checks)}, got {check!r}")
+
+
 def _budget(selector: Any, k_max: int | None) -> int:
-    k_max = selector.k_max if k_max is None else k_max
+    k_max = getattr(selector, "k_max", None) if k_max is None else k_max
+    if k_max is None:
+        raise TypeError(f"k_max must be given for what has none, got None; pass that of {selector!r}")
     if not 3 <= k_max <= 11:
         raise ValueError(f"k_max must be in 3..11 to be checked, got {k_max}; pass a selector of that budget")
     return k_max

@@ -44,7 +44,7 @@ class SavedModule(nn.Module):
         """
         name_or_path = NAMES[cls.kind][0] if name_or_path is None else name_or_path
         config, metadata, arrays = read_model(name_or_path, cls.kind)
-        model = cls(config)
+        model = cls(config).float()  # whatever PyTorch's default is
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         found = {name: array.shape for name, array in arrays.items()}
         if expected != found:

@@ -17,13 +17,12 @@ from pairformer.models import PairFormer
 from pairformer.saved import whole_file
 from pairformer.training.stage1_encoder import train_encoder, weighted_windows
 from pairformer.training.stage2_distill import distill
-from pairformer.training.stage3_aggregate import Bags, train_aggregator
+from pairformer.training.stage3_aggregate import NOTHING_MORE, Bags, train_aggregator
 
 __all__ = [
     "Bags", "claim", "content_hash", "encoders_key", "finished", "load_encoders", "train", "train_aggregator",
     "train_encoders",
 ]  # fmt: skip
-NOTHING_MORE = MoreSources()
 ENCODER_STAGES: dict[str, Callable[[PairFormer, Sites, TrainConfig, Path], None]] = {
     "stage1": train_encoder,
     "stage2": distill,
