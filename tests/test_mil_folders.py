@@ -146,7 +146,7 @@ def test_scores_are_read_one_a_line(tmp_path, suffix):
     for folder in ("features", "scores"):
         (tmp_path / folder).mkdir()
     np.save(tmp_path / "features" / "a.npy", np.ones((5, 2), np.float32))
-    (tmp_path / "scores" / f"a.{suffix}").write_text("1\n5\n2\n4\n3\n")
+    (tmp_path / "scores" / f"a.{suffix}").write_text("\ufeff1\n5\n2\n4\n3\n")
     (done,) = mil.select_folder(tmp_path / "features", tmp_path / "out", mil.TopK(2), scores=tmp_path / "scores")
     assert done.rows.tolist() == [1, 3]
 
@@ -165,11 +165,14 @@ def test_odd_files_do_not_stop_the_others(tmp_path):
     (tmp_path / "scores" / "badzip.npy").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "out" / "folder.npy").mkdir(parents=True)
     (tmp_path / "in" / "gone.npy").symlink_to("nowhere.npy")
+    np.save(tmp_path / "in" / "short.npy", values)
+    np.save(tmp_path / "scores" / "short.npy", values[:8, 0])
     bags = mil.select_folder(tmp_path / "in", tmp_path / "out", np.int64(3), scores=tmp_path / "scores")
     done = {bag.name: bag for bag in bags}
     assert done["good"].rows.tolist() == mil.STSelector(3).select(values[:, 0], values).rows.tolist()
     assert "folder.npy: out must have no folder where a file belongs" in done["folder"].message
     assert "gone.npy: features must be readable as .npy, got FileNotFoundError" in done["gone"].message
+    assert f"short.*: scores must be 9 as the rows of {tmp_path / 'in' / 'short.npy'}, got" in done["short"].message
     assert "struct.npy: scores must be one number a line" in done["struct"].message
     assert "names must have no tab and no line break" in done["line\nbreak"].message
     assert "zip.npy: features must be readable as .npy, got an archive" in done["zip"].message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,6 +148,9 @@ def _selected(name, stored, selector, scores, scorer, coords) -> tuple[int, Sele
     places = next(inside, None) if coords is None else _numbers(Path(coords) / f"{name}.npy", "coords")
     score = np.asarray(scorer(values)) if scores is None else _column(Path(scores), name)
     score = score[:, 0] if score.shape == (len(values), 1) else score
+    if score.shape != (len(values),):
+        source = "scorer" if scores is None else f"{Path(scores) / name}.*"
+        raise ValueError(f"{source}: scores must be {len(values)} as the rows of {first}, got shape {score.shape}")
     try:
         return len(values), selector.select(score, values, places)
     except (ValueError, TypeError) as error:
@@ -239,7 +243,7 @@ def _column(folder: Path, name: str) -> NDArray[np.float64]:
     for suffix in (".npy", ".txt", ".csv"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
-            values: Any = _numbers(path, "scores") if suffix == ".npy" else path.read_bytes().split()
+            values: Any = _numbers(path, "scores") if suffix == ".npy" else path.read_bytes().removeprefix(codecs.BOM_UTF8).split()
             try:
                 return np.asarray(values, np.float64)
             except (ValueError, TypeError) as error:

@@ -82,12 +82,12 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         if not filled:
             raise ValueError("X must hold an instance, got empty bags only")
         self.n_features_in_ = np.shape(filled[0])[-1]
-        instances = np.concatenate([self._bag(bag, i) for i, bag in enumerate(X) if len(bag)]).astype(np.float64)
+        instances = np.concatenate([self._bag(bag, i) for i, bag in enumerate(X) if len(bag)])
         self.mean_, self.scale_ = instances.mean(0), instances.std(0)
         self.scale_[self.scale_ == 0] = 1
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.rng_seed)
-            self.module_ = (self.module or self._default)(self.n_features_in_)
+            self.module_ = (self.module or self._default)(self.n_features_in_).float()
             if not isinstance(self.module_, BudgetedMIL):
                 check_one_loss(self.module_)
             self._train(self._standardised(X), torch.from_numpy(target).float(), aside)
@@ -121,18 +121,18 @@ class BagClassifier(ClassifierMixin, BaseEstimator):
         encoder = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64))
         return BudgetedMIL(nn.Linear(width, 1), encoder, SetAggregator(64), STSelector(self.k_max), "alternating")
 
-    def _bag(self, bag: Any, number: int) -> NDArray[np.float32]:
-        array = np.asarray(bag, np.float32)
+    def _bag(self, bag: Any, number: int) -> NDArray[np.float64]:
+        array = np.asarray(bag, np.float64)
         if array.ndim != 2 or array.shape[1] != self.n_features_in_ or not np.isfinite(array).all():
             right = array.ndim == 2 and array.shape[1] == self.n_features_in_
-            got = "NaN or infinity in float32" if right else array.shape
+            got = "NaN or infinity" if right else array.shape
             raise ValueError(
                 f"X must hold arrays (n, {self.n_features_in_}) of finite numbers, got {got} at bag {number}"
             )
         return array
 
     def _standardised(self, X: Sequence[NDArray]) -> list[torch.Tensor]:
-        empty = np.empty((0, self.n_features_in_), np.float32)
+        empty = np.empty((0, self.n_features_in_))
         bags = (self._bag(bag if len(bag) else empty, i) for i, bag in enumerate(X))
         arrays = [(bag - self.mean_) / self.scale_ for bag in bags]
         return [torch.from_numpy(array).float() for array in arrays]
