@@ -243,7 +243,8 @@ def _column(folder: Path, name: str) -> NDArray[np.float64]:
     for suffix in (".npy", ".txt", ".csv"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
-            values: Any = _numbers(path, "scores") if suffix == ".npy" else path.read_bytes().removeprefix(codecs.BOM_UTF8).split()
+            text = b"" if suffix == ".npy" else path.read_bytes().removeprefix(codecs.BOM_UTF8)
+            values: Any = _numbers(path, "scores") if suffix == ".npy" else text.split()
             try:
                 return np.asarray(values, np.float64)
             except (ValueError, TypeError) as error:
