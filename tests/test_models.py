@@ -208,7 +208,7 @@ def test_weights_are_logits_without_a_token(model, candidates):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gate", [0, 0.5])
+@pytest.mark.parametrize("gate", [0, 1.5])
 def test_members_are_averaged_and_sites_add_up(candidates, gate):
     """An ensemble says the mean of its members; repression is the bag's part and its sites' contributions."""
     size = dataclasses.replace(SMALL, members=3, additive=8, length_gate=gate)
@@ -227,6 +227,9 @@ def test_members_are_averaged_and_sites_add_up(candidates, gate):
         for aggregator, head, (repression, _) in zip(model.aggregators, model.additives, heads, strict=True)
     ])  # fmt: skip
     torch.testing.assert_close(pooled.logit[full], each.mean(0)[full])
+    if gate:  # what does not count is not asked for
+        tokens.padded[share < 1e-6] = torch.nan
+        torch.testing.assert_close(model.aggregate(tokens).logit, pooled.logit, rtol=0, atol=0)
     base = torch.stack([head.bag(tokens.bag)[:, 0] for head in model.additives]).mean(0)
     summed = torch.zeros(len(candidates)).index_add(0, torch.repeat_interleave(count), pooled.contribution)
     torch.testing.assert_close(pooled.repression[full], (base + summed)[full])
