@@ -65,8 +65,8 @@ class LengthGate(nn.Module):
     """Share of an aggregator's logit in the pair logit: sigmoid(10 (bias - slope ln((1 + L) / 51))), UTR length L; 0
     where that is under a millionth.
 
-    At first 0.88 at 50 nt, the length of a window bound in CLASH; with a slope of 1.05, 0.19 at 70, 0.01 at 100 and 0 from
-    229 on. The 10 has both numbers learn faster than weights do.
+    At first 0.88 at 50 nt, the length of a window bound in CLASH; with a slope of 1.05, 0.19 at 70, 0.01 at 100 and 0
+    from 229 on. The 10 has both numbers learn faster than weights do.
     """
 
     def __init__(self, slope: float) -> None:
