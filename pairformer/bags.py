@@ -11,6 +11,7 @@ from pairformer import _core
 from pairformer.config import as_int, check
 
 WINDOW = 40
+LETTERS = np.frombuffer(b"ACGUN", np.uint8)  # of the codes in a batch
 STATUS = ("ok", "no_window", "no_candidate", "invalid")
 
 
@@ -65,6 +66,23 @@ class Candidates:
         """The bags with only the given rows (M,), ascending, bag by bag at ``offsets`` (B + 1,)."""
         parts = (self.start[rows], self.esa_score[rows], self.position[rows], self.alignment[rows])
         return replace(self, offsets=offsets, start=parts[0], esa_score=parts[1], position=parts[2], alignment=parts[3])
+
+    def alone(self, bag: int) -> Candidates:
+        """One bag with its own two sequences, nothing of the others'."""
+        (mirna, utr), rows = self.sequences(bag), slice(*self.offsets[bag : bag + 2])
+        number = np.zeros(1, np.int32)
+        return Candidates(
+            self.offsets[bag : bag + 2] - self.offsets[bag], self.start[rows], self.esa_score[rows],
+            self.position[rows], self.alignment[rows], self.utr_length[bag : bag + 1], self.n_dropped[bag : bag + 1],
+            {0: self.messages[bag]} if bag in self.messages else {}, _core.PairBatch([mirna], [utr], number, number, 1),
+        )  # fmt: skip
+
+    def sequences(self, bag: int) -> tuple[str, str]:
+        """miRNA and UTR of one bag as they were read: capitals, U for T, N for what is none of ACGU."""
+        batch = self.batch
+        parts = ((batch.mirna, batch.mirna_offsets, batch.bag_mirna), (batch.utr, batch.utr_offsets, batch.bag_utr))
+        mirna, utr = (LETTERS[code[slice(*ends[of[bag] : of[bag] + 2])]].tobytes() for code, ends, of in parts)
+        return mirna.decode(), utr.decode()
 
     def encode(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.uint8]:
         """One-hot windows in TargetNet's layout.

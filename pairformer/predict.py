@@ -63,11 +63,15 @@ class Prediction:
     sites: NDArray[np.void] = field(repr=False)
     """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`."""
     _candidates: Candidates = field(repr=False)
-    _rows: NDArray[np.int64] = field(repr=False)
+    _bag: int = field(repr=False)
 
     def draw(self, i: int) -> str:
         """Duplex of ``sites[i]`` as three lines of text."""
-        return draw(self._candidates, int(self._rows[i]))
+        return draw(self._candidates, range(*self._candidates.offsets[self._bag : self._bag + 2])[i])
+
+    def __getstate__(self) -> dict:
+        """Pickled without the pairs it was predicted with."""
+        return {**self.__dict__, "_candidates": self._candidates.alone(self._bag), "_bag": 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,7 @@ class Predictions:
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
             int(self.n_dropped[i]), str(self.status[i]), self.message[i], self.engine, change, baseline, interval,
-            percentile, batch.sites[span], batch.candidates, batch.rows[span],
+            percentile, batch.sites[span], batch.candidates, bag,
         )  # fmt: skip
 
     @functools.cached_property

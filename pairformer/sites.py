@@ -166,14 +166,11 @@ def accessibility(
 
 def draw(candidates: Candidates, row: int) -> str:
     """One window's duplex as text: the UTR 5'->3' above the miRNA 3'->5', '|' Watson-Crick, ':' wobble."""
-    batch, bag = candidates.batch, int(candidates.bag_of(np.array([row]))[0])
+    mirna, utr = candidates.sequences(int(candidates.bag_of(np.array([row]))[0]))
     top, bottom = candidates.aligned(row)
-    utr_start = batch.utr_offsets[batch.bag_utr[bag]] + candidates.start[row]
-    window = _text(batch.utr[utr_start : utr_start + WINDOW])
-    m = batch.bag_mirna[bag]
-    rest = _text(batch.mirna[batch.mirna_offsets[m] : batch.mirna_offsets[m + 1]])[10:][::-1]
+    window = utr[candidates.start[row] :][:WINDOW]
     utr = window[:25] + bottom[::-1] + window[35:]
-    mirna = rest.rjust(25) + top[::-1]
+    mirna = mirna[10:][::-1].rjust(25) + top[::-1]
     bonds = {"AU": "|", "UA": "|", "CG": "|", "GC": "|", "GU": ":", "UG": ":"}
     marks = " " * 25 + "".join(bonds.get(a + b, " ") for a, b in zip(bottom[::-1], top[::-1], strict=True))
     begin = int(candidates.start[row]) + 1
@@ -189,7 +186,3 @@ def _number_sites(bag: NDArray[np.int64], anchor: NDArray[np.int64]) -> NDArray[
         first = np.searchsorted(distinct[0], distinct[0])
         number[real] = (np.arange(distinct.shape[1]) - first)[index.reshape(-1)]
     return number
-
-
-def _text(codes: NDArray[np.uint8]) -> str:
-    return "".join("ACGUN"[code] for code in codes)

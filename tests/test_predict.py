@@ -269,9 +269,14 @@ def test_predictions_cross_processes(model, rng):
     again = pickle.loads(pickle.dumps(found))
     assert again.message == found.message
     np.testing.assert_array_equal(again.logit, found.logit)
-    for one, other in zip(found, again, strict=True):
-        np.testing.assert_array_equal(one.sites, other.sites)
-        assert [one.draw(i) for i in range(len(one.sites))] == [other.draw(i) for i in range(len(other.sites))]
+    alone = [pickle.loads(pickle.dumps(one)) for one in found]
+    for one, *others in zip(found, again, alone, strict=True):
+        for other in others:
+            assert repr(other) == repr(one)
+            np.testing.assert_array_equal(one.sites, other.sites)
+            assert [one.draw(i) for i in range(len(one.sites))] == [other.draw(i) for i in range(len(other.sites))]
+    many = pairformer.predict(LET7, [testing.random_rna(rng, n) for n in (90, *[3000] * 9)], model=model)
+    assert len(pickle.dumps(many[0])) < len(pickle.dumps(many)) / 10
 
 
 @pytest.mark.parametrize("k_max", [1, 2, 7, 1000])
