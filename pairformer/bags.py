@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import _core
-from pairformer.config import as_int, check
+from pairformer.config import as_int, check, usable_threads
 
 WINDOW = 40
 LETTERS = np.frombuffer(b"ACGUN", np.uint8)  # of the codes in a batch
@@ -96,7 +96,7 @@ class Candidates:
 
         Source: TargetNet's layout with the extended seed alignment at columns 5 onwards.
         """
-        return _core.encode(self.batch, *self._rows(rows), as_int("threads", threads))
+        return _core.encode(self.batch, *self._rows(rows), usable_threads(threads))
 
     def site_features(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.float32]:
         """Target-site features of the windows.
@@ -115,7 +115,7 @@ class Candidates:
             each other in one run, less 1/2 for each nt out of register beyond two).
         """
         bag, start, _ = self._rows(rows)
-        return _core.site_features(self.batch, bag, start, as_int("threads", threads))
+        return _core.site_features(self.batch, bag, start, usable_threads(threads))
 
     def duplex_energy(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.float32]:
         """How strongly the whole miRNA can pair with the windows, whatever the register.
@@ -131,7 +131,7 @@ class Candidates:
         Source: Rehmsmeier et al., RNA 2004 (RNAhybrid); Mathews et al., PNAS 2004 (stacks). Loops are simplified.
         """
         bag, start, _ = self._rows(rows)
-        return _core.duplex_energy(self.batch, bag, start, as_int("threads", threads))
+        return _core.duplex_energy(self.batch, bag, start, usable_threads(threads))
 
     def site_context(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
         """Where each window lies among the others selected with it.

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.config import RECIPES, recipe
+from pairformer.config import RECIPES, recipe, usable_threads
 from pairformer.data import (
     DATA_VARIABLE,
     PAIRS,
@@ -63,7 +63,7 @@ from pairformer.outputs import (
 )
 from pairformer.predict import Scorer, in_batches, percentiles
 from pairformer.saved import read_model
-from pairformer.scan import ESA_MIN, scan, usable_threads
+from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, OutputError.exit_code, 130
 FILE = click.Path(path_type=Path)

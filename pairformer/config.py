@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pairformer import _core
+
 Stored = TypeVar("Stored", bound="StoredConfig")
 _INT_MAX, _FLOAT_MAX = 2**31 - 1, 3.4e38
 SITE_FEATURES, CONTEXT_FEATURES, BAG_FEATURES = 10, 3, 12
@@ -508,13 +510,19 @@ def check(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def as_int(name: str, value: Any) -> int:
-    """TypeError for what is none, or true or false; ValueError for one of more than 64 bits."""
+    """TypeError for what is none, or true or false."""
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
-            number = operator.index(value)
-            check(-(2**63) <= number < 2**63, name, "have at most 64 bits", number)
-            return number
+            return operator.index(value)
     raise TypeError(f"{name} must be an int, got {value!r}")
+
+
+def usable_threads(threads: int) -> int:
+    """``threads`` checked, and no more than there are processors: thousands would exhaust the machine."""
+    threads = as_int("threads", threads)
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all) or more, got {threads}")
+    return min(threads, _core.available_threads())
 
 
 def _check_int(name: str, value: Any, low: int, high: int = _INT_MAX) -> None:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer._core import LONGEST
-from pairformer.config import as_int, check
+from pairformer.config import as_int, check, usable_threads
 from pairformer.fold_config import FoldConfig
 from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium, expected_f1
 from pairformer.predict import in_batches
 from pairformer.saved import model_files
-from pairformer.scan import IUPAC, check_strings, usable_threads
+from pairformer.scan import IUPAC, check_strings
 
 if TYPE_CHECKING:
     from pairformer.models import RNAformer

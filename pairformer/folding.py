@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pairformer import _core
 from pairformer._core import LONGEST
-from pairformer.config import as_int, check, check_number
+from pairformer.config import as_int, check, check_number, usable_threads
 
 ALPHABET = "ACGUN"
 LETTERS = len(ALPHABET)
@@ -39,7 +39,7 @@ def equilibrium(sequences: Sequence[str], threads: int = 1) -> list[NDArray[np.f
 
     Source: McCaskill, Biopolymers 1990; energies of Mathews et al., PNAS 2004, but for those of single loops.
     """
-    threads = as_int("threads", threads)
+    threads = usable_threads(threads)
     check(not isinstance(sequences, str), "sequences", "be a list of strings", repr(sequences))
     longest = max(map(len, sequences), default=0)
     check(longest <= LONGEST, "sequences", f"have {LONGEST} letters at most", f"{longest}; pairformer.fold with "

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import Candidates
-from pairformer.config import ModelConfig, as_bool, as_int
+from pairformer.config import ModelConfig, as_bool, as_int, usable_threads
 from pairformer.data import DataError, as_rna
 from pairformer.engines import load_engine, pool_of
 from pairformer.metrics import at_prior, sigmoid
-from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan, usable_threads
+from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
 from pairformer.selector import STSelector
 from pairformer.sites import draw, site_table
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import as_bool, as_int
+from pairformer.config import as_bool, as_int, check, usable_threads
 
 ESA_MIN = 6
 MIRNA_MAX, UTR_MAX = 35, 2**31 - 1
@@ -55,7 +55,8 @@ def scan(
 
     Source: PAIR-Former sec. 4.1 (ESA of Min et al., TargetNet, 2022); ties as Biopython's pairwise2.
     """
-    esa_min, threads = as_int("esa_min", esa_min), as_int("threads", threads)
+    esa_min, threads = as_int("esa_min", esa_min), usable_threads(threads)
+    check(0 <= esa_min <= 10, "esa_min", "be in 0..10", esa_min)
     strict, single = as_bool("strict", strict), isinstance(mirna, str) and isinstance(utr, str)
     mirnas, utrs = broadcast_pairs(mirna, utr)
     messages: dict[int, str] = {}
@@ -152,11 +153,3 @@ def _blank_fault(utr: str) -> str | None:
     if blank is None:
         return None
     return f"utr must hold no blanks, got {blank!r} at position {utr.index(blank) + 1}; pass ''.join(utr.split())"
-
-
-def usable_threads(threads: int) -> int:
-    """``threads`` checked, and no more than there are processors: thousands would exhaust the machine."""
-    threads = as_int("threads", threads)
-    if threads < 0:
-        raise ValueError(f"threads must be 0 (all) or more, got {threads}")
-    return min(threads, _core.available_threads())

@@ -10,7 +10,7 @@ import numpy as np
 
 from pairformer import _core
 from pairformer.bags import padded_rows
-from pairformer.config import SelectorConfig, as_int
+from pairformer.config import SelectorConfig, usable_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class STSelector:
             None if position is None else to_numpy("position", position),
             to_numpy("offsets", offsets),
             self.config,
-            as_int("threads", threads),
+            usable_threads(threads),
             None if keep is None else _marks(to_numpy("keep", keep)),
         )
         return Selection(like(cheap_logit, rows), like(cheap_logit, ends), like(cheap_logit, reason))
@@ -135,7 +135,7 @@ class STSelector:
             (N,) uint32; bit t is 1 where embedding[:, dims[t]] > 0, dims being the first min(32, D) entries
             of a permutation seeded with ``rng_seed``.
         """
-        ends, threads = None if offsets is None else to_numpy("offsets", offsets), as_int("threads", threads)
+        ends, threads = None if offsets is None else to_numpy("offsets", offsets), usable_threads(threads)
         keys = _core.simhash_keys(to_numpy("embedding", embedding), self.config.rng_seed, threads, ends)
         return like(embedding, keys)
 

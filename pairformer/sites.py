@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import WINDOW, Candidates
-from pairformer.config import SEED_TYPES, ModelConfig, as_int, check
+from pairformer.config import SEED_TYPES, ModelConfig, check, usable_threads
 from pairformer.selector import Selection, STSelector
 
 SURROUNDINGS = 80  # letters that are folded to see whether a seed match is open
@@ -68,7 +68,7 @@ def seed_windows(
         of those the first. None for "none".
     """
     check(seed_type in SEED_TYPES, "seed_type", f"be one of {', '.join(SEED_TYPES)}", repr(seed_type))
-    least, threads = SEED_TYPES.index(seed_type), as_int("threads", threads)
+    least, threads = SEED_TYPES.index(seed_type), usable_threads(threads)
     return _core.seed_windows(candidates, cheap_logit, least, threads) if least else None
 
 

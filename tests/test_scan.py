@@ -196,8 +196,9 @@ def test_errors():
             candidates.encode(rows)
     with pytest.raises(ValueError, match=r"rows must have shape \(M,\), got \(1, 2\)"):
         candidates.encode(np.array([[0, 1]]))
-    with pytest.raises(ValueError, match=r"threads must have at most 64 bits, got 18446744073709551616"):
-        pairformer.scan(LET7, "ACGU", threads=2**64)
+    with pytest.raises(ValueError, match=r"esa_min must be in 0\.\.10, got 18446744073709551616"):
+        pairformer.scan(LET7, "ACGU", esa_min=2**64)
+    assert pairformer.scan(LET7, "ACGU", threads=2**64).n_candidates.tolist() == [0]
     with pytest.raises(ValueError, match=r"threads must be 0 \(all\) or more, got -3"):
         pairformer.scan(LET7, "ACGU", threads=-3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,8 +69,8 @@ class BudgetedMIL(nn.Module):
         if train not in ("straight-through", "alternating"):
             raise ValueError(f"train must be straight-through or alternating, got {train!r}")
         self.scorer, self.encoder, self.aggregator, self.selector = scorer, encoder, aggregator, selector
-        if not 0 <= explore < math.inf:
-            raise ValueError(f"explore must be in [0, inf), got {explore}")
+        if not explore >= 0:
+            raise ValueError(f"explore must be 0 or more, got {explore}")
         if not isinstance(selector, Selector):
             raise TypeError(f"selector must be one of pairformer.mil, such as mil.STSelector(64), got {selector!r}")
         self.explore = explore

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import selector
-from pairformer.config import as_bool, as_int
+from pairformer.config import as_bool, as_int, usable_threads
 from pairformer.mil.forms import Form, finite_floats, numpy_of
-from pairformer.scan import usable_threads
 from pairformer.selector import is_tensor, like
 
 TOP, COVERAGE = 0, 1  # and fill, 2
