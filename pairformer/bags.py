@@ -11,7 +11,6 @@ from pairformer import _core
 from pairformer.config import as_int, check, usable_threads
 
 WINDOW = 40
-LETTERS = np.frombuffer(b"ACGUN", np.uint8)  # of the codes in a batch
 STATUS = ("ok", "no_window", "no_candidate", "invalid")
 
 
@@ -69,20 +68,14 @@ class Candidates:
 
     def alone(self, bag: int) -> Candidates:
         """One bag with its own two sequences, nothing of the others'."""
-        (mirna, utr), rows = self.sequences(bag), slice(*self.offsets[bag : bag + 2])
-        number = np.zeros(1, np.int32)
+        batch, rows, number = self.batch, slice(*self.offsets[bag : bag + 2]), np.zeros(1, np.int32)
+        sides = ((batch.mirna, batch.mirna_offsets, batch.bag_mirna), (batch.utr, batch.utr_offsets, batch.bag_utr))
+        mirna, utr = (text_of(codes[slice(*ends[of[bag] : of[bag] + 2])]) for codes, ends, of in sides)
         return Candidates(
             self.offsets[bag : bag + 2] - self.offsets[bag], self.start[rows], self.esa_score[rows],
             self.position[rows], self.alignment[rows], self.utr_length[bag : bag + 1], self.n_dropped[bag : bag + 1],
             {0: self.messages[bag]} if bag in self.messages else {}, _core.PairBatch([mirna], [utr], number, number, 1),
         )  # fmt: skip
-
-    def sequences(self, bag: int) -> tuple[str, str]:
-        """miRNA and UTR of one bag as they were read: capitals, U for T, N for what is none of ACGU."""
-        batch = self.batch
-        parts = ((batch.mirna, batch.mirna_offsets, batch.bag_mirna), (batch.utr, batch.utr_offsets, batch.bag_utr))
-        mirna, utr = (LETTERS[code[slice(*ends[of[bag] : of[bag] + 2])]].tobytes() for code, ends, of in parts)
-        return mirna.decode(), utr.decode()
 
     def encode(self, rows: NDArray[np.int64] | None = None, threads: int = 1) -> NDArray[np.uint8]:
         """One-hot windows in TargetNet's layout.
@@ -181,6 +174,11 @@ class Candidates:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self.start)):
             raise ValueError(f"rows must be in 0..{len(self.start) - 1}, got {rows.min()}..{rows.max()}")
         return self.bag_of(rows), self.start[rows], self.alignment[rows]
+
+
+def text_of(codes: NDArray[np.uint8]) -> str:
+    """The letters of codes in a batch, N for what is none of ACGU."""
+    return np.frombuffer(b"ACGUN", np.uint8)[codes].tobytes().decode()
 
 
 def padded_rows(offsets: NDArray[np.int64], k_max: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

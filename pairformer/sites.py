@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer import _core
-from pairformer.bags import WINDOW, Candidates
+from pairformer.bags import WINDOW, Candidates, text_of
 from pairformer.config import SEED_TYPES, ModelConfig, check, usable_threads
 from pairformer.selector import Selection, STSelector
 
@@ -166,11 +166,14 @@ def accessibility(
 
 def draw(candidates: Candidates, row: int) -> str:
     """One window's duplex as text: the UTR 5'->3' above the miRNA 3'->5', '|' Watson-Crick, ':' wobble."""
-    mirna, utr = candidates.sequences(int(candidates.bag_of(np.array([row]))[0]))
+    batch, bag = candidates.batch, int(candidates.bag_of(np.array([row]))[0])
     top, bottom = candidates.aligned(row)
-    window = utr[candidates.start[row] :][:WINDOW]
+    utr_start = batch.utr_offsets[batch.bag_utr[bag]] + candidates.start[row]
+    window = text_of(batch.utr[utr_start : utr_start + WINDOW])
+    m = batch.bag_mirna[bag]
+    rest = text_of(batch.mirna[batch.mirna_offsets[m] : batch.mirna_offsets[m + 1]])[10:][::-1]
     utr = window[:25] + bottom[::-1] + window[35:]
-    mirna = mirna[10:][::-1].rjust(25) + top[::-1]
+    mirna = rest.rjust(25) + top[::-1]
     bonds = {"AU": "|", "UA": "|", "CG": "|", "GC": "|", "GU": ":", "UG": ":"}
     marks = " " * 25 + "".join(bonds.get(a + b, " ") for a, b in zip(bottom[::-1], top[::-1], strict=True))
     begin = int(candidates.start[row]) + 1

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pairformer.config import AggregatorConfig
-from pairformer.mil.forms import Form, is_nested
+from pairformer.mil.forms import Form, bool_mask, is_nested
 from pairformer.models.pair_former import pack_tokens
 from pairformer.models.set_transformer import SetTransformer
 from pairformer.saved import FILES, write_model
@@ -136,7 +136,5 @@ def _checked(mask: Tensor | None, x: Tensor) -> Tensor:
     if mask.shape != x.shape[:2]:
         raise ValueError(f"mask must have shape {tuple(x.shape[:2])} (as x), got {tuple(mask.shape)}")
     if mask.dtype != torch.bool and not torch.compiler.is_compiling():
-        wrong = mask[(mask != 0) & (mask != 1)]
-        if len(wrong):
-            raise ValueError(f"mask must hold only 0 and 1, got {wrong[0].item()}; True = real")
+        bool_mask(mask)  # which refuses other numbers
     return mask.bool()

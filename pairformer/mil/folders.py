@@ -243,8 +243,10 @@ def _column(folder: Path, name: str) -> NDArray[np.float64]:
     for suffix in (".npy", ".txt", ".csv"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
-            text = b"" if suffix == ".npy" else path.read_bytes().removeprefix(codecs.BOM_UTF8)
-            values: Any = _numbers(path, "scores") if suffix == ".npy" else text.split()
+            if suffix == ".npy":
+                values: Any = _numbers(path, "scores")
+            else:
+                values = path.read_bytes().removeprefix(codecs.BOM_UTF8).split()
             try:
                 return np.asarray(values, np.float64)
             except (ValueError, TypeError) as error:

@@ -45,7 +45,7 @@ class Form:
         if mask is not None:
             if offsets is not None:
                 raise ValueError("offsets must be None where mask is given, got both; pass one of them")
-            mask = _mask(mask)
+            mask = bool_mask(mask)
             if shape[:2] != mask.shape:
                 raise ValueError(f"{name} must have shape {mask.shape} as mask has, got {shape}")
             return cls(np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int64), mask)
@@ -147,7 +147,8 @@ def _offsets(offsets: Any, n: int, name: str) -> NDArray[np.int64]:
     return ends
 
 
-def _mask(mask: Any) -> NDArray[np.bool_]:
+def bool_mask(mask: Any) -> NDArray[np.bool_]:
+    """(B, P) of bool, or of 0 and 1; ValueError for other numbers."""
     values = np.asarray(_on_cpu(mask))
     if values.ndim != 2:
         raise ValueError(f"mask must have shape (B, P), got {values.shape}")
