@@ -167,6 +167,23 @@ py::tuple aggregate(const Model& model, const py::object& candidates, const py::
   return py::make_tuple(site_logit, pair_logit, weight, repression, contribution);
 }
 
+py::tuple sum_sites(const Model& model, const py::object& candidates, int64_t k_max, int64_t threads_asked) {
+  const int threads = checked_threads(threads_asked);
+  if (!model.additive()) throw py::value_error("model must have additive heads, got none");
+  const HeldCandidates held(candidates);
+  const int64_t bags = held.view.batch.bags;
+  py::array_t<uint8_t> known(bags);
+  py::array_t<float> pair_logit(bags), repression(bags);
+  py::array_t<double> contribution(bags);
+  const Summed out{known.mutable_data(), pair_logit.mutable_data(), repression.mutable_data(),
+                   contribution.mutable_data()};
+  {
+    const Unlocked unlocked;
+    model.sum_sites(held.view, k_max, threads, out);
+  }
+  return py::make_tuple(known, pair_logit, repression, contribution);
+}
+
 py::array_t<uint8_t> seed_windows(const py::object& candidates, const py::array& cheap_logit, int least,
                                   int64_t threads_asked) {
   const int threads = checked_threads(threads_asked);
@@ -201,5 +218,10 @@ void bind_model(py::module_& m) {
       .def("aggregate", &aggregate,
            "Site logit (M,), pair logit (B,), weight (M,) or None, repression (B,) and contribution (M,) or "
            "None, of chosen rows.",
-           "candidates"_a, "rows"_a, "row_offsets"_a, "explain"_a = false, "threads"_a = 0);
+           "candidates"_a, "rows"_a, "row_offsets"_a, "explain"_a = false, "threads"_a = 0)
+      .def("sum_sites", &sum_sites,
+           "Whether a bag is known (B,) without an encoder, and if so its pair logit (B,), repression (B,) "
+           "and "
+           "its sites' contributions together (B,).",
+           "candidates"_a, "k_max"_a, "threads"_a = 0);
 }

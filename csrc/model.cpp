@@ -134,36 +134,91 @@ void Model::write_token(const Candidates& candidates, int64_t row, const float* 
   }
 }
 
-void Model::add_sites(const ChosenRows& chosen, int64_t bag, const float* feature, const float* site,
-                      const Aggregated& out) const {
-  const int64_t begin = chosen.offsets[bag], end = chosen.offsets[bag + 1];
-  std::vector<int64_t> rows;  // those that stand for their site
-  const Floats standing((end - begin) * kSite), contribution(end - begin);
-  for (int64_t i = begin; i < end; ++i) {
-    const float* mine = site + (i - begin) * kSite;
-    out.contribution[i] = 0;
-    if (mine[kSiteFeatures] == 0) continue;
-    std::copy_n(mine, kSite, standing + static_cast<int64_t>(rows.size()) * kSite);
-    rows.push_back(i);
-  }
-  const auto n = static_cast<int64_t>(rows.size());
+Model::Said Model::add_up(const float* feature, const float* site, int64_t n, float* contribution,
+                          float* weight) const {
+  const Floats mine(n);
   const auto members = static_cast<float>(members_);
-  float repression = 0, logit = 0;
+  Said said{0, 0};
+  std::fill_n(contribution, n, 0.0f);
+  if (weight) std::fill_n(weight, n, 0.0f);
   for (const AdditiveHead& head : heads_) {
-    const float mine = head(kernels_, standing, n, kSite, feature, contribution);
-    repression += mine;
-    logit += head.gain() * mine;
-    for (int64_t k = 0; k < n; ++k) {
-      out.contribution[rows[k]] += contribution[k];
-      if (out.weight) out.weight[rows[k]] += head.gain() * contribution[k];
+    const float repression = head(kernels_, site, n, kSite, feature, mine);
+    said.repression += repression;
+    said.logit += head.gain() * repression;
+    for (int64_t i = 0; i < n; ++i) {
+      contribution[i] += mine[i];
+      if (weight) weight[i] += head.gain() * mine[i];
     }
   }
-  for (const int64_t row : rows) {
-    out.contribution[row] /= members;
-    if (out.weight) out.weight[row] /= members;
+  for (int64_t i = 0; i < n; ++i) {
+    contribution[i] /= members;
+    if (weight) weight[i] /= members;
   }
-  out.repression[bag] = repression / members;
-  out.pair_logit[bag] += logit / members;
+  return {said.repression / members, said.logit / members};
+}
+
+void Model::add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag,
+                      const float* feature, const float* site, const Aggregated& out) const {
+  const int64_t begin = chosen.offsets[bag], end = chosen.offsets[bag + 1];
+  const SitePair pair(candidates.batch, bag);
+  std::vector<std::pair<int32_t, int64_t>> standing;  // for their sites, by the sites' places
+  for (int64_t i = begin; i < end; ++i) {
+    out.contribution[i] = 0;
+    if (site[(i - begin) * kSite + kSiteFeatures] != 0)
+      standing.emplace_back(seed_match(pair, candidates.start[chosen.rows[i]]).anchor, i);
+  }
+  std::sort(standing.begin(), standing.end());
+  const auto n = static_cast<int64_t>(standing.size());
+  const Floats mine(n * kSite), contribution(n), weight(n);
+  for (int64_t k = 0; k < n; ++k)
+    std::copy_n(site + (standing[k].second - begin) * kSite, kSite, mine + k * kSite);
+  const Said said =
+      add_up(feature, mine, n, contribution, out.weight ? static_cast<float*>(weight) : nullptr);
+  for (int64_t k = 0; k < n; ++k) {
+    out.contribution[standing[k].second] = contribution[k];
+    if (out.weight) out.weight[standing[k].second] = weight[k];
+  }
+  out.repression[bag] = said.repression;
+  out.pair_logit[bag] += said.logit;
+}
+
+void Model::sum_sites(const Candidates& candidates, int64_t k_max, int threads, const Summed& out) const {
+  const auto size = [&](int64_t bag) { return candidates.offsets[bag + 1] - candidates.offsets[bag]; };
+  const auto order = largest_first(candidates.batch.bags, size);
+  parallel_for(candidates.batch.bags, threads, [&](int64_t task) {
+    const int64_t bag = order[task], n = size(bag);
+    out.known[bag] = 1;
+    out.repression[bag] = 0;
+    out.contribution[bag] = 0;
+    out.pair_logit[bag] = empty_logit_;
+    if (n == 0) return;
+    const SitePair pair(candidates.batch, bag);
+    const int32_t* const start = candidates.start + candidates.offsets[bag];
+    float feature[kBagFeatures];
+    bag_features(pair, n, feature);
+    for (size_t m = 0; m < aggregators_.size(); ++m)
+      if (gates_.empty() || gates_[m](feature) != 0) out.known[bag] = 0;
+    if (!out.known[bag]) return;
+    for (int64_t i = 0; i < n; ++i) check_window(candidates.batch, bag, start[i]);
+    std::vector<Site> sites = find_sites(pair, start, nullptr, n, kOffset6mer);
+    const auto count = static_cast<int64_t>(sites.size());
+    if (count > k_max) {
+      out.known[bag] = 0;
+      return;
+    }
+    std::sort(sites.begin(), sites.end(), [](const Site& a, const Site& b) { return a.anchor < b.anchor; });
+    const Floats row(count * kSite), contribution(count);
+    std::vector<int32_t> windows;
+    for (int64_t i = 0; i < count; ++i) {
+      windows.push_back(start[sites[i].row]);
+      site_features(pair, windows[i], row + i * kSite);
+    }
+    site_context(pair, windows.data(), count, row + kSiteFeatures, kSite);
+    const Said said = add_up(feature, row, count, contribution, nullptr);
+    out.repression[bag] = said.repression;
+    out.pair_logit[bag] = said.logit;
+    for (int64_t i = 0; i < count; ++i) out.contribution[bag] += contribution[i];
+  });
 }
 
 void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, int threads,
@@ -239,7 +294,7 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
         sum += share[own] * logit[own];
       }
       out.pair_logit[bag] = sum / members;
-      if (additive()) add_sites(chosen, bag, feature, site + at * kSite, out);
+      if (additive()) add_sites(candidates, chosen, bag, feature, site + at * kSite, out);
     });
     if (!out.weight) continue;
     const auto rows = parts_of(chosen.offsets, begin, end, 1);

@@ -38,6 +38,14 @@ struct Aggregated {
   float* contribution;  // (M) the row's share of it; null likewise
 };
 
+// Where sum_sites() writes, of B bags.
+struct Summed {
+  uint8_t* known;  // (B) 1, or 0 where the encoders have to be asked: then the rest is not written
+  float* pair_logit;
+  float* repression;
+  double* contribution;  // of all sites together
+};
+
 class Model {
  public:
   // Throws std::invalid_argument for an array that is missing or of another shape, or an unknown variant.
@@ -54,6 +62,10 @@ class Model {
   void aggregate(const Candidates& candidates, const ChosenRows& chosen, int threads,
                  const Aggregated& out) const;
 
+  // What aggregate() says of bags whose k_max chosen rows hold all seed sites, and to the last bit, where no
+  // aggregator counts: then it follows from the sites, and no encoder is asked. Needs additive().
+  void sum_sites(const Candidates& candidates, int64_t k_max, int threads, const Summed& out) const;
+
   const char* variant() const { return kernels_.name; }
   int64_t expensive_width() const { return expensive_.width(); }
   bool additive() const { return !heads_.empty(); }
@@ -62,10 +74,15 @@ class Model {
   class RowEncoder;
   void write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
                    const float* site, float* token) const;
-  // What the additive heads say of a bag with these bag_features, of its chosen rows; weight holds the sites'
-  // part of it.
-  void add_sites(const ChosenRows& chosen, int64_t bag, const float* feature, const float* site,
-                 const Aggregated& out) const;
+  // What the additive heads say of a bag with these bag_features and n sites (n, kSite), in order of place:
+  // repression and its part of the logit, and likewise what each site contributes to either (n; nullptr).
+  struct Said {
+    float repression, logit;
+  };
+  Said add_up(const float* feature, const float* site, int64_t n, float* contribution, float* weight) const;
+  // The same of its chosen rows; weight holds the sites' part of it.
+  void add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag, const float* feature,
+                 const float* site, const Aggregated& out) const;
 
   const Kernels& kernels_;
   CheapEncoder cheap_;

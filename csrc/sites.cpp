@@ -17,13 +17,6 @@ constexpr int kMostOffset = 5;          // of the 3' part against the seed's reg
 constexpr int64_t kFar = 10000;         // nt to another site, at most
 constexpr int kSharing = 6;             // windows, at most, over one seed match
 
-// The window that stands for a site, so far.
-struct Site {
-  int32_t anchor;
-  SeedKind kind;
-  int64_t row;
-};
-
 bool watson_crick(uint8_t a, uint8_t b) {
   return a + b == 3;
 }  // A0 C1 G2 U3
@@ -71,14 +64,23 @@ float* write_shares(const uint8_t* letter, int64_t n, double scale, float* out) 
   return out;
 }
 
+// Calls found() with each place, opposite miRNA letter 1, at which letters first..last pair.
+template <class Found>
+void for_each_place(const SitePair& pair, int first, int last, Found found) {
+  if (pair.mirna_length < last) return;
+  const uint32_t mask = (uint32_t{1} << 3 * (last - first + 1)) - 1;
+  uint32_t word = 0, seen = mask;  // three bits a letter, those of no letter at first
+  for (int letter = last; letter >= first; --letter) word = word << 3 | (3u - pair.mirna[letter - 1]);
+  for (int64_t place = first - 1; place < pair.utr_length; ++place) {
+    seen = (seen << 3 | pair.utr[place - first + 1]) & mask;
+    if (seen == word) found(place);
+  }
+}
+
 // Places of the UTR with an A opposite miRNA letter 1 and letters 2-6 paired.
 int64_t count_weak(const SitePair& pair) {
   int64_t count = 0;
-  for (int64_t place = 5; pair.mirna_length > 5 && place < pair.utr_length; ++place) {
-    const uint8_t* const letter = pair.utr + place;
-    const auto paired = [&](int k) { return watson_crick(pair.mirna[k], letter[-k]); };
-    count += letter[0] == 0 && paired(1) && paired(2) && paired(3) && paired(4) && paired(5);
-  }
+  for_each_place(pair, 2, 6, [&](int64_t place) { count += pair.utr[place] == 0; });
   return count;
 }
 
@@ -109,29 +111,40 @@ SeedMatch seed_match(const SitePair& pair, int32_t window) {
   return best;
 }
 
+std::vector<Site> find_sites(const SitePair& pair, const int32_t* start, const float* logit, int64_t n,
+                             SeedKind least) {
+  std::vector<Site> sites;
+  std::vector<int64_t> places;  // every match pairs letters 3-7
+  for_each_place(pair, 3, 7, [&](int64_t place) { places.push_back(place); });
+  auto place = places.begin();
+  for (int64_t row = 0; row < n; ++row) {
+    const int64_t first = start[row] + kSeedBegin + 6, last = start[row] + kSeedBegin + kSeedPart + 1;
+    while (place != places.end() && *place < first) ++place;
+    if (place == places.end() || *place > last) continue;
+    const SeedMatch match = seed_match(pair, start[row]);
+    if (match.kind < least) continue;
+    // Windows of one site follow each other, so it is among the last found.
+    const auto recent = sites.end() - std::min<int64_t>(kSharing, static_cast<int64_t>(sites.size()));
+    const auto known =
+        std::find_if(recent, sites.end(), [&](const Site& site) { return site.anchor == match.anchor; });
+    if (known == sites.end())
+      sites.push_back({match.anchor, match.kind, row});
+    else if (match.kind > known->kind ||
+             (logit && match.kind == known->kind && logit[row] > logit[known->row]))
+      *known = {match.anchor, match.kind, row};
+  }
+  return sites;
+}
+
 void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int32_t* start,
                        const float* logit, SeedKind least, int threads, uint8_t* mark) {
   const auto order = largest_first(batch.bags, [&](int64_t bag) { return offsets[bag + 1] - offsets[bag]; });
   parallel_for(batch.bags, threads, [&](int64_t task) {
-    const int64_t bag = order[task];
-    const SitePair pair(batch, bag);
-    std::vector<Site> sites;
-    for (int64_t row = offsets[bag]; row < offsets[bag + 1]; ++row) {
-      mark[row] = kNoSeed;
-      const int32_t window = start[row];
-      check_window(batch, bag, window);
-      const SeedMatch match = seed_match(pair, window);
-      if (match.kind < least) continue;
-      // Windows of one site follow each other, so it is among the last found.
-      const auto recent = sites.end() - std::min<int64_t>(kSharing, static_cast<int64_t>(sites.size()));
-      const auto known =
-          std::find_if(recent, sites.end(), [&](const Site& site) { return site.anchor == match.anchor; });
-      if (known == sites.end())
-        sites.push_back({match.anchor, match.kind, row});
-      else if (match.kind > known->kind || (match.kind == known->kind && logit[row] > logit[known->row]))
-        *known = {match.anchor, match.kind, row};
-    }
-    for (const Site& site : sites) mark[site.row] = site.kind;
+    const int64_t bag = order[task], first = offsets[bag], n = offsets[bag + 1] - first;
+    for (int64_t row = first; row < first + n; ++row) check_window(batch, bag, start[row]);
+    std::fill_n(mark + first, n, static_cast<uint8_t>(kNoSeed));
+    for (const Site& site : find_sites(SitePair(batch, bag), start + first, logit + first, n, least))
+      mark[first + site.row] = site.kind;
   });
 }
 

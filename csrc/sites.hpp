@@ -1,6 +1,8 @@
 // What is known of a candidate as a target site: its seed match and what surrounds it.
 #pragma once
 
+#include <vector>
+
 #include "scan.hpp"
 
 namespace pairformer {
@@ -17,12 +19,6 @@ constexpr int kSiteFeatures = 10;
 constexpr int kContextFeatures = 3;
 constexpr int kBagFeatures = 12;
 
-// Marks with its kind one window of every site whose match is `least` or longer: the one that sees most of
-// the match, of those the one of the best logit, of those the first. start and logit are of rows bag by bag
-// at offsets.
-void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int32_t* start,
-                       const float* logit, SeedKind least, int threads, uint8_t* mark);
-
 // The miRNA and the UTR of one bag.
 struct SitePair {
   const uint8_t* mirna;
@@ -36,6 +32,23 @@ struct SitePair {
         utr(batch.utr.begin(batch.bag_utr[bag])),
         utr_length(batch.utr.size(batch.bag_utr[bag])) {}
 };
+
+// A seed match and the window that stands for it.
+struct Site {
+  int32_t anchor;
+  SeedKind kind;
+  int64_t row;  // of the bag's windows
+};
+
+// Sites of a bag whose match is `least` or longer, each with the window that sees most of the match, of those
+// the one of the best logit (nullptr: all alike), of those the first. Windows ascend.
+std::vector<Site> find_sites(const SitePair& pair, const int32_t* start, const float* logit, int64_t n,
+                             SeedKind least);
+
+// Marks the windows of these sites with their kind, the others with 0; start and logit are of rows bag by bag
+// at offsets.
+void mark_seed_windows(const PairBatch& batch, const int64_t* offsets, const int32_t* start,
+                       const float* logit, SeedKind least, int threads, uint8_t* mark);
 
 // Longest Watson-Crick seed match in the seed part of the window; see pairformer/sites.py.
 SeedMatch seed_match(const SitePair& pair, int32_t window);

@@ -1,6 +1,6 @@
 from typing import Any
 
-from numpy import dtype, float32, int8, int16, int32, int64, ndarray, uint8, uint32
+from numpy import dtype, float32, float64, int8, int16, int32, int64, ndarray, uint8, uint32
 from numpy.typing import NDArray
 
 from pairformer.bags import Candidates
@@ -86,3 +86,6 @@ class Model:
     ) -> tuple[
         NDArray[float32], NDArray[float32], NDArray[float32] | None, NDArray[float32] | None, NDArray[float32] | None
     ]: ...
+    def sum_sites(
+        self, candidates: Candidates, k_max: int, threads: int = 0
+    ) -> tuple[NDArray[uint8], NDArray[float32], NDArray[float32], NDArray[float64]]: ...

@@ -40,6 +40,15 @@ class Candidates:
     batch: _core.PairBatch = field(repr=False)
     """The coded sequences the rows point into."""
 
+    @classmethod
+    def of(
+        cls, batch: _core.PairBatch, utr_length: NDArray[np.int64], messages: dict[int, str], esa_min: int,
+        threads: int = 0, variant: str = "auto",
+    ) -> Candidates:  # fmt: skip
+        """The candidates of coded sequences; see :func:`pairformer.scan`, which codes them."""
+        offsets, start, score, position, alignment, n_dropped = _core.scan(batch, esa_min, threads, variant)
+        return cls(offsets, start, score, position, alignment, utr_length, n_dropped, messages, batch)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -181,7 +181,7 @@ def predict(
         if asked and not sites:
             raise click.UsageError(f"{option} adds a column to the site table; name one with --sites FILE")
     records, extra_columns = _pair_records(mirna, utr, pairs)
-    scorer = Scorer(model, k_max, engine, device, threads, explain, prior, accessibility)
+    scorer = Scorer(model, k_max, engine, device, threads, explain, prior, accessibility, sites is not None)
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
     into_file = output != "-" and not is_stream(output)

@@ -17,6 +17,7 @@ Stored = TypeVar("Stored", bound="StoredConfig")
 _INT_MAX, _FLOAT_MAX = 2**31 - 1, 3.4e38
 SITE_FEATURES, CONTEXT_FEATURES, BAG_FEATURES = 10, 3, 12
 SEED_TYPES = ("none", "offset 6mer", "6mer", "7mer-A1", "7mer-m8", "8mer")
+LEAST_SEED = "offset 6mer"  # of the sites that additive heads read
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
-from pairformer.config import ModelConfig, check
+from pairformer.config import LEAST_SEED, ModelConfig, check, usable_threads
 from pairformer.saved import model_files, read_model
 from pairformer.selector import Selection
 from pairformer.sites import select_sites
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from pairformer.models import PairFormer
 
 ENGINES = ("native", "torch", "triton", "triton-bf16")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPairs:
+    """What an engine found of B bags, without their sites."""
+
+    pair_logit: NDArray[np.float32]
+    """(B,) as in :class:`Scored`."""
+    repression: NDArray[np.float32] | None
+    """(B,) likewise."""
+    contribution: NDArray[np.float64] | None
+    """(B,) of all rows together; None likewise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +62,15 @@ class Scored:
     contribution: NDArray[np.float32] | None
     """(M,) of each row to its bag's repression; None likewise."""
 
+    def pairs(self) -> ScoredPairs:
+        """The same without the sites."""
+        bags = len(self.pair_logit)
+        total: Any = None
+        if self.contribution is not None:
+            bag = np.repeat(np.arange(bags), np.diff(self.selection.offsets))
+            total = np.bincount(bag, self.contribution, bags)
+        return ScoredPairs(self.pair_logit, self.repression, total)
+
 
 class Engine(Protocol):
     """A loaded model that scores bags of candidates. Source: PAIR-Former Algorithm 2."""
@@ -60,8 +81,17 @@ class Engine(Protocol):
     in_flight: int
     """Batches that are best scored at once, each by a thread."""
 
+    @property
+    def skims(self) -> bool:
+        """Whether :meth:`score_pairs` takes less work than :meth:`score`."""
+        ...
+
     def score(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
         """Score bags with at most ``k_max`` selected candidates each; None for the model's own budget."""
+        ...
+
+    def score_pairs(self, candidates: Candidates, k_max: int | None, threads: int) -> ScoredPairs:
+        """What :meth:`score` says of the bags, to the last bit."""
         ...
 
 
@@ -113,12 +143,34 @@ class NativeEngine:
         )
         return Scored(pair_logit, selection, cheap_logit, logit, weight, repression, contribution)
 
+    @property
+    def skims(self) -> bool:
+        """Where additive heads read all seed sites no encoder is needed for a bag whose sites are within the budget and
+        for whose UTR no aggregator counts.
+        """
+        return self.config.aggregator.additive > 0 and self.config.keep_seed == LEAST_SEED
+
+    def score_pairs(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> ScoredPairs:
+        if not self.skims:
+            return self.score(candidates, k_max, threads).pairs()
+        most = self.config.selector.k_max if k_max is None else k_max
+        known, logit, repression, contribution = self.model.sum_sites(candidates, most, usable_threads(threads))
+        found, unknown = ScoredPairs(logit, repression, contribution), known == 0
+        if unknown.any():
+            rows = np.flatnonzero(np.repeat(unknown, candidates.n_candidates))
+            offsets = np.cumsum([0, *np.where(unknown, candidates.n_candidates, 0)])
+            asked = self.score(candidates.take(rows, offsets), k_max, threads).pairs()
+            for name, column in vars(found).items():
+                np.copyto(column, getattr(asked, name), where=unknown)
+        return found
+
 
 class TorchEngine:
     """C++ scan and selection, PyTorch models, on any device; float32 is float32 whatever PyTorch is set to."""
 
     name = "torch"
     in_flight = 1
+    skims = False
 
     def __init__(self, model: PairFormer) -> None:
         self.model, self.config, self.metadata = model, model.config, model.metadata
@@ -153,6 +205,9 @@ class TorchEngine:
                 return self._scored(candidates, k_max, threads, explain)
         finally:
             torch.set_num_threads(before)
+
+    def score_pairs(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> ScoredPairs:
+        return self.score(candidates, k_max, threads).pairs()
 
     def _scored(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
         result = self.model(candidates, k_max, threads)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, overload
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pairformer.bags import Candidates
 from pairformer.config import ModelConfig, as_bool, as_int, usable_threads
 from pairformer.data import DataError, as_rna
-from pairformer.engines import load_engine, pool_of
+from pairformer.engines import Scored, ScoredPairs, load_engine, pool_of
 from pairformer.metrics import at_prior, sigmoid
 from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
 from pairformer.selector import STSelector
@@ -60,18 +61,23 @@ class Prediction:
     percentile: float | None
     """Of 100 pairs of this miRNA in the batch with status ok, how many are predicted less repressed, ties as half; NaN
     for another status, None likewise."""
-    sites: NDArray[np.void] = field(repr=False)
-    """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`."""
-    _candidates: Candidates = field(repr=False)
+    _reader: _Reader = field(repr=False)
     _bag: int = field(repr=False)
+
+    @property
+    def sites(self) -> NDArray[np.void]:
+        """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`."""
+        found = self._reader.found
+        return found.table[found.rows_of(self._bag)]
 
     def draw(self, i: int) -> str:
         """Duplex of ``sites[i]`` as three lines of text."""
-        return draw(self._candidates, range(*self._candidates.offsets[self._bag : self._bag + 2])[i])
+        found = self._reader.found
+        return draw(found.candidates, range(len(found.logit))[found.rows_of(self._bag)][i])
 
     def __getstate__(self) -> dict:
-        """Pickled without the pairs it was predicted with."""
-        return {**self.__dict__, "_candidates": self._candidates.alone(self._bag), "_bag": 0}
+        """Pickled with its sites, without the pairs it was predicted with."""
+        return {**self.__dict__, "_reader": _Reader(functools.partial(self._reader.found.alone, self._bag)), "_bag": 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +102,8 @@ class Predictions:
     """What computed them."""
     log2_fold_change: NDArray[np.float32] | None
     """(B,) as in :class:`Prediction`; None for a model without additive head."""
+    baseline: NDArray[np.float64] | None
+    """(B,) the fold change less what the sites contribute; None likewise."""
     interval: NDArray[np.float32] | None
     """(B, 2); None for a model that knows none."""
     percentile: NDArray[np.float32] | None
@@ -122,8 +130,6 @@ class Predictions:
             raise IndexError(f"index must be in {-len(self)}..{len(self) - 1}, got {i}")
         i = range(len(self))[i]
         number = int(np.searchsorted(self._firsts, i, side="right")) - 1
-        batch, bag = self._batches[number], i - int(self._firsts[number])
-        span = slice(*batch.candidates.offsets[bag : bag + 2])
         change, baseline, percentile = (
             None if column is None else float(column[i])
             for column in (self.log2_fold_change, self.baseline, self.percentile)
@@ -132,23 +138,13 @@ class Predictions:
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
             int(self.n_dropped[i]), str(self.status[i]), self.message[i], self.engine, change, baseline, interval,
-            percentile, batch.sites[span], batch.candidates, bag,
+            percentile, self._batches[number].reader, i - int(self._firsts[number]),
         )  # fmt: skip
-
-    @functools.cached_property
-    def baseline(self) -> NDArray[np.float64] | None:
-        """(B,) the fold change less what the sites contribute; None likewise."""
-        if self.log2_fold_change is None:
-            return None
-        sums = [
-            np.bincount(batch.candidates.bag_of(), batch.contribution, len(batch.candidates)) for batch in self._batches
-        ]
-        return self.log2_fold_change.astype(np.float64) - np.concatenate(sums)
 
     @functools.cached_property
     def _firsts(self) -> NDArray[np.int64]:
         """Number of the first pair of each batch, and of pairs."""
-        return np.cumsum([0] + [len(batch.candidates) for batch in self._batches])
+        return np.cumsum([0] + [len(batch.logit) for batch in self._batches])
 
     def site_table(self) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.str_]]:
         """Sites of all pairs at once.
@@ -157,44 +153,73 @@ class Predictions:
             pair (M,) number of the pair a site belongs to; sites (M,) as in :func:`pairformer.sites.site_table`;
             aligned (M, 2) gapped strings, miRNA 5'->3' and window 3'->5'.
         """
-        pair = [first + batch.candidates.bag_of() for first, batch in zip(self._firsts, self._batches, strict=False)]
+        read = [batch.reader.found for batch in self._batches]
+        pair = [first + found.candidates.bag_of() for first, found in zip(self._firsts, read, strict=False)]
         return (
             np.concatenate(pair),
-            np.concatenate([batch.sites for batch in self._batches]),
-            np.concatenate([batch.candidates.aligned_rows(batch.rows) for batch in self._batches]),
+            np.concatenate([found.table for found in read]),
+            np.concatenate([found.candidates.aligned_rows(np.arange(len(found.logit))) for found in read]),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Some pairs scored together; keeps what sites are made of."""
+    """Some pairs scored together, column by column as in :class:`Predictions`."""
 
     logit: NDArray[np.float32]
+    n_candidates: NDArray[np.int64]
+    utr_length: NDArray[np.int64]
+    n_dropped: NDArray[np.int64]
+    status: NDArray[np.str_]
+    message: list[str | None]
+    log2_fold_change: NDArray[np.float32] | None
+    baseline: NDArray[np.float64] | None
+    reader: _Reader
+
+
+class _Reader:
+    """The sites of some pairs, read when they are first asked for; pickled with what was found."""
+
+    def __init__(self, read: Callable[[], _Sites]) -> None:
+        self._read = read
+
+    @functools.cached_property
+    def found(self) -> _Sites:
+        return self._read()
+
+    def __getstate__(self) -> dict:
+        return {"found": self.found}
+
+
+@dataclass(frozen=True, eq=False)
+class _Sites:
+    """What an engine found of the selected candidates of some pairs."""
+
     candidates: Candidates
     """Selected rows only."""
     cheap_logit: NDArray[np.float32]
-    site_logit: NDArray[np.float32]
+    logit: NDArray[np.float32]
     reason: NDArray[np.uint8]
     weight: NDArray[np.float32] | None
-    log2_fold_change: NDArray[np.float32] | None
     contribution: NDArray[np.float32] | None
     """(M,) log2."""
-    n_candidates: NDArray[np.int64]
-    """Before the selection."""
-    status: NDArray[np.str_]
     folding_threads: int | None
     """To find out which sites are open; None: nobody asked."""
 
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        return np.arange(len(self.site_logit))
-
     @functools.cached_property
-    def sites(self) -> NDArray[np.void]:
-        extra = {"contribution": self.contribution, "weight": self.weight}
-        return site_table(
-            self.candidates, self.rows, self.cheap_logit, self.site_logit, self.reason, extra, self.folding_threads
-        )
+    def table(self) -> NDArray[np.void]:
+        extra, rows = {"contribution": self.contribution, "weight": self.weight}, np.arange(len(self.logit))
+        return site_table(self.candidates, rows, self.cheap_logit, self.logit, self.reason, extra, self.folding_threads)
+
+    def rows_of(self, bag: int) -> slice:
+        return slice(*self.candidates.offsets[bag : bag + 2])
+
+    def alone(self, bag: int) -> _Sites:
+        """Of one pair, nothing of the others'."""
+        mine, names = self.rows_of(bag), ("cheap_logit", "logit", "reason", "weight", "contribution")
+        columns = {name: getattr(self, name) for name in names}
+        columns = {name: None if column is None else column[mine] for name, column in columns.items()}
+        return replace(self, candidates=self.candidates.alone(bag), **columns)
 
 
 def predict(
@@ -257,7 +282,11 @@ def predict(
 
 
 class Scorer:
-    """A loaded model and its settings, for scoring many batches; see :func:`predict` for the arguments."""
+    """A loaded model and its settings, for scoring many batches.
+
+    Arguments are those of :func:`predict`, and ``sites``: whether sites are sure to be asked for, so that they are best
+    read with their pairs.
+    """
 
     def __init__(
         self,
@@ -269,12 +298,14 @@ class Scorer:
         explain: bool = False,
         prior: float = 0.5,
         accessibility: bool = False,
+        sites: bool = False,
     ) -> None:
         if k_max is not None:
             k_max = operator.index(STSelector(k_max=k_max).config.k_max)
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
         self.k_max, self.threads, self.explain = k_max, usable_threads(threads), as_bool("explain", explain)
         self.folding_threads = self.threads if as_bool("accessibility", accessibility) else None
+        self.sites = sites or self.explain or accessibility
         self.engine = load_engine(engine, model, device)
         self._warm = False
 
@@ -298,19 +329,15 @@ class Scorer:
         batches = [self._score(group) for group in groups[:first]]
         self._warm = True
         batches += self._scored(groups[first:])
-        bags = [batch.candidates for batch in batches]
-        message = [part.messages.get(bag) for part in bags for bag in range(len(part))]
-        logit = np.concatenate([batch.logit for batch in batches])
+        columns: dict[str, Any] = {f.name: [getattr(batch, f.name) for batch in batches] for f in fields(_Batch)}
+        columns |= {name: None if parts[0] is None else np.concatenate(parts)
+                    for name, parts in columns.items() if name not in ("message", "reader")}  # fmt: skip
+        logit, change, n_candidates = (columns[name] for name in ("logit", "log2_fold_change", "n_candidates"))
         probability = sigmoid(self.engine.config.logit_scale * logit.astype(np.float64) + self._prior_logit)
-        changes = [batch.log2_fold_change for batch in batches if batch.log2_fold_change is not None]
-        change = np.concatenate(changes) if changes else None
-        n_candidates = np.concatenate([batch.n_candidates for batch in batches])
         return Predictions(
-            probability.astype(np.float32), logit, n_candidates,
-            np.concatenate([part.utr_length for part in bags]),
-            np.concatenate([part.n_dropped for part in bags]),
-            np.concatenate([batch.status for batch in batches]), message, self.engine.name,
-            change, None if change is None else _interval(change, self.engine.config),
+            probability.astype(np.float32), logit, n_candidates, columns["utr_length"], columns["n_dropped"],
+            columns["status"], [*itertools.chain(*columns["message"])], self.engine.name, change, columns["baseline"],
+            None if change is None else _interval(change, self.engine.config),
             None if change is None else percentiles(mirnas, change, n_candidates), batches,
         )  # fmt: skip
 
@@ -328,18 +355,42 @@ class Scorer:
     def _score(self, pairs: list[tuple[str, str]]) -> _Batch:
         mirna, utr = [m for m, _ in pairs], [u for _, u in pairs]
         candidates = scan(mirna, utr, self.engine.config.esa_min, threads=self.threads)
-        scored = self.engine.score(candidates, self.k_max, self.threads, self.explain)
-        logit, selection = scored.pair_logit, scored.selection
+        if self.sites or not self.engine.skims:
+            scored = self.engine.score(candidates, self.k_max, self.threads, self.explain)
+            found = self._sites(candidates, scored)
+            return self._batch(candidates, scored.pairs(), _Reader(lambda: found))
+        batch, utr_length, messages = candidates.batch, candidates.utr_length, candidates.messages
+
+        def read() -> _Sites:  # of the sequences, which take less memory than all candidates
+            again = Candidates.of(batch, utr_length, messages, self.engine.config.esa_min, self.threads)
+            return self._sites(again, self.engine.score(again, self.k_max, self.threads, False))
+
+        scored_pairs = self.engine.score_pairs(candidates, self.k_max, self.threads)
+        return self._batch(candidates, scored_pairs, _Reader(read))
+
+    @property
+    def _scale(self) -> np.float32:
+        """From repression to log2 fold change."""
+        return np.float32(-self.engine.config.effect_scale)
+
+    def _batch(self, candidates: Candidates, scored: ScoredPairs, reader: _Reader) -> _Batch:
+        logit, change, baseline = scored.pair_logit, None, None
         logit[list(candidates.messages)] = np.nan
-        change = contribution = None
         if scored.repression is not None and scored.contribution is not None:
-            scale = np.float32(-self.engine.config.effect_scale)
-            change, contribution = scale * scored.repression + 0.0, scale * scored.contribution + 0.0  # no -0
+            change = self._scale * scored.repression + 0.0  # no -0
             change[list(candidates.messages)] = np.nan
+            baseline = change - self._scale * scored.contribution
+        message = [candidates.messages.get(bag) for bag in range(len(candidates))]
         return _Batch(
-            logit, candidates.take(selection.rows, selection.offsets), scored.cheap_logit[selection.rows], scored.logit,
-            selection.reason, scored.weight, change, contribution, candidates.n_candidates, candidates.status,
-            self.folding_threads,
+            logit, candidates.n_candidates, candidates.utr_length, candidates.n_dropped, candidates.status, message,
+            change, baseline, reader,
+        )  # fmt: skip
+
+    def _sites(self, candidates: Candidates, scored: Scored) -> _Sites:
+        chosen, contribution = scored.selection, scored.contribution
+        return _Sites(
+            candidates.take(chosen.rows, chosen.offsets), scored.cheap_logit[chosen.rows], scored.logit, chosen.reason,
+            scored.weight, None if contribution is None else self._scale * contribution + 0.0, self.folding_threads,
         )  # fmt: skip
 
 

@@ -88,8 +88,7 @@ def scan(
         for number in faults:
             distinct_utrs[number] = ""
         batch = _core.PairBatch(list(mirna_number), distinct_utrs, bag_mirna, bag_utr, threads)
-    offsets, start, score, position, alignment, dropped = _core.scan(batch, esa_min, threads, variant)
-    return Candidates(offsets, start, score, position, alignment, utr_length, dropped, messages, batch)
+    return Candidates.of(batch, utr_length, messages, esa_min, threads, variant)
 
 
 def broadcast_pairs(mirna: str | Strings, utr: str | Strings) -> tuple[Strings, Strings]:

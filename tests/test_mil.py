@@ -305,6 +305,7 @@ def test_facility_location_is_greedy():
     assert value(rows) >= (1 - 1 / np.e) * max(value(some) for some in combinations(range(12), 3))
 
 
+@pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")  # of submodlib
 def test_facility_location_is_submodlibs():
     pytest.importorskip("submodlib", reason="submodlib is not installed")
     rng = np.random.default_rng(4)

@@ -12,6 +12,7 @@ import pytest
 import pairformer
 import pairformer.sites as sites_module
 from pairformer import testing
+from pairformer.engines import NativeEngine
 from pairformer.predict import in_batches
 from pairformer.scan import pair_fault
 from pairformer.sites import SEED_TYPES
@@ -98,6 +99,32 @@ def test_small_batches(model, rng, monkeypatch):
         assert [s.tolist() for s in sites] == [s.tolist() for p in predictions for s in p.sites]
         assert number.tolist() == [i for i, p in enumerate(predictions) for _ in p.sites]
     np.testing.assert_allclose(whole.site_table()[1]["weight"], parts.site_table()[1]["weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize("k_max", [None, 3])
+def test_pairs_are_the_same_to_the_last_bit_before_their_sites_are_read(rng, monkeypatch, k_max):
+    """Encoders are asked at first about short UTRs and those with more sites than places alone."""
+    dense = ["".join(rng.choices(["CUACCUCA", "UACCUC", "ACGU", "CUACCU", "A"], k=k)) for k in (9, 40, 90, 400, 400)]
+    mirnas, utrs = (list(part) for part in zip(*junk_pairs(rng, 200), strict=True))
+    mirnas, utrs = mirnas + [LET7] * len(dense), utrs + dense
+    score, asked = NativeEngine.score, []
+
+    def watched(self, candidates, *settings):
+        asked.append(np.flatnonzero(candidates.n_candidates))
+        return score(self, candidates, *settings)
+
+    monkeypatch.setattr(NativeEngine, "score", watched)
+    whole, found = (predict_module.Scorer(k_max=k_max, sites=sites).score(mirnas, utrs) for sites in (True, False))
+    assert len(asked[0]) > len(asked[1])
+    for i in asked[0]:
+        full = len({*whole[i].sites["site_id"]} - {-1}) == (k_max or 64)
+        assert full or 200 < whole.utr_length[i] < 230 or (whole.utr_length[i] < 230) == (i in asked[1])
+    assert {len(utrs) - 2, len(utrs) - 1} < {*asked[1]}  # dense ones
+    for name in ("logit", "probability", "log2_fold_change", "baseline", "interval", "percentile", "n_candidates"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
+    assert len(asked) == 2
+    for one, other in zip(whole.site_table(), pickle.loads(pickle.dumps(found)).site_table(), strict=True):
+        assert one.tolist() == other.tolist()
 
 
 def test_batches_are_bounded(monkeypatch):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import pairformer
 from pairformer.config import AggregatorConfig, ModelConfig, SourceConfig, TrainConfig, check
 from pairformer.data import SITES, MoreSources, Pairs, Sites, load_sites, load_sources
-from pairformer.engines import NativeEngine, Scored
+from pairformer.engines import NativeEngine, ScoredPairs
 from pairformer.evaluation import targetnet
 from pairformer.evaluation.audit import name_genes, overlap
 from pairformer.evaluation.baselines import Scores, identity_scores, pooled_scores, site_logits, untrained_scores
@@ -278,8 +278,8 @@ def _fold_scores(
         )
     candidates = [scan(part.mirna, part.utr, model.config.esa_min, strict=True) for part in parts]
 
-    def scored(k: int | None = None) -> list[Scored]:
-        return [NativeEngine.of(model).score(part, k, torch.get_num_threads()) for part in candidates]
+    def scored(k: int | None = None) -> list[ScoredPairs]:
+        return [NativeEngine.of(model).score_pairs(part, k, torch.get_num_threads()) for part in candidates]
 
     if given is None:
         bags = Bags(model, fold.train, config.budgets)

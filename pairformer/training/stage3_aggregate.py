@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pairformer.config import TrainConfig
+from pairformer.config import LEAST_SEED, TrainConfig
 from pairformer.data import FoldChanges, MoreSources, Pairs, rewire
 from pairformer.engines import NativeEngine
 from pairformer.metrics import ranking
@@ -24,7 +24,6 @@ from pairformer.training.losses import binary_loss, class_weights, effect_loss, 
 
 SCORED = 64  # bags scored at once
 READ = 1024  # pairs of an experiment scanned at once
-LEAST_SEED = "offset 6mer"  # of the sites an additive head is trained on
 NOTHING_MORE = MoreSources()
 ALONE = 0.5  # weight of an experiment that is the only one of its laboratory here
 
