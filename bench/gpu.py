@@ -133,11 +133,11 @@ def attention_forms(bags: int, n: int, heads: int) -> dict:
     forms = {
         "set_attention": (padded, lambda: set_attention(*padded, mask)),
         "SDPA, mask": (padded, lambda: sdp_attention(*padded, mask)),
-        "SDPA, mask, cuDNN": (padded, lambda: by_backend(SDPBackend.CUDNN_ATTENTION)),
         "SDPA, mask, memory-efficient": (padded, lambda: by_backend(SDPBackend.EFFICIENT_ATTENTION)),
         "SDPA, mask, torch.compile": (padded, lambda: compiled(*padded, mask)),
         "ragged_set_attention": (flat, lambda: ragged_set_attention(*flat, ends, ends, n, n)),
-    }
+        "SDPA, mask, cuDNN": (padded, lambda: by_backend(SDPBackend.CUDNN_ATTENTION)),
+    }  # last those that may refuse to be captured, after which a process is of no use
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -147,7 +147,8 @@ def attention_forms(bags: int, n: int, heads: int) -> dict:
 
     def both(inputs, call):
         out = call()
-        return out, *torch.autograd.grad(out, inputs, slope.view_as(out))
+        grads = torch.autograd.grad(out, inputs, slope.view_as(out))
+        return out.detach(), *grads  # a graph that is kept ties its leaves to this stream, which stops every capture
 
     masked = functools.cache(functools.partial(both, *forms["SDPA, mask"]))
     full = functools.cache(functools.partial(both, padded, lambda: sdp_attention(*padded, torch.ones_like(mask))))
@@ -316,7 +317,7 @@ def axial(ceiling: dict) -> Section:
 
         forms = {"axial_attention": axial_attention, "SDPA, strided": sdp_axial_attention,
                  "SDPA, transposed copies": copied, "eager": reference.axial_attention}  # fmt: skip
-        expected = [reference.axial_attention(qkv, axis, lengths) for axis in ("row", "column")]
+        expected = [reference.axial_attention(qkv.detach(), axis, lengths) for axis in ("row", "column")]
         for name, attend in forms.items():
 
             def both(attend=attend, qkv=qkv, lengths=lengths, slope=slope):
@@ -389,7 +390,7 @@ def begin() -> dict:
 def usable() -> bool:
     """Whether the device still answers in this process."""
     try:
-        torch.zeros(1, device="cuda").item()
+        torch.rand(1, device="cuda").item()  # after a capture that failed no random number is to be had
     except RuntimeError:
         return False
     return True

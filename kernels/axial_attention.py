@@ -21,11 +21,13 @@ import triton
 import triton.language as tl
 from pairformer.kernels.launch import INTERPRETED, precision, tuned
 from pairformer.kernels.set_attention import LOG2_E, _configs, _grid, _load, _product, _store
+from pairformer.kernels.set_attention import _fitting as _fitting_sets
 from torch import Tensor
 
 from pairformer.config import check
 
 
+@torch.compiler.disable  # as of attention within sets
 def axial_attention(qkv: Tensor, axis: str, lengths: Tensor | None) -> Tensor:
     """softmax(query key^T / sqrt(D)) value along the lines of each sample's real square.
 
@@ -97,12 +99,12 @@ def _arguments(qkv: Tensor, lengths: Tensor, columns: bool) -> dict[str, Any]:
 
 
 def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
-    """Those whose blocks are not longer than a line."""
-    return [c for c in configs if max(c.kwargs.values()) <= kwargs["POWER"]] or configs[:1]
+    """Those whose blocks are not longer than a line, or as short as there are."""
+    return _fitting_sets(configs, named_args, POWER_Q=kwargs["POWER"], POWER_K=kwargs["POWER"])
 
 
-_tuned = tuned(
-    _configs(), key=["POWER", "BLOCK_D", "COLUMNS", "PRECISION"], prune_configs_by={"early_config_prune": _fitting}
+_tuned = tuned(  # columns as rows, which takes half as long
+    _configs(), key=["POWER", "BLOCK_D", "PRECISION"], prune_configs_by={"early_config_prune": _fitting}
 )
 
 

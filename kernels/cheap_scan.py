@@ -36,6 +36,7 @@ COLUMNS = tl.constexpr(50)
 SEED_PART = tl.constexpr(10)  # letters of an extended seed, and of the window's part that it is aligned with
 SEED_COLUMN = tl.constexpr(5)  # the first aligned column
 POOLED = tl.constexpr(13)  # columns of the second convolution
+TUNED_ROWS = 1 << 17  # candidates that keep every core of a device busy
 CHUNK = tl.constexpr(16)  # channels of the first convolution made at once
 TILE = tl.constexpr(32)  # outputs of the heads made at once; bits of a key
 
@@ -252,6 +253,7 @@ class CheapScan:
         ]  # fmt: skip
         self._score_bias = w["score2.bias"].item()
         self._sizes = (first, second, hidden)
+        self._tuned = INTERPRETED
 
     def __call__(self, pairs: DevicePairs, rows: Rows) -> tuple[Tensor, Tensor]:
         """Score every candidate as the encoder does in evaluation mode, in fp32 throughout.
@@ -275,8 +277,10 @@ class CheapScan:
         logit, keys = torch.empty_like(position), torch.empty_like(start)
         if n:
             *tables, hashed = self._tables
+            # What the first call is tuned to is kept for good: it is given enough programs, those past n in vain.
+            least, self._tuned = 0 if self._tuned else TUNED_ROWS, True
             with torch.cuda.device_of(logit):
-                _cheap_scan[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](
+                _cheap_scan[lambda meta: (triton.cdiv(max(n, least), meta["BLOCK"]),)](
                     logit, keys, *sequences, offsets, len(offsets) - 1, start, esa_score, position, alignment, n,
                     # Triton 3.10 is to split each multiply-add in two unless asked.
                     *tables, self._score_bias, hashed, *self._sizes, enable_fp_fusion=True,

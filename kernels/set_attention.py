@@ -106,6 +106,7 @@ def ragged_set_attention(
     return _attend(query, key, value, None, bias, dropout, seed, cu_query, cu_key, bags, max_query, max_key)
 
 
+@torch.compiler.disable  # a compiled model has a break here, and the kernels as they are
 def _attend(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key) -> Tensor:
     heads, width = query.shape[1:]
     for name, part in (("query", query), ("key", key), ("value", value)):
@@ -221,8 +222,8 @@ def _configs() -> list[triton.Config]:
 
 
 def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
-    """Those whose blocks are not larger than the bags."""
-    most = {"BLOCK_Q": kwargs["POWER_Q"], "BLOCK_K": kwargs["POWER_K"]}
+    """Those whose blocks are not larger than the bags, or as small as there are."""
+    most = {"BLOCK_Q": kwargs["POWER_Q"], "BLOCK_K": max(32, kwargs["POWER_K"])}
     return [c for c in configs if all(c.kwargs[name] <= size for name, size in most.items())] or configs[:1]
 
 
@@ -234,7 +235,7 @@ def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
 
 def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:
     """Few threads for small bags alone, one warp for those in half precision: more would not fit their registers."""
-    small = kwargs["POWER_Q"] * kwargs["POWER_K"] <= 64 * 64
+    small = kwargs["POWER_Q"] * kwargs["POWER_K"] <= 32 * 32
     return [c for c in configs if c.num_warps >= (kwargs["Q"].element_size() // 2 if small else 4)]
 
 

@@ -13,7 +13,9 @@ from pairformer.data import DATA_VARIABLE, data_folder
 if importlib.util.find_spec("torch") and importlib.util.find_spec("triton"):
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products
+    else:
         os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
 
 

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
-from pairformer.kernels import reference, set_attention, use_kernels  # noqa: E402
+from pairformer.kernels import axial_attention, reference, set_attention, use_kernels  # noqa: E402
 
 from pairformer.config import AggregatorConfig  # noqa: E402
 from pairformer.models import SetTransformer  # noqa: E402
@@ -233,6 +233,19 @@ def test_a_set_transformer_with_kernels_is_the_one_without(inducing):
     use_kernels(model)
     for a, b in zip(outcome(), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager")
+        torch.testing.assert_close(compiled(tokens, mask), model(tokens, mask), rtol=0, atol=0)
+
+
+def test_blocks_are_no_larger_than_sets():
+    """A set of 16 had the largest blocks, for which small chips have no room."""
+    blocks = [{"BLOCK_Q": q, "BLOCK_K": k} for q, k in ((64, 64), (32, 32), (16, 64), (16, 32))]
+    configs = [SimpleNamespace(kwargs=kwargs) for kwargs in blocks]
+    for size, count in ((16, 1), (32, 2), (64, 4)):
+        for fitting, given in ((set_attention._fitting, {"POWER_Q": size, "POWER_K": size}),
+                               (axial_attention._fitting, {"POWER": size})):  # fmt: skip
+            assert len(fitting(configs, {}, **given)) == count
 
 
 @gpu

@@ -27,6 +27,7 @@ from pairformer.data import (
     load_pairs,
     load_sites,
 )  # fmt: skip
+from pairformer.engines import exact_float32
 from pairformer.metrics import ranking
 from pairformer.scan import scan
 
@@ -486,19 +487,19 @@ def test_a_stage_without_rows_is_refused(folder, tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_device_learns_what_a_cpu_does(folder, tmp_path, command, monkeypatch):
+def test_a_device_learns_what_a_cpu_does(folder, tmp_path, command):
     """Without dropout every stage has the same loss, encoders read anew and instances included."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     losses = {}
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     for device in ("cpu", "cuda"):
-        assert command(
-            "train", "all", "--data", folder, "--out", tmp_path / device, "--device", device, "--threads", 1,
-            "--expensive.dropout", 0, "--cheap.meta-dropout", 0, "--aggregator.dropout", 0, "--sources.instances", 1,
-            "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2, "--stage3.joint-epochs", 1,
-            "--stage3.joint-lr", 1e-4, "--additive.epochs", 1,
-        ) == 0  # fmt: skip
+        with exact_float32():
+            assert command(
+                "train", "all", "--data", folder, "--out", tmp_path / device, "--device", device, "--threads", 1,
+                "--expensive.dropout", 0, "--cheap.meta-dropout", 0, "--aggregator.dropout", 0, "--sources.instances",
+                1, "--stage1.epochs", 1, "--stage2.epochs", 1, "--stage3.epochs", 2, "--stage3.joint-epochs", 1,
+                "--stage3.joint-lr", 1e-4, "--additive.epochs", 1,
+            ) == 0  # fmt: skip
         log = map(json.loads, (tmp_path / device / "log.jsonl").read_text().splitlines())
         losses[device] = {(record["stage"], record["epoch"]): record["loss"] for record in log}
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
