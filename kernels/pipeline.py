@@ -6,7 +6,9 @@ with what they are as sites. One-hot windows are only ever made of those, on the
 
 from __future__ import annotations
 
+import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,7 +23,8 @@ from torch import Tensor
 
 from pairformer.bags import Candidates
 from pairformer.models import PairFormer
-from pairformer.models.pair_former import GPU_CHUNK, chunks, site_facts
+from pairformer.models.additive import LEAST_SHARE
+from pairformer.models.pair_former import GPU_CHUNK, Tokens, chunks, site_facts
 
 SIZES = 8  # of chunks of windows, and powers of two below: a convolution is planned anew for every size
 
@@ -40,6 +43,7 @@ class FusedPairFormer(PairFormer):
         use_kernels(self)
         self.aggregators.to(dtype)
         self._cheap = CheapScan(self.cheap, self.config.selector.rng_seed, self.device)
+        self._gate = np.array([[gate.bias.item(), gate.slope.item()] for gate in self.gates]).reshape(-1, 2, 1)
         self.dtype = dtype
         self._last = threading.local()
         self.expensive.to(dtype)
@@ -69,6 +73,19 @@ class FusedPairFormer(PairFormer):
         if "duplex" in self.config.token:
             facts[:, 2] = duplex_energy(*self._candidates(candidates), self.moved(rows)) / 10
         return facts
+
+    def tokenize(
+        self, candidates: Candidates, rows: NDArray[np.int64], offsets: NDArray[np.int64], embedding: Tensor,
+        logit: Tensor, threads: int = 0,
+    ) -> Tokens:  # fmt: skip
+        """The same; bags for which aggregators count are found here, where nobody waits for the device to say."""
+        tokens, batch = super().tokenize(candidates, rows, offsets, embedding, logit, threads), candidates.batch
+        if not self.gates:
+            return tokens
+        length = np.diff(batch.utr_offsets)[batch.bag_utr]
+        share = 10 * (self._gate[:, 0] - self._gate[:, 1] * np.log((1.0 + length) / 51))  # (E, B) before its sigmoid
+        asked = (share > math.log(LEAST_SHARE) - 1).any(0)  # some more than count, whatever rounding says
+        return replace(tokens, asked=self.moved(np.flatnonzero(asked)))
 
     def relational(self, padded: Tensor, mask: Tensor) -> Tensor:
         return super().relational(padded.to(self.dtype), mask).float()

@@ -36,7 +36,8 @@ def additive_model(tmp_path_factory):
     place = tmp_path_factory.mktemp("additive_model")
     calibration = {"effect_scale": 2.0, "effect_interval": (-0.5, 0.25), "effect_widening": (1.0, 0.5)}
     token = ("embedding", "logit", "esa", "position", "site", "context", "duplex")
-    return _saved(place, {"additive": 8, "members": 2}, token=token, keep_seed="offset 6mer", **calibration)
+    heads = {"additive": 8, "members": 2, "length_gate": 1.05}
+    return _saved(place, heads, token=token, keep_seed="offset 6mer", **calibration)
 
 
 def _saved(directory, aggregator=None, **config):

@@ -84,6 +84,18 @@ def test_predictions_name_the_engine(additive_model, rng, name, close):
     ]
 
 
+def test_aggregators_are_asked_about_short_utrs_without_waiting_for_the_device(additive_model, rng, monkeypatch):
+    engine, asked = TritonEngine.load(additive_model), []
+    candidates = pairformer.scan(testing.random_rna(rng, 22), [testing.random_rna(rng, n) for n in range(45, 400, 15)])
+    expected = NativeEngine.load(additive_model).score(candidates).pair_logit
+    relational = engine.model.relational
+    monkeypatch.setattr(engine.model, "relational", lambda *given: asked.append(len(given[0])) or relational(*given))
+    monkeypatch.setattr(torch.Tensor, "nonzero", None)
+    np.testing.assert_allclose(engine.score(candidates, None, 1, False).pair_logit, expected, rtol=0, atol=1e-4)
+    shares = engine.model._shares(torch.from_numpy(candidates.bag_features())).any(0)
+    assert 0 <= asked[0] - shares.sum() <= 2 < asked[0] < len(candidates)
+
+
 def test_batches_in_flight_give_what_they_give_alone(model, rng, monkeypatch):
     mirna, utrs = testing.random_rna(rng, 22), [testing.random_rna(rng, 300) for _ in range(7)]
     together = pairformer.predict(mirna, utrs, model=model)

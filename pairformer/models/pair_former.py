@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ class Tokens:
     """(M, 13) site features, then context."""
     bag: Tensor
     """(B, 12) bag features."""
+    asked: Tensor | None = None
+    """(A,) int64 bags to ask aggregators about, all among them for which one counts; None: not known yet."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,9 @@ class PairFormer(SavedModule):
     def _gated(self, tokens: Tokens) -> Tensor:
         """(E, B) the same of tokens, times what it counts for; a bag for which none counts is not asked about."""
         shares = self._shares(tokens.bag)
-        asked = shares.any(0).nonzero()[:, 0] if self.gates else slice(None)
+        asked: Any = tokens.asked
+        if asked is None:
+            asked = shares.any(0).nonzero()[:, 0] if self.gates else slice(None)
         said = torch.zeros_like(shares)
         said[:, asked] = self.relational(tokens.padded[asked], tokens.mask[asked])
         return shares * said
