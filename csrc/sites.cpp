@@ -15,7 +15,6 @@ constexpr int kFlank = 30;              // nt on either side in which A and U ar
 constexpr int kFirstSupplementary = 8;  // miRNA letter 9, the first outside the seed
 constexpr int kMostOffset = 5;          // of the 3' part against the seed's register, either way
 constexpr int64_t kFar = 10000;         // nt to another site, at most
-constexpr int kSharing = 6;             // windows, at most, over one seed match
 
 bool watson_crick(uint8_t a, uint8_t b) {
   return a + b == 3;
@@ -30,7 +29,7 @@ float supplementary(const SitePair& pair, int64_t anchor) {
     float run = 0;
     for (int64_t i = kFirstSupplementary; i < pair.mirna_length; ++i) {
       const int64_t at = anchor - i - offset;
-      const bool paired = at >= 0 && at < pair.utr_length && watson_crick(pair.mirna[i], pair.utr[at]);
+      const bool paired = at >= 0 && watson_crick(pair.mirna[i], pair.utr[at]);  // the seed is after it
       run = paired ? run + (i >= 12 && i <= 15 ? 1.0f : 0.5f) : 0.0f;
       best = std::max(best, run - cost);
     }
@@ -123,15 +122,12 @@ std::vector<Site> find_sites(const SitePair& pair, const int32_t* start, const f
     if (place == places.end() || *place > last) continue;
     const SeedMatch match = seed_match(pair, start[row]);
     if (match.kind < least) continue;
-    // Windows of one site follow each other, so it is among the last found.
-    const auto recent = sites.end() - std::min<int64_t>(kSharing, static_cast<int64_t>(sites.size()));
-    const auto known =
-        std::find_if(recent, sites.end(), [&](const Site& site) { return site.anchor == match.anchor; });
-    if (known == sites.end())
+    // Windows of one site follow each other.
+    if (sites.empty() || sites.back().anchor != match.anchor)
       sites.push_back({match.anchor, match.kind, row});
-    else if (match.kind > known->kind ||
-             (logit && match.kind == known->kind && logit[row] > logit[known->row]))
-      *known = {match.anchor, match.kind, row};
+    else if (match.kind > sites.back().kind ||
+             (logit && match.kind == sites.back().kind && logit[row] > logit[sites.back().row]))
+      sites.back() = {match.anchor, match.kind, row};
   }
   return sites;
 }
