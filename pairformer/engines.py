@@ -41,6 +41,8 @@ class ScoredPairs:
     """(B,) likewise."""
     contribution: NDArray[np.float64] | None
     """(B,) of all rows together; None likewise."""
+    whole: Scored | None = None
+    """The same with the sites, where they were read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class Scored:
         if self.contribution is not None:
             bag = np.repeat(np.arange(bags), np.diff(self.selection.offsets))
             total = np.bincount(bag, self.contribution, bags)
-        return ScoredPairs(self.pair_logit, self.repression, total)
+        return ScoredPairs(self.pair_logit, self.repression, total, self)
 
 
 class Engine(Protocol):
@@ -156,12 +158,14 @@ class NativeEngine:
         most = self.config.selector.k_max if k_max is None else k_max
         known, logit, repression, contribution = self.model.sum_sites(candidates, most, usable_threads(threads))
         found, unknown = ScoredPairs(logit, repression, contribution), known == 0
+        if (unknown | (candidates.n_candidates == 0)).all():
+            return self.score(candidates, k_max, threads).pairs()
         if unknown.any():
             rows = np.flatnonzero(np.repeat(unknown, candidates.n_candidates))
             offsets = np.cumsum([0, *np.where(unknown, candidates.n_candidates, 0)])
             asked = self.score(candidates.take(rows, offsets), k_max, threads).pairs()
-            for name, column in vars(found).items():
-                np.copyto(column, getattr(asked, name), where=unknown)
+            for name in ("pair_logit", "repression", "contribution"):
+                np.copyto(getattr(found, name), getattr(asked, name), where=unknown)
         return found
 
 

@@ -356,17 +356,19 @@ class Scorer:
         mirna, utr = [m for m, _ in pairs], [u for _, u in pairs]
         candidates = scan(mirna, utr, self.engine.config.esa_min, threads=self.threads)
         if self.sites or not self.engine.skims:
-            scored = self.engine.score(candidates, self.k_max, self.threads, self.explain)
-            found = self._sites(candidates, scored)
-            return self._batch(candidates, scored.pairs(), _Reader(lambda: found))
+            scored = self.engine.score(candidates, self.k_max, self.threads, self.explain).pairs()
+        else:
+            scored = self.engine.score_pairs(candidates, self.k_max, self.threads)
+        if scored.whole is not None:
+            found = self._sites(candidates, scored.whole)
+            return self._batch(candidates, scored, _Reader(lambda: found))
         batch, utr_length, messages = candidates.batch, candidates.utr_length, candidates.messages
 
         def read() -> _Sites:  # of the sequences, which take less memory than all candidates
             again = Candidates.of(batch, utr_length, messages, self.engine.config.esa_min, self.threads)
             return self._sites(again, self.engine.score(again, self.k_max, self.threads, False))
 
-        scored_pairs = self.engine.score_pairs(candidates, self.k_max, self.threads)
-        return self._batch(candidates, scored_pairs, _Reader(read))
+        return self._batch(candidates, scored, _Reader(read))
 
     @property
     def _scale(self) -> np.float32:

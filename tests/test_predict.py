@@ -123,6 +123,8 @@ def test_pairs_are_the_same_to_the_last_bit_before_their_sites_are_read(rng, mon
     for name in ("logit", "probability", "log2_fold_change", "baseline", "interval", "percentile", "n_candidates"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
     assert len(asked) == 2
+    predict_module.Scorer(k_max=k_max).score([LET7, LET7], [dense[-1], "A"]).site_table()
+    assert len(asked) == 3  # at first, and not again
     for one, other in zip(whole.site_table(), pickle.loads(pickle.dumps(found)).site_table(), strict=True):
         assert one.tolist() == other.tolist()
 
