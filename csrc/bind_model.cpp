@@ -220,8 +220,7 @@ void bind_model(py::module_& m) {
            "None, of chosen rows.",
            "candidates"_a, "rows"_a, "row_offsets"_a, "explain"_a = false, "threads"_a = 0)
       .def("sum_sites", &sum_sites,
-           "Whether a bag is known (B,) without an encoder, and if so its pair logit (B,), repression (B,) "
-           "and "
-           "its sites' contributions together (B,).",
+           "Whether a bag is known (B,) without an encoder; if so pair logit (B,), repression (B,) and the "
+           "contributions (B,) of all its sites.",
            "candidates"_a, "k_max"_a, "threads"_a = 0);
 }

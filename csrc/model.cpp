@@ -157,26 +157,25 @@ Model::Said Model::add_up(const float* feature, const float* site, int64_t n, fl
   return {said.repression / members, said.logit / members};
 }
 
-void Model::add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag,
-                      const float* feature, const float* site, const Aggregated& out) const {
+void Model::add_sites(const ChosenRows& chosen, int64_t bag, const float* feature, const float* site,
+                      const Aggregated& out) const {
   const int64_t begin = chosen.offsets[bag], end = chosen.offsets[bag + 1];
-  const SitePair pair(candidates.batch, bag);
-  std::vector<std::pair<int32_t, int64_t>> standing;  // for their sites, by the sites' places
+  std::vector<int64_t> rows;  // those that stand for their site
+  const Floats standing((end - begin) * kSite);
   for (int64_t i = begin; i < end; ++i) {
+    const float* mine = site + (i - begin) * kSite;
     out.contribution[i] = 0;
-    if (site[(i - begin) * kSite + kSiteFeatures] != 0)
-      standing.emplace_back(seed_match(pair, candidates.start[chosen.rows[i]]).anchor, i);
+    if (mine[kSiteFeatures] == 0) continue;
+    std::copy_n(mine, kSite, standing + static_cast<int64_t>(rows.size()) * kSite);
+    rows.push_back(i);
   }
-  std::sort(standing.begin(), standing.end());
-  const auto n = static_cast<int64_t>(standing.size());
-  const Floats mine(n * kSite), contribution(n), weight(n);
-  for (int64_t k = 0; k < n; ++k)
-    std::copy_n(site + (standing[k].second - begin) * kSite, kSite, mine + k * kSite);
+  const auto n = static_cast<int64_t>(rows.size());
+  const Floats contribution(n), weight(n);
   const Said said =
-      add_up(feature, mine, n, contribution, out.weight ? static_cast<float*>(weight) : nullptr);
+      add_up(feature, standing, n, contribution, out.weight ? static_cast<float*>(weight) : nullptr);
   for (int64_t k = 0; k < n; ++k) {
-    out.contribution[standing[k].second] = contribution[k];
-    if (out.weight) out.weight[standing[k].second] = weight[k];
+    out.contribution[rows[k]] = contribution[k];
+    if (out.weight) out.weight[rows[k]] = weight[k];
   }
   out.repression[bag] = said.repression;
   out.pair_logit[bag] += said.logit;
@@ -200,13 +199,12 @@ void Model::sum_sites(const Candidates& candidates, int64_t k_max, int threads, 
       if (gates_.empty() || gates_[m](feature) != 0) out.known[bag] = 0;
     if (!out.known[bag]) return;
     for (int64_t i = 0; i < n; ++i) check_window(candidates.batch, bag, start[i]);
-    std::vector<Site> sites = find_sites(pair, start, nullptr, n, kOffset6mer);
+    const std::vector<Site> sites = find_sites(pair, start, nullptr, n, kOffset6mer);
     const auto count = static_cast<int64_t>(sites.size());
     if (count > k_max) {
       out.known[bag] = 0;
       return;
     }
-    std::sort(sites.begin(), sites.end(), [](const Site& a, const Site& b) { return a.anchor < b.anchor; });
     const Floats row(count * kSite), contribution(count);
     std::vector<int32_t> windows;
     for (int64_t i = 0; i < count; ++i) {
@@ -294,7 +292,7 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
         sum += share[own] * logit[own];
       }
       out.pair_logit[bag] = sum / members;
-      if (additive()) add_sites(candidates, chosen, bag, feature, site + at * kSite, out);
+      if (additive()) add_sites(chosen, bag, feature, site + at * kSite, out);
     });
     if (!out.weight) continue;
     const auto rows = parts_of(chosen.offsets, begin, end, 1);

@@ -40,7 +40,7 @@ struct Aggregated {
 
 // Where sum_sites() writes, of B bags.
 struct Summed {
-  uint8_t* known;  // (B) 1, or 0 where the encoders have to be asked: then the rest is not written
+  uint8_t* known;  // (B) 1, or 0 where the encoders have to be asked: then the rest says nothing
   float* pair_logit;
   float* repression;
   double* contribution;  // of all sites together
@@ -74,15 +74,15 @@ class Model {
   class RowEncoder;
   void write_token(const Candidates& candidates, int64_t row, const float* embedding, float logit,
                    const float* site, float* token) const;
-  // What the additive heads say of a bag with these bag_features and n sites (n, kSite), in order of place:
-  // repression and its part of the logit, and likewise what each site contributes to either (n; nullptr).
+  // What the additive heads say of a bag with these bag_features and n sites (n, kSite): repression and its
+  // part of the logit, and what each site contributes to either (n; weight may be nullptr).
   struct Said {
     float repression, logit;
   };
   Said add_up(const float* feature, const float* site, int64_t n, float* contribution, float* weight) const;
   // The same of its chosen rows; weight holds the sites' part of it.
-  void add_sites(const Candidates& candidates, const ChosenRows& chosen, int64_t bag, const float* feature,
-                 const float* site, const Aggregated& out) const;
+  void add_sites(const ChosenRows& chosen, int64_t bag, const float* feature, const float* site,
+                 const Aggregated& out) const;
 
   const Kernels& kernels_;
   CheapEncoder cheap_;

@@ -41,7 +41,7 @@ struct Site {
 };
 
 // Sites of a bag whose match is `least` or longer, each with the window that sees most of the match, of those
-// the one of the best logit (nullptr: all alike), of those the first. Windows ascend.
+// the one of the best logit (nullptr: all alike), of those the first. Windows ascend, and so do the anchors.
 std::vector<Site> find_sites(const SitePair& pair, const int32_t* start, const float* logit, int64_t n,
                              SeedKind least);
 

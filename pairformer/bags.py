@@ -45,7 +45,17 @@ class Candidates:
         cls, batch: _core.PairBatch, utr_length: NDArray[np.int64], messages: dict[int, str], esa_min: int,
         threads: int = 0, variant: str = "auto",
     ) -> Candidates:  # fmt: skip
-        """The candidates of coded sequences; see :func:`pairformer.scan`, which codes them."""
+        """The candidates of coded sequences.
+
+        Args:
+            batch: B pairs, as :func:`pairformer.scan` codes them; empty where a pair is invalid.
+            utr_length: (B,) nt.
+            messages: bag number -> why the pair is invalid.
+            esa_min, threads, variant: as there.
+
+        Returns:
+            Candidates of B pairs.
+        """
         offsets, start, score, position, alignment, n_dropped = _core.scan(batch, esa_min, threads, variant)
         return cls(offsets, start, score, position, alignment, utr_length, n_dropped, messages, batch)
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pairformer import _core
 from pairformer.bags import Candidates
-from pairformer.config import LEAST_SEED, ModelConfig, check, usable_threads
+from pairformer.config import LEAST_SEED, ModelConfig, check
 from pairformer.saved import model_files, read_model
-from pairformer.selector import Selection
+from pairformer.selector import Selection, STSelector
 from pairformer.sites import select_sites
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ENGINES = ("native", "torch", "triton", "triton-bf16")
 
 @dataclass(frozen=True, eq=False)
 class ScoredPairs:
-    """What an engine found of B bags, without their sites."""
+    """What an engine found of B bags."""
 
     pair_logit: NDArray[np.float32]
     """(B,) as in :class:`Scored`."""
@@ -42,7 +42,7 @@ class ScoredPairs:
     contribution: NDArray[np.float64] | None
     """(B,) of all rows together; None likewise."""
     whole: Scored | None = None
-    """The same with the sites, where they were read."""
+    """Of sites too, where these were read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Scored:
     """(M,) of each row to its bag's repression; None likewise."""
 
     def pairs(self) -> ScoredPairs:
-        """The same without the sites."""
+        """The same by pair."""
         bags = len(self.pair_logit)
         total: Any = None
         if self.contribution is not None:
@@ -82,11 +82,6 @@ class Engine(Protocol):
     metadata: dict
     in_flight: int
     """Batches that are best scored at once, each by a thread."""
-
-    @property
-    def skims(self) -> bool:
-        """Whether :meth:`score_pairs` takes less work than :meth:`score`."""
-        ...
 
     def score(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
         """Score bags with at most ``k_max`` selected candidates each; None for the model's own budget."""
@@ -145,21 +140,19 @@ class NativeEngine:
         )
         return Scored(pair_logit, selection, cheap_logit, logit, weight, repression, contribution)
 
-    @property
-    def skims(self) -> bool:
-        """Where additive heads read all seed sites no encoder is needed for a bag whose sites are within the budget and
+    def score_pairs(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> ScoredPairs:
+        """What :meth:`score` says of the bags, to the last bit.
+
+        Where additive heads read all seed sites, no encoder is asked about a bag whose sites are within the budget and
         for whose UTR no aggregator counts.
         """
-        return self.config.aggregator.additive > 0 and self.config.keep_seed == LEAST_SEED
-
-    def score_pairs(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> ScoredPairs:
-        if not self.skims:
+        if not self.config.aggregator.additive or self.config.keep_seed != LEAST_SEED:
             return self.score(candidates, k_max, threads).pairs()
-        most = self.config.selector.k_max if k_max is None else k_max
-        known, logit, repression, contribution = self.model.sum_sites(candidates, most, usable_threads(threads))
+        most = STSelector.from_config(self.config.selector, k_max).config.k_max
+        known, logit, repression, contribution = self.model.sum_sites(candidates, most, threads)
         found, unknown = ScoredPairs(logit, repression, contribution), known == 0
-        if (unknown | (candidates.n_candidates == 0)).all():
-            return self.score(candidates, k_max, threads).pairs()
+        if 2 * candidates.n_candidates[unknown].sum() >= len(candidates.start):
+            return self.score(candidates, k_max, threads).pairs()  # the sites of most are read, so those of all
         if unknown.any():
             rows = np.flatnonzero(np.repeat(unknown, candidates.n_candidates))
             offsets = np.cumsum([0, *np.where(unknown, candidates.n_candidates, 0)])
@@ -174,7 +167,6 @@ class TorchEngine:
 
     name = "torch"
     in_flight = 1
-    skims = False
 
     def __init__(self, model: PairFormer) -> None:
         self.model, self.config, self.metadata = model, model.config, model.metadata

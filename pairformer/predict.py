@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
@@ -62,27 +61,30 @@ class Prediction:
     """Of 100 pairs of this miRNA in the batch with status ok, how many are predicted less repressed, ties as half; NaN
     for another status, None likewise."""
     _reader: _Reader = field(repr=False)
-    _bag: int = field(repr=False)
 
     @property
     def sites(self) -> NDArray[np.void]:
-        """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`."""
-        found = self._reader.found
-        return found.table[found.rows_of(self._bag)]
+        """Selected candidates, ascending start; fields as in :func:`pairformer.sites.site_table`.
+
+        Read when they are first asked for, to be drawn or pickled too.
+
+        Raises:
+            ValueError: the model's encoders say what is no number.
+        """
+        return self._reader.found.table
 
     def draw(self, i: int) -> str:
         """Duplex of ``sites[i]`` as three lines of text."""
         found = self._reader.found
-        return draw(found.candidates, range(len(found.logit))[found.rows_of(self._bag)][i])
-
-    def __getstate__(self) -> dict:
-        """Pickled with its sites, without the pairs it was predicted with."""
-        return {**self.__dict__, "_reader": _Reader(functools.partial(self._reader.found.alone, self._bag)), "_bag": 0}
+        return draw(found.candidates, range(len(found.table))[i])
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """B pairs, in the order asked; index for one :class:`Prediction`, slice for a list of them, iterate for all."""
+    """B pairs, in the order asked; index for one :class:`Prediction`, slice for a list of them, iterate for all.
+
+    Pickled with all sites, which are read for it.
+    """
 
     probability: NDArray[np.float32]
     """(B,) at the prior asked for, even odds unless told; NaN where invalid."""
@@ -108,7 +110,9 @@ class Predictions:
     """(B, 2); None for a model that knows none."""
     percentile: NDArray[np.float32] | None
     """(B,) among the pairs of the same miRNA here; None likewise."""
-    _batches: list[_Batch] = field(repr=False)
+    _readers: list[_Reader] = field(repr=False)
+    _firsts: NDArray[np.int64] = field(repr=False)
+    """Number of the first pair of each reader, and of pairs."""
 
     def __len__(self) -> int:
         return len(self.logit)
@@ -138,13 +142,8 @@ class Predictions:
         return Prediction(
             float(self.probability[i]), float(self.logit[i]), int(self.n_candidates[i]), int(self.utr_length[i]),
             int(self.n_dropped[i]), str(self.status[i]), self.message[i], self.engine, change, baseline, interval,
-            percentile, self._batches[number].reader, i - int(self._firsts[number]),
+            percentile, self._readers[number].alone(i - int(self._firsts[number])),
         )  # fmt: skip
-
-    @functools.cached_property
-    def _firsts(self) -> NDArray[np.int64]:
-        """Number of the first pair of each batch, and of pairs."""
-        return np.cumsum([0] + [len(batch.logit) for batch in self._batches])
 
     def site_table(self) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.str_]]:
         """Sites of all pairs at once.
@@ -153,12 +152,12 @@ class Predictions:
             pair (M,) number of the pair a site belongs to; sites (M,) as in :func:`pairformer.sites.site_table`;
             aligned (M, 2) gapped strings, miRNA 5'->3' and window 3'->5'.
         """
-        read = [batch.reader.found for batch in self._batches]
+        read = [reader.found for reader in self._readers]
         pair = [first + found.candidates.bag_of() for first, found in zip(self._firsts, read, strict=False)]
         return (
             np.concatenate(pair),
             np.concatenate([found.table for found in read]),
-            np.concatenate([found.candidates.aligned_rows(np.arange(len(found.logit))) for found in read]),
+            np.concatenate([found.candidates.aligned_rows(np.arange(len(found.table))) for found in read]),
         )
 
 
@@ -178,48 +177,49 @@ class _Batch:
 
 
 class _Reader:
-    """The sites of some pairs, read when they are first asked for; pickled with what was found."""
+    """The sites of some pairs, read when they are first asked for; pickled with what was found.
 
-    def __init__(self, read: Callable[[], _Sites]) -> None:
-        self._read = read
+    Without a lock, which a forked process would find held: of two threads that ask at once both read the same.
+    """
 
-    @functools.cached_property
+    def __init__(self, read: Callable[[], _Sites], read_one: Callable[[int], _Sites] | None = None) -> None:
+        self._read: Callable[[], _Sites] | None = read
+        self._read_one = read_one
+        self._found: _Sites | None = None
+
+    @property
     def found(self) -> _Sites:
-        return self._read()
+        read = self._read  # before the look at what was found
+        if self._found is None:
+            assert read is not None
+            self._found, self._read = read(), None  # lets go of what it read from
+        return self._found
+
+    def alone(self, bag: int) -> _Reader:
+        """Of one pair, for which the others' are not read, or nothing is read again."""
+
+        def read() -> _Sites:
+            known = self._read_one is None or self._found is not None
+            return self.found.alone(bag) if known else self._read_one(bag)  # type: ignore[misc]
+
+        return _Reader(read)
 
     def __getstate__(self) -> dict:
-        return {"found": self.found}
+        return {"_found": self.found, "_read": None, "_read_one": None}
 
 
 @dataclass(frozen=True, eq=False)
 class _Sites:
-    """What an engine found of the selected candidates of some pairs."""
+    """Selected candidates of some pairs."""
 
     candidates: Candidates
     """Selected rows only."""
-    cheap_logit: NDArray[np.float32]
-    logit: NDArray[np.float32]
-    reason: NDArray[np.uint8]
-    weight: NDArray[np.float32] | None
-    contribution: NDArray[np.float32] | None
-    """(M,) log2."""
-    folding_threads: int | None
-    """To find out which sites are open; None: nobody asked."""
-
-    @functools.cached_property
-    def table(self) -> NDArray[np.void]:
-        extra, rows = {"contribution": self.contribution, "weight": self.weight}, np.arange(len(self.logit))
-        return site_table(self.candidates, rows, self.cheap_logit, self.logit, self.reason, extra, self.folding_threads)
-
-    def rows_of(self, bag: int) -> slice:
-        return slice(*self.candidates.offsets[bag : bag + 2])
+    table: NDArray[np.void]
+    """(M,) :func:`pairformer.sites.site_table` of them."""
 
     def alone(self, bag: int) -> _Sites:
         """Of one pair, nothing of the others'."""
-        mine, names = self.rows_of(bag), ("cheap_logit", "logit", "reason", "weight", "contribution")
-        columns = {name: getattr(self, name) for name in names}
-        columns = {name: None if column is None else column[mine] for name, column in columns.items()}
-        return replace(self, candidates=self.candidates.alone(bag), **columns)
+        return _Sites(self.candidates.alone(bag), self.table[slice(*self.candidates.offsets[bag : bag + 2])])
 
 
 def predict(
@@ -305,7 +305,7 @@ class Scorer:
         self.prior, self._prior_logit = prior, float(at_prior(0.0, prior))
         self.k_max, self.threads, self.explain = k_max, usable_threads(threads), as_bool("explain", explain)
         self.folding_threads = self.threads if as_bool("accessibility", accessibility) else None
-        self.sites = sites or self.explain or accessibility
+        self.sites = as_bool("sites", sites) or self.explain or self.folding_threads is not None
         self.engine = load_engine(engine, model, device)
         self._warm = False
 
@@ -338,7 +338,8 @@ class Scorer:
             probability.astype(np.float32), logit, n_candidates, columns["utr_length"], columns["n_dropped"],
             columns["status"], [*itertools.chain(*columns["message"])], self.engine.name, change, columns["baseline"],
             None if change is None else _interval(change, self.engine.config),
-            None if change is None else percentiles(mirnas, change, n_candidates), batches,
+            None if change is None else percentiles(mirnas, change, n_candidates), columns["reader"],
+            np.cumsum([0] + [len(batch.logit) for batch in batches]),
         )  # fmt: skip
 
     def _scored(self, groups: list[list[tuple[str, str]]]) -> list[_Batch]:
@@ -355,20 +356,19 @@ class Scorer:
     def _score(self, pairs: list[tuple[str, str]]) -> _Batch:
         mirna, utr = [m for m, _ in pairs], [u for _, u in pairs]
         candidates = scan(mirna, utr, self.engine.config.esa_min, threads=self.threads)
-        if self.sites or not self.engine.skims:
+        if self.sites:
             scored = self.engine.score(candidates, self.k_max, self.threads, self.explain).pairs()
         else:
             scored = self.engine.score_pairs(candidates, self.k_max, self.threads)
         if scored.whole is not None:
-            found = self._sites(candidates, scored.whole)
-            return self._batch(candidates, scored, _Reader(lambda: found))
-        batch, utr_length, messages = candidates.batch, candidates.utr_length, candidates.messages
+            return self._batch(candidates, scored, _Reader(self._sites(candidates, scored.whole)))
+        bags = candidates.take(np.empty(0, np.int64), np.zeros_like(candidates.offsets))  # take less memory
 
-        def read() -> _Sites:  # of the sequences, which take less memory than all candidates
-            again = Candidates.of(batch, utr_length, messages, self.engine.config.esa_min, self.threads)
-            return self._sites(again, self.engine.score(again, self.k_max, self.threads, False))
+        def read(bags: Candidates = bags) -> _Sites:
+            again = Candidates.of(bags.batch, bags.utr_length, bags.messages, self.engine.config.esa_min, self.threads)
+            return self._sites(again, self.engine.score(again, self.k_max, self.threads, False))()
 
-        return self._batch(candidates, scored, _Reader(read))
+        return self._batch(candidates, scored, _Reader(read, lambda bag: read(bags.alone(bag))))
 
     @property
     def _scale(self) -> np.float32:
@@ -388,12 +388,15 @@ class Scorer:
             change, baseline, reader,
         )  # fmt: skip
 
-    def _sites(self, candidates: Candidates, scored: Scored) -> _Sites:
-        chosen, contribution = scored.selection, scored.contribution
-        return _Sites(
-            candidates.take(chosen.rows, chosen.offsets), scored.cheap_logit[chosen.rows], scored.logit, chosen.reason,
-            scored.weight, None if contribution is None else self._scale * contribution + 0.0, self.folding_threads,
-        )  # fmt: skip
+    def _sites(self, candidates: Candidates, scored: Scored) -> Callable[[], _Sites]:
+        """What makes the table of sites, without holding the rows that were not selected."""
+        chosen, logit, threads = scored.selection, scored.logit, self.folding_threads
+        kept, cheap_logit = candidates.take(chosen.rows, chosen.offsets), scored.cheap_logit[chosen.rows]
+        more = {"contribution": scored.contribution, "weight": scored.weight}
+        if more["contribution"] is not None:
+            more["contribution"] = self._scale * more["contribution"] + 0.0
+        rows, reason = np.arange(len(logit)), chosen.reason
+        return lambda: _Sites(kept, site_table(kept, rows, cheap_logit, logit, reason, more, threads))
 
 
 def _interval(change: NDArray[np.float32], config: ModelConfig) -> NDArray[np.float32] | None:

@@ -1,10 +1,15 @@
 """Prediction: junk in lists, one answer however a pair is asked, sites."""
 
+import copy
+import dataclasses
 import itertools
 import os
 import pickle
+import random
 import re
+import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -101,12 +106,39 @@ def test_small_batches(model, rng, monkeypatch):
     np.testing.assert_allclose(whole.site_table()[1]["weight"], parts.site_table()[1]["weight"], atol=1e-6)
 
 
-@pytest.mark.parametrize("k_max", [None, 3])
-def test_pairs_are_the_same_to_the_last_bit_before_their_sites_are_read(rng, monkeypatch, k_max):
-    """Encoders are asked at first about short UTRs and those with more sites than places alone."""
-    dense = ["".join(rng.choices(["CUACCUCA", "UACCUC", "ACGU", "CUACCU", "A"], k=k)) for k in (9, 40, 90, 400, 400)]
+def crowded_pairs(rng):
+    """Pairs of every kind, at the end some with many sites of let-7."""
+    crowded = ["".join(rng.choices(["CUACCUCA", "UACCUC", "ACGU", "CUACCU", "A"], k=k)) for k in (9, 90, 400, 400)]
     mirnas, utrs = (list(part) for part in zip(*junk_pairs(rng, 200), strict=True))
-    mirnas, utrs = mirnas + [LET7] * len(dense), utrs + dense
+    return mirnas + [LET7] * 4, utrs + crowded
+
+
+@pytest.mark.parametrize("k_max", [None, 3])
+@pytest.mark.parametrize("changes", [None, {}, {"length_gate": 0.0}, {"kind": "none"}], ids=str)
+def test_pairs_are_the_same_to_the_last_bit_before_their_sites_are_read(rng, additive_model, tmp_path, changes, k_max):
+    if changes is not None:
+        config = PairFormer.load(additive_model).config
+        PairFormer(dataclasses.replace(config, aggregator=dataclasses.replace(config.aggregator, **changes),
+                                       empty_logit=-0.7)).save(tmp_path)  # fmt: skip
+    name = "default" if changes is None else tmp_path
+    whole, found = (
+        predict_module.Scorer(name, k_max, sites=sites).score(*crowded_pairs(random.Random(1)))
+        for sites in (True, False)
+    )
+    columns = ("logit", "probability", "log2_fold_change", "baseline", "interval", "percentile", "n_candidates")
+    for column in columns if changes is None else columns[:4]:
+        assert getattr(found, column).tobytes() == getattr(whole, column).tobytes(), column
+    some = rng.sample(range(len(found)), 20)
+    assert [found[i].sites.tolist() for i in some] == [whole[i].sites.tolist() for i in some]
+    for one, other in zip(whole.site_table(), pickle.loads(pickle.dumps(found)).site_table(), strict=True):
+        assert one.tolist() == other.tolist()
+    assert [found[i].draw(0) for i in some if len(found[i].sites)] == [
+        copy.copy(whole[i]).draw(0) for i in some if len(found[i].sites)
+    ]
+
+
+@pytest.mark.parametrize("k_max", [None, 3])
+def test_encoders_are_asked_about_short_utrs_and_crowded_ones_until_sites_are(rng, monkeypatch, k_max):
     score, asked = NativeEngine.score, []
 
     def watched(self, candidates, *settings):
@@ -114,19 +146,42 @@ def test_pairs_are_the_same_to_the_last_bit_before_their_sites_are_read(rng, mon
         return score(self, candidates, *settings)
 
     monkeypatch.setattr(NativeEngine, "score", watched)
+    mirnas, utrs = crowded_pairs(rng)
     whole, found = (predict_module.Scorer(k_max=k_max, sites=sites).score(mirnas, utrs) for sites in (True, False))
     assert len(asked[0]) > len(asked[1])
     for i in asked[0]:
         full = len({*whole[i].sites["site_id"]} - {-1}) == (k_max or 64)
         assert full or 200 < whole.utr_length[i] < 230 or (whole.utr_length[i] < 230) == (i in asked[1])
-    assert {len(utrs) - 2, len(utrs) - 1} < {*asked[1]}  # dense ones
-    for name in ("logit", "probability", "log2_fold_change", "baseline", "interval", "percentile", "n_candidates"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
-    assert len(asked) == 2
-    predict_module.Scorer(k_max=k_max).score([LET7, LET7], [dense[-1], "A"]).site_table()
-    assert len(asked) == 3  # at first, and not again
-    for one, other in zip(whole.site_table(), pickle.loads(pickle.dumps(found)).site_table(), strict=True):
-        assert one.tolist() == other.tolist()
+    assert {len(utrs) - 2, len(utrs) - 1} < {*asked[1]}  # crowded ones
+    later = min({*asked[0]} - {*asked[1]})
+    assert len(found[later].sites) == len(whole[later].sites)
+    assert [len(bags) for bags in asked[2:]] == [1]  # of one pair alone
+    predict_module.Scorer(k_max=k_max).score([LET7, LET7], [utrs[-1], "A"]).site_table()
+    assert len(asked) == 4  # at first, and not again
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_while_sites_are_read_leaves_the_child_free(rng, monkeypatch):
+    found = pairformer.predict(LET7, [testing.random_rna(rng, 400) for _ in range(2)])
+    reading, forked, score = threading.Event(), threading.Event(), NativeEngine.score
+
+    def slow(self, *given):
+        if threading.current_thread() is not threading.main_thread():
+            reading.set()
+            forked.wait(60)
+        return score(self, *given)
+
+    monkeypatch.setattr(NativeEngine, "score", slow)
+    thread = threading.Thread(target=lambda: found[0].sites)
+    thread.start()
+    reading.wait(60)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        os._exit(int(len(found[0].sites) != 64 or len(found[1].sites) != 64))
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_batches_are_bounded(monkeypatch):
