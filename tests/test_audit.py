@@ -221,6 +221,13 @@ def test_a_gene_without_a_symbol_is_named_by_its_utr(rng, tmp_path):
     assert name_genes(table((1, MIRNA, "CLASH", utr[:50])), tmp_path).gene.tolist() == ["CLASH,ENST7"]
 
 
+def test_utrs_under_a_gene_name_of_theirs_are_not_told(rng, tmp_path, command, capsys):
+    path = tmp_path / "a.tsv"
+    path.write_text(f"mirna_seq\tutr_seq\tgene_symbol\n{MIRNA}\t{random_rna(rng, 90)}\tA\n")
+    assert command("audit", path, path) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_empty_tables():
     row, none = table((0, MIRNA, "A", "A" * 50)), table()
     for a, b in ((row, none), (none, row), (none, none)):

@@ -78,6 +78,14 @@ def test_all_against_all(command, files):
     assert rejects[1:] == [["mirnas.fa:3", "bad", f"u{i}", fault] for i in range(3)]
 
 
+def test_settings_of_the_command_are_those_of_predict(command, model, rng):
+    utr = testing.random_rna(rng, 300)
+    code, out, _ = command("predict", LET7, utr, "--k-max", 3, "--prior", 0.1, "--engine", "torch")
+    assert (code, out.splitlines()[0].partition(" engine=")[2]) == (0, "torch k_max=3 esa_min=6 prior=0.1")
+    found = pairformer.predict(LET7, utr, model=model, k_max=3, prior=0.1, engine="torch")
+    assert [float(cell) for cell in cells(out)[1][4:6]] == pytest.approx([found.probability, found.logit], rel=1e-4)
+
+
 def test_pair_table(command, files):
     """Rows out = pairs asked, in order, extra columns last; a ragged row is invalid and says why."""
     code, out, err = command("predict", "--pairs", "pairs.tsv", "--rejects", "rejects.tsv")

@@ -158,7 +158,7 @@ def test_training_tables(write, tmp_path, rng):
     cts = [
         ("E1", site, "", 1),
         ("E2", site, "", 0),
-        ("E1", site, "p", 1),
+        ("E1", site, "0", 1),  # any mark says that it is in a pair
         ("E1", site[1:], "", 1),
         ("E1", "C" * 40, "", 0),
     ]
@@ -255,11 +255,11 @@ def test_your_own_pairs(write, change):
 
 
 def test_unlabelled_pairs(write):
-    table = write("mirna_seq\tmrna_seq\tmrna_id\nUGAGGU\tACGU\tM1\n")
+    table = write("mirna_seq\tmrna_seq\tutr_id\tmrna_id\nUGAGGU\tACGU\tU1\tM1\nUGAGGU\tACGU\t\tM2\n")
     pairs = load_pairs(table, labelled=False)
     assert np.isnan(pairs.label).all()
-    assert (pairs.gene.tolist(), pairs.utr_id.tolist()) == (["M1"], ["M1"])
-    with pytest.raises(DataError, match=r"1: header must name mirna_seq label, got mirna_seq mrna_seq mrna_id"):
+    assert (pairs.gene.tolist(), pairs.utr_id.tolist()) == (["M1", "M2"], ["U1", "M2"])
+    with pytest.raises(DataError, match=r"1: header must name mirna_seq label, got mirna_seq mrna_seq utr_id mrna_id"):
         load_pairs(table)
 
 
@@ -280,8 +280,10 @@ def test_your_own_windows(write):
         load_sites(table)
     text += f"UGAGGUAGUAG\t{site[:20]} {site[20:]}\tG\t0\n\n"  # blanks are none of it, as in a table to be scored
     text += "UGAGGUAGUAG\tACGU-ACGU\tG\t0\n"
+    text += f"UGAGGUAG\t{site}\tG\t0\n"
     sites, counts = load_sites(write(text))
-    assert counts == {"rows": 4, "in_a_pair": 0, "no_candidate": 2, "used": 2}
-    assert sites.window.tolist() == [site] * 2
-    assert sites.one_hot.shape == (2, 10, 50)
-    assert sites.label.tolist() == [1, 0]
+    assert counts == {"rows": 5, "in_a_pair": 0, "no_candidate": 2, "used": 3}
+    assert sites.window.tolist() == [site] * 3
+    assert sites.one_hot.shape == (3, 10, 50)
+    assert sites.label.tolist() == [1, 0, 0]
+    assert load_sites(table, esa_min=9)[1] == {"rows": 5, "in_a_pair": 0, "no_candidate": 3, "used": 2}

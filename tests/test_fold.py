@@ -22,7 +22,7 @@ from pairformer.fold_config import FoldConfig  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
 from pairformer.models.rnaformer import pair_probabilities  # noqa: E402
 from pairformer.saved import model_directory  # noqa: E402
-from pairformer.structures import TEST, read_parquet  # noqa: E402
+from pairformer.structures import TEST, known, read_parquet  # noqa: E402
 
 WINDOW = 20
 SMALL = FoldConfig(16, 1, 2, expand=1, dropout=0.0, max_length=WINDOW, distance_buckets=8, pair_types=True,
@@ -307,15 +307,26 @@ def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
     assert capsys.readouterr().out == f">sequence\n{sequences[2]}\n{found[2].structure}\n"
 
 
+def test_options_of_the_command_are_those_of_fold(place, command, tmp_path, rng):
+    settings = {"passes": 1, "threshold": 0.05, "method": "raw", "min_loop": 12}
+    words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    sequence, out = random_rna(rng, 40), tmp_path / "x.jsonl"
+    assert command("fold", sequence, "--model", place, "-o", out, *words) == 0
+    found, expected = json.loads(out.read_text()), pairformer.fold(sequence, model=place, **settings)
+    assert [pair[:2] for pair in found["pairs"]] == (expected.pairs + 1).tolist()
+    np.testing.assert_allclose(found["unpaired"], expected.unpaired, atol=1e-4)
+
+
 @pytest.fixture
 def protocols(tmp_path, rng):
     """A data folder of the protocols' tables, of a few RNAs each."""
     pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     (tmp_path / "rna").mkdir()
-    rows = [{"bprna_id": f"r{n}", "split": "bprna_ts0", "source_id": str(n), "sequence": random_rna(rng, 12 + 3 * n),
-             "pairs": "1-9 2-8 0-11"} for n in range(8)]  # fmt: skip
-    known = [{"bprna_id": "t", "split": "TR0", "label_kind": "full", "rfam_acc": "", "sequence": rows[0]["sequence"],
+    rows = [{"bprna_id": f"r{n}", "split": "bprna_ts0", "source_id": str(n), "sequence": random_rna(rng, length),
+             "pairs": "1-9 2-8 0-11"} for n, length in enumerate((160, 81, 80, 30, 45, 12, 15, 33))]  # fmt: skip
+    known = [{"bprna_id": "t", "split": "TR0", "label_kind": "full", "rfam_acc": "", "sequence": rows[5]["sequence"],
               "length": 12, "pairs": "0-9", "near_ts0": False, "near_pdb": False}]  # fmt: skip
+    known += [known[0] | {"bprna_id": name, "split": "TS0", "rfam_acc": "RF1"} for name in ("r0", "r3")]
     seeds = [
         {
             **known[0],
@@ -336,11 +347,16 @@ def protocols(tmp_path, rng):
 
 def test_ts0_report(place, protocols, command, capsys):
     out = protocols / "out"
-    assert command("evaluate", "--protocol", "ts0", "--model", place, "--data", protocols, "--out", out) == 0
+    words = ("evaluate", "--protocol", "ts0", "--data", protocols, "--out", out)
+    assert command(*words, "--model", place) == 0
     printed = capsys.readouterr().out
     assert "1 of 8 sequences stand letter for letter in the training pool" in printed
-    report = json.loads((out / "report.json").read_text())["summary"]
-    assert list(report) == ["all", "up to 80 nt", "up to 20 nt, the longest learnt"]
+    assert "intervals are of 7 families, drawn with replacement" in printed
+    report = json.loads((out / "report.json").read_text())
+    assert report["run"]["passes"] == SMALL.passes
+    report = report["summary"]
+    assert {group: scores["model"]["n"] for group, scores in report.items()} == {
+        "all": 8, "up to 80 nt": 6, "81 to 160 nt": 2, "up to 20 nt, the longest learnt": 2}  # fmt: skip
     rnas = list(csv.DictReader((out / "rnas.tsv").read_text().splitlines(), delimiter="\t"))
     own = np.array([float(row["model"]) for row in rnas])
     np.testing.assert_allclose(report["all"]["model"]["all pairs"]["macro"], own.mean(), atol=1e-4)
@@ -352,7 +368,8 @@ def test_ts0_report(place, protocols, command, capsys):
     assert peer["n"] == 7
     np.testing.assert_allclose(peer["difference"]["mean"], (own - np.arange(8) / 10)[there].mean(), atol=1e-4)
     assert peer["difference"]["low"] <= peer["difference"]["mean"] <= peer["difference"]["high"]
-    assert report["up to 20 nt, the longest learnt"]["model"]["n"] == sum(int(row["length"]) <= 20 for row in rnas)
+    slipping = np.mean([f1(fold.pairs, [[1, 9], [2, 8], [0, 11]], slip=1) for fold in folds])
+    np.testing.assert_allclose(report["all"]["model"]["all pairs"]["slip_macro"], slipping, atol=1e-6)
     right = sum(len({(1, 9), (2, 8), (0, 11)} & {*map(tuple, fold.pairs.tolist())}) for fold in folds)
     micro = 2 * right / (sum(len(fold.pairs) for fold in folds) + 3 * len(folds))
     np.testing.assert_allclose(report["all"]["model"]["all pairs"]["micro"], micro, atol=1e-6)
@@ -366,8 +383,11 @@ def test_ts0_report(place, protocols, command, capsys):
     by_energies = pairformer.fold([row["sequence"] for row in rows], model="energies")
     expected = [f1(fold.pairs, [[1, 9], [2, 8], [0, 11]]) for fold in by_energies]
     np.testing.assert_allclose([float(row["energies"]) for row in rnas], expected, atol=1e-4)
-    assert command("evaluate", "--protocol", "ts0", "--model", "energies", "--data", protocols, "--out", out) == 2
+    assert command(*words, "--model", "energies") == 2
     assert "model must be one that learnt, energies have a row beside it" in capsys.readouterr().err
+    assert command(*words, "--model", place, "--resamples", 1) == 0
+    one = json.loads((out / "report.json").read_text())["summary"]["all"]["Peer"]["difference"]
+    assert one["low"] == one["high"]
 
 
 def test_missing_data_is_named(command, tmp_path, capsys):
@@ -375,6 +395,13 @@ def test_missing_data_is_named(command, tmp_path, capsys):
     words = ["--protocol", "ts0", "--model", "fold", "--data", tmp_path, "--out", tmp_path / "out"]
     assert command("evaluate", *words) == 66
     assert "rnaformer_test_sets.parquet: No such file" in capsys.readouterr().err
+
+
+def test_an_rna_that_cannot_be_folded_has_no_pairs(place):
+    from pairformer.evaluation.structure import _unpaired
+
+    rows = known([{"id": "a", "sequence": "ACGUA", "pairs": "0-4"}], "id")
+    assert _unpaired(pairformer.fold(["AC-UA"], model=place), rows).tolist() == [1] * 5
 
 
 def test_figures_by_hand():

@@ -1,10 +1,13 @@
 """Predicted fold changes: sites add up, intervals widen, percentiles, and the columns of the tables."""
 
+import sys
+
 import numpy as np
 import pytest
 
 import pairformer
 from pairformer import testing
+from pairformer.config import ModelConfig
 
 LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
 SITE = "CUACCUCA"  # let-7's
@@ -33,9 +36,16 @@ def test_fold_changes_add_up(additive_model, rng, engine):
     assert sorted(counted["site_id"]) == sorted(set(one.sites["site_id"]) - {-1})
     assert {60, 158} <= set(counted["seed_start"])
     assert found[2].log2_fold_change == found[2].baseline == 0  # no candidate
+    assert not np.signbit([found[2].log2_fold_change, *contribution[contribution == 0]]).any()  # no -0 is written
     alone = pairformer.predict(LET7, utrs[0], model=additive_model, engine=engine)
     assert alone.log2_fold_change == pytest.approx(one.log2_fold_change, abs=1e-6)
     assert alone.percentile == 50
+
+
+def test_an_interval_widens_with_repression_alone():
+    config = ModelConfig(effect_interval=(-0.5, 0.25), effect_widening=(1.0, 0.5))
+    ends = sys.modules["pairformer.predict"]._interval(np.array([-1, 2], np.float32), config)
+    assert ends.tolist() == [[-2.5, -0.25], [1.5, 2.25]]
 
 
 def test_percentile_is_among_the_pairs_of_a_mirna(additive_model, rng):
@@ -91,7 +101,9 @@ def test_column_of_percentiles(additive_model, tmp_path, rng, command):
     (tmp_path / "u.fa").write_text("".join(f">u{i}\n{utr}\n" for i, utr in enumerate(utrs)))
     words = ("predict", tmp_path / "m.fa", tmp_path / "u.fa", "--model", additive_model)
     assert command(*words, "-o", tmp_path / "plain.tsv") == 0
+    (tmp_path / "out.tsv").touch(0o600)
     assert command(*words, "-o", tmp_path / "out.tsv", "--percentile") == 0
+    assert (tmp_path / "out.tsv").stat().st_mode & 0o777 == 0o600
     plain, ranked = ((tmp_path / name).read_text().splitlines() for name in ("plain.tsv", "out.tsv"))
     assert [line.rpartition("\t")[0] for line in ranked[1:]] == plain[1:]
     header, *rows = (line.split("\t") for line in ranked[1:])

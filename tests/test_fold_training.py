@@ -49,12 +49,14 @@ def weights(model):
 def test_known_keeps_the_first_of_equal_sequences():
     rows = [{"id": "a", "rfam": "", "sequence": "ACGUA", "pairs": "0-4 1-3"},
             {"id": "b", "rfam": "RF1", "sequence": "GGGCC", "pairs": ""},
-            {"id": "c", "rfam": "RF1", "sequence": "ACGUA", "pairs": "0-4"}]  # fmt: skip
+            {"id": "c", "rfam": "RF1", "sequence": "ACGUA", "pairs": "0-4"},
+            {"id": "d", "rfam": "RF1", "sequence": "ACGUC", "pairs": "0-4 0-3"}]  # fmt: skip
     found = known(rows, "id", "rfam")
-    assert found.name.tolist() == ["a", "b"]
-    assert found.family.tolist() == ["", "RF1"]
-    assert [part.tolist() for part in found.pairs] == [[[0, 4], [1, 3]], []]
-    assert found.length.tolist() == [5, 5]
+    assert found.name.tolist() == ["a", "b", "d"]
+    assert found.family.tolist() == ["", "RF1", "RF1"]
+    assert [part.tolist() for part in found.pairs] == [[[0, 4], [1, 3]], [], [[0, 4], [0, 3]]]
+    assert found.length.tolist() == [5, 5, 5]
+    assert found.unpaired().reshape(3, 5).tolist() == [[0, 0, 1, 0, 0], [1] * 5, [0, 1, 1, 0, 0]]
 
 
 def test_saved_structures_come_back(tmp_path, rng):
@@ -64,6 +66,9 @@ def test_saved_structures_come_back(tmp_path, rng):
         save_structures(given, out)
     found = read_structures(tmp_path / "x.npz")
     assert found.sha256() == given.sha256()
+    others = [{"sequence": given.sequence[::-1]}, {"family": given.family[::-1]}, {"pairs": given.pairs[::-1]},
+              {"probability": structures._objects(p / 2 for p in given.probability)}]  # fmt: skip
+    assert len({given.sha256(), *(replace(given, **other).sha256() for other in others)}) == 5
     assert all(np.array_equal(a, b) for a, b in zip(found.probability, given.probability, strict=True))
     with (tmp_path / "none.npz").open("wb") as out:
         save_structures(given.take(np.arange(0)), out)

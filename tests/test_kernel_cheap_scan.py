@@ -119,6 +119,13 @@ def test_windows_are_those_of_encode(candidates, dtype):
     np.testing.assert_array_equal(found.float().cpu(), candidates.encode(selected))
 
 
+def test_windows_without_a_pair_are_those_of_encode():
+    """Every letter of the alignment stands against a gap, the last at column 24."""
+    candidates = pairformer.scan("A" * 12, "A" * 43, esa_min=0)
+    found = cheap_scan.windows(*moved(candidates), torch.arange(4, device=DEVICE))
+    np.testing.assert_array_equal(found.cpu(), candidates.encode())
+
+
 def test_duplex_energies_are_the_candidates(candidates):
     """Bit for bit, of miRNAs of 1 to 35 letters in one block."""
     inputs = moved(candidates)
@@ -148,6 +155,7 @@ def test_wrong_inputs(candidates):
         ((pairs, broken(rows, start=rows.start.long())), TypeError, "start must be torch.int32, got torch.int64"),
         ((broken(pairs, utr=pairs.utr.float()), rows), TypeError, "utr must be torch.uint8, got torch.float32"),
         ((pairs, broken(rows, position=rows.position[1:])), ValueError, "position must have 131 entries as start, got"),
+        ((broken(pairs, bag_utr=pairs.bag_utr.repeat(2)), rows), ValueError, "bag_utr must have 12 entries as bag"),
         ((pairs, broken(rows, start=rows.start.repeat(2)[::2])), ValueError, "start must be one contiguous axis, got"),
         ((broken(pairs, mirna=pairs.mirna.to("meta")), rows), ValueError, f"mirna must be on {DEVICE}.*, got meta"),
     ]:

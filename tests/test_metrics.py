@@ -69,6 +69,8 @@ def test_best_threshold_is_the_lowest_of_the_best():
     """Rates (1/2, 0) at score 3 and (1, 1) at 1 both give F1 2/3; (1/2, 1/2) between gives less."""
     assert metrics.best_threshold([1, 0, 0, 1], [3, 2, 1, 1]) == 1
     assert [metrics.decisions([1, 0, 0, 1], [3, 2, 1, 1], t)["f1"] for t in (3, 1)] == pytest.approx([2 / 3] * 2)
+    # 4 of 5 against 3 of 5 and all against all give 2/3 too, which differ in the last bit
+    assert metrics.best_threshold([1, 0, 1, 1, 0, 0, 1, 0, 0, 1], np.arange(10)[::-1]) == 0
 
 
 def test_best_threshold_beats_every_other(generator):
@@ -107,9 +109,9 @@ def test_calibrated_probabilities_have_little_error(generator):
 def test_scale_repairs_planted_overconfidence(generator):
     logit = generator.normal(0, 1.5, 50_000)
     label = generator.random(len(logit)) < metrics.sigmoid(logit)
-    scale = metrics.balanced_scale(label, 4 * logit)
-    assert scale == pytest.approx(1 / 4, abs=0.01)
-    before, after = (metrics.calibration(label, metrics.sigmoid(z)) for z in (4 * logit, scale * 4 * logit))
+    scale = metrics.balanced_scale(label, 3.75 * logit)
+    assert scale == pytest.approx(1 / 3.75, abs=0.01)
+    before, after = (metrics.calibration(label, metrics.sigmoid(z)) for z in (3.75 * logit, scale * 3.75 * logit))
     assert before["calibration_error"] > 0.1
     assert after["calibration_error"] < 0.01
     assert after["brier"] < before["brier"]
@@ -285,6 +287,17 @@ def test_experiment_metrics_by_hand():
     effect = np.arange(20.0)
     assert experiment_metrics(effect, effect[::-1], 2 * effect) == pytest.approx((1, 1, 1, -1))
     assert experiment_metrics(effect, effect, np.zeros(20)) == (0, 0, 0.5, 0)
+    effect = np.arange(21.0)  # of the two at the top one is scored first, one last
+    score = np.where(effect == 19, -1, effect)
+    _, r2, area, _ = experiment_metrics(effect, (effect - 10) ** 2, score)
+    assert (r2, area) == (pytest.approx(np.corrcoef(effect, score)[0, 1] ** 2), 0.5)
+
+
+def test_an_experiment_in_several_folds_has_their_mean():
+    effect = np.arange(20.0)
+    scores = [{"model": effect, "other": effect}, {"model": -effect, "other": effect}]
+    found = summarise_effects([["a"] * 20] * 2, [effect] * 2, [effect] * 2, scores, "model", 10)["scores"]
+    assert [found[name]["spearman"]["values"] for name in ("model", "other")] == [[0], [1]]
 
 
 def test_lead_is_paired_over_experiments():

@@ -226,8 +226,8 @@ def test_embeddings_alone_are_covered_by_their_signs():
     scores = rng.uniform(size=200) + 10 * (cluster == 0)
     corners = rng.choice([-1.0, 1.0], (4, 64))
     embeddings = corners[cluster] + 0.01 * rng.normal(size=(200, 64))
-    for shift in (0, 5):  # 5: every feature is positive, as behind a ReLU
-        found = mil.STSelector(32).select(scores, embeddings + shift)
+    for shift, variant in ((0, "S2"), (5, "S2"), (0, "S1")):  # 5: every feature is positive, as behind a ReLU
+        found = mil.STSelector(32, variant=variant).select(scores, embeddings + shift)
         assert set(cluster[found.rows]) == {0, 1, 2, 3}
     assert set(cluster[mil.TopK(32).select(scores, embeddings).rows]) == {0}
     one_sided = mil.STSelector(32, center=False).select(scores, embeddings + 5)
@@ -449,6 +449,14 @@ def test_bag_classifier(labelled, k_max):
         fitted.predict([np.ones((2, 4))])
     with pytest.raises(ValueError, match="y must hold two classes for 60 bags, got 1 in 60"):
         clone(model).fit(bags, np.ones(60))
+
+
+@pytest.mark.parametrize(("name", "values"), [("rng_seed", (0, 1)), ("weight_decay", (0.0, 10.0))])
+def test_settings_of_a_classifier_act(labelled, name, values):
+    pytest.importorskip("torch")
+    fitted = [mil.BagClassifier(epochs=2, **{name: value}).fit(*labelled) for value in values]
+    one, other = (model.decision_function(labelled[0]) for model in fitted)
+    assert abs(one - other).max() > 1e-3
 
 
 def test_a_budget_does_not_hide_rare_evidence():

@@ -39,6 +39,18 @@ def test_select_command(tmp_path, command, capsys):
     assert (tmp_path / "all" / "selection.tsv").read_bytes() == before
 
 
+def test_scores_and_coords_of_the_command_are_read(tmp_path, command):
+    rng = np.random.default_rng(0)
+    given = {"features": rng.normal(size=(40, 4)), "scores": rng.normal(size=40), "coords": rng.random((40, 2))}
+    for kind, values in given.items():
+        (tmp_path / kind).mkdir()
+        np.save(tmp_path / kind / "a.npy", values)
+    words = [word for kind in given for word in (f"--{kind}", tmp_path / kind)]
+    assert command("select", *words, "--out", tmp_path / "out", "--k", 8) == 0
+    expected = mil.STSelector(8).select(given["scores"], given["features"], given["coords"])
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "a.npy"), given["features"][expected.rows])
+
+
 def test_select_folder(tmp_path):
     """CLAM's layout: features in pt_files, features and coordinates in h5_files; both are pruned alike."""
     torch, h5py = pytest.importorskip("torch"), pytest.importorskip("h5py", reason="h5py is not installed")

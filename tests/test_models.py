@@ -51,9 +51,23 @@ def test_published_sizes():
     assert parameters(CheapEncoder()) == 6_801
     assert parameters(SetTransformer(387)) == 179_713
     assert parameters(SetTransformer(387, AggregatorConfig.paper())) == 2_537_473
+    assert AggregatorConfig.paper().heads == 8  # which that number does not tell
     assert parameters(SetTransformer(387, AggregatorConfig(width=128, heads=4, hidden=256))) == 662_529
     assert ExpensiveConfig().width == 384
     assert ModelConfig().token_width == 387
+
+
+def test_initial_weights_of_the_encoders():
+    """Convolutions keep the size of what flows back, linear layers of what flows on; biases are 0."""
+    torch.manual_seed(0)
+    expensive, cheap = ExpensiveEncoder(ExpensiveConfig(channels=(16, 64))), CheapEncoder()
+    for conv in (expensive.stem, expensive.blocks[0].conv1, cheap.conv1, cheap.conv2):
+        expected = (2 / (conv.out_channels * conv.kernel_size[0])) ** 0.5
+        assert conv.weight.std().item() == pytest.approx(expected, rel=0.15)
+    for linear in (expensive.head, cheap.embed, cheap.score1):
+        assert linear.weight.std().item() == pytest.approx((2 / linear.in_features) ** 0.5, rel=0.15)
+    for name, weight in (*expensive.named_parameters(), *cheap.named_parameters()):
+        assert not name.endswith("bias") or not weight.any()
 
 
 def test_expensive_encoder_by_hand():
@@ -97,6 +111,14 @@ def test_mab_by_hand():
     h = block.norm1(x + block.out(weight @ block.value(y)))
     expected = block.norm2(h + block.feed_forward[3](torch.nn.functional.gelu(block.feed_forward[0](h))))
     torch.testing.assert_close(block(x, y, mask), expected)
+
+
+def test_attention_drops_weights_in_training_alone(monkeypatch):
+    block, seen = MAB(8, 2, 12, 0.3), []
+    monkeypatch.setattr(block, "attention", lambda query, *_, dropout: seen.append(dropout) or query)
+    for training in (True, False):
+        block.train(training)(torch.zeros(1, 3, 8), torch.zeros(1, 3, 8), torch.ones(1, 3, dtype=torch.bool))
+    assert seen == [0.3, 0.0]
 
 
 @pytest.mark.parametrize("inducing", [0, 4])
@@ -208,7 +230,28 @@ def test_weights_are_logits_without_a_token(model, candidates):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gate", [0, 1.5])
+@pytest.mark.parametrize("k_max", [1, 5, 100])
+def test_weights_are_logits_without_a_token_and_what_it_contributed(rng, k_max):
+    torch.manual_seed(0)
+    config = ModelConfig(aggregator=dataclasses.replace(SMALL, additive=8, members=2), empty_logit=-0.5)
+    model, gain = PairFormer(config).eval(), torch.tensor([3.0, 0.5])
+    for head, value in zip(model.additives, gain, strict=True):
+        head.gain.data[...] = value
+    utr = testing.random_rna(rng, 150) + "CUACCUCA" + testing.random_rna(rng, 150)
+    result = model(pairformer.scan("UGAGGUAGUAGGUUGUAUAGUU", utr), k_max)
+    tokens, every, weight = result.tokens.padded, result.tokens.mask, model.weights(result)
+    if k_max == 1:  # nothing is left
+        torch.testing.assert_close(weight, result.pooled.logit + 0.5)
+        return
+    for i in (0, 2, k_max - 1):
+        keep = [j for j in range(k_max) if j != i]
+        lost = model.relational(tokens, every) - model.relational(tokens[:, keep], every[:, keep])
+        expected = (lost[:, 0] + gain * model.members(result.tokens)[2][:, i]).mean()
+        torch.testing.assert_close(weight[i], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gate", [0, 0.4, 1.5])
 def test_members_are_averaged_and_sites_add_up(candidates, gate):
     """An ensemble says the mean of its members; repression is the bag's part and its sites' contributions."""
     size = dataclasses.replace(SMALL, members=3, additive=8, length_gate=gate)
@@ -247,7 +290,8 @@ def test_save_and_load(tmp_path, model, candidates):
     assert again.config == model.config
     assert again.metadata["note"] == "kept"
     torch.testing.assert_close(again(candidates).pooled.logit, model(candidates).pooled.logit, atol=0, rtol=0)
-    model.save(tmp_path)
+    again.save(tmp_path)
+    assert PairFormer.load(tmp_path).metadata["note"] == "kept"
     assert (tmp_path / "model.safetensors").stat().st_size < 150_000
     torch.testing.assert_close(
         PairFormer.load(tmp_path)(candidates).pooled.logit, model(candidates).pooled.logit, atol=0.05, rtol=0

@@ -17,7 +17,7 @@ import pytest
 import pairformer
 import pairformer.sites as sites_module
 from pairformer import testing
-from pairformer.engines import NativeEngine
+from pairformer.engines import NativeEngine, TorchEngine, exact_float32
 from pairformer.predict import in_batches
 from pairformer.scan import pair_fault
 from pairformer.sites import SEED_TYPES
@@ -223,8 +223,9 @@ def test_single_and_lists(model):
         many[1.0]
     assert len(many[1:]) == 1
     assert_same(many[1:][0], many[1])
-    with pytest.raises(TypeError, match="explain must be True or False, got 'yes'"):
-        pairformer.predict(LET7, utr, model=model, explain="yes")
+    for name in ("explain", "strict", "accessibility"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got 'yes'"):
+            pairformer.predict(LET7, utr, model=model, **{name: "yes"})
 
 
 def test_prior(model):
@@ -292,6 +293,19 @@ def test_more_threads_than_processors(model, rng):
     assert pairformer.predict(LET7, testing.random_rna(rng, 300), model=model, threads=100_000).status == "ok"
 
 
+def test_pytorch_works_with_the_threads_asked_for_and_keeps_its_own(model, rng, monkeypatch):
+    seen, scored, before = [], TorchEngine._scored, torch.get_num_threads()
+    monkeypatch.setattr(TorchEngine, "_scored", lambda *given: seen.append(torch.get_num_threads()) or scored(*given))
+    try:
+        torch.set_num_threads(3)
+        for threads in (1, 0):
+            pairformer.predict(LET7, testing.random_rna(rng, 90), model=model, engine="torch", threads=threads)
+            seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 3, 3, 3]
+
+
 @pytest.mark.parametrize("damage", ["{", "{}", None])
 def test_damaged_model(tmp_path, model, damage):
     """Files of a model that cannot be parsed raised whatever the parser raises."""
@@ -347,6 +361,16 @@ def test_float32_is_float32(model, rng, settings):
         np.testing.assert_array_equal(one.sites, other.sites)
 
 
+def test_float32_stays_exact_until_the_last_leaves():
+    place = torch.backends.mkldnn.matmul
+    before = place.fp32_precision
+    with exact_float32():
+        with exact_float32():
+            pass
+        assert place.fp32_precision == "ieee"
+    assert place.fp32_precision == before
+
+
 def test_predictions_cross_processes(model, rng):
     """What a pool of processes returns must be picklable."""
     found = pairformer.predict([LET7, "N", LET7.lower()], [testing.random_rna(rng, 90) + "n"] * 3, model=model)
@@ -382,6 +406,7 @@ def test_accessibility_is_that_of_80_letters_around(model, rng, monkeypatch):
     seed = "CUACCUC"
     utrs = [testing.random_rna(rng, 60) + seed + testing.random_rna(rng, n) for n in (5, 20, 200)]
     utrs += [utrs[2][:50] + "n" + utrs[2][51:], "ACGU", "AAUU" * 20 + seed + "A" * 6]
+    utrs += [utrs[0] + "GAGGUAG" + "A" * 58 + seed + "A" * 8]  # the first of the last 80 letters pairs with the seed
     pairs = [LET7] * len(utrs) + [testing.random_rna(rng, 22)] * len(utrs), utrs * 2
     found = pairformer.predict(*pairs, model=model, threads=1, accessibility=True)
     plain = pairformer.predict(*pairs, model=model, threads=1)
@@ -418,10 +443,29 @@ def test_sites(model, rng, k_max):
     assert "weight" not in sites.dtype.names
 
 
-def test_settings_tell_the_budget_that_was_asked_for(model):
-    """The header of a table says at which budget it was made."""
-    assert predict_module.Scorer(model).settings["k_max"] == 16
-    assert predict_module.Scorer(model, k_max=5).settings["k_max"] == 5
+def test_settings_tell_what_was_asked_for(model):
+    """The header of a table says how it was made."""
+    for given, expected in (({}, (16, 0.5)), ({"k_max": 5, "prior": 0.1}, (5, 0.1))):
+        settings = predict_module.Scorer(model, **given).settings
+        assert (settings["k_max"], settings["prior"]) == expected
+
+
+def test_a_model_scans_with_its_own_esa_min(model, tmp_path, rng):
+    strict, utr = PairFormer.load(model), testing.random_rna(rng, 300)
+    strict.config = dataclasses.replace(strict.config, esa_min=8)
+    strict.save(tmp_path)
+    expected = pairformer.scan(LET7, utr, 8).n_candidates
+    assert 0 < expected < pairformer.scan(LET7, utr).n_candidates
+    assert pairformer.predict(LET7, utr, model=tmp_path).n_candidates == expected
+    assert predict_module.Scorer(tmp_path).settings["esa_min"] == 8
+
+
+def test_a_drawing_is_of_the_pair_s_own_sites(model, rng):
+    found, _ = pairformer.predict(LET7, [testing.random_rna(rng, 200) for _ in range(2)], model=model)
+    count = len(found.sites)
+    assert found.draw(-1) == found.draw(count - 1)
+    with pytest.raises(IndexError):
+        found.draw(count)
 
 
 def test_batches_grow_with_what_works_on_them(monkeypatch):

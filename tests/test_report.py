@@ -117,6 +117,8 @@ def test_without_validation_rows_other_folds_repair_calibration():
     table = summarise([first, second, again], "pair-former", 1)["calibration"]
     scale = [metrics.balanced_scale(f.label, f.scores["pair-former"].test) for f in (second, first)]
     assert table["scales"] == pytest.approx([scale[0], table["scales"][1], scale[0]])
+    moved = replace(first, mirna=first.mirna[::-1])  # nor are the same labels
+    assert summarise([first, moved], "pair-former", 1)["calibration"]["scales"] == pytest.approx([scale[1]] * 2)
     table = summarise([first, second], "pair-former", 1)["calibration"]
     assert table["scales"] == pytest.approx(scale)
     assert table["after"]["calibration_error"] < 0.5 * table["before"]["calibration_error"]

@@ -357,6 +357,8 @@ def test_loss_of_nothing_is_zero():
     ({"distance_buckets": 1}, "distance_buckets must be 0 or 2 and more, got 1"),
     ({"distance_buckets": 501}, "distance_buckets must not exceed max_length 500, got 501"),
     ({"final_bias": math.inf}, "final_bias must be a finite number, got inf"),
+    ({"energies": True, "max_length": 501}, "max_length must be 500 or less with energies, got 501"),
+    ({"energies": True, "window": 501}, "window must be 500 or less with energies, got 501"),
 ])  # fmt: skip
 def test_wrong_configs(changes, message):
     with pytest.raises(ValueError, match=message):

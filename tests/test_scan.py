@@ -105,8 +105,9 @@ def test_a_short_utr_of_other_letters_is_no_utr():
     """Databases write words where they know no UTR; shorter than a window, they lose none that could be told."""
     with pytest.raises(ValueError, match="utr must hold letters of the IUPAC nucleic acid code, got 'e' at position 2"):
         pairformer.scan(LET7, "Sequenceunavailable")
-    assert pairformer.scan(LET7, ["Sequenceunavailable", "ACGURYN", ""]).status.tolist() == [
-        "invalid", "no_window", "no_window"]  # fmt: skip
+    code = "ACGUTRYSWKMBDHVN"
+    assert pairformer.scan(LET7, ["Sequenceunavailable", code + code.lower(), "", "X" * 40]).status.tolist() == [
+        "invalid", "no_window", "no_window", "no_candidate"]  # fmt: skip
 
 
 def test_letters_are_normalised(rng):
@@ -165,12 +166,24 @@ def test_statuses():
     assert len(pairformer.scan([], [])) == 0
 
 
+def test_a_bag_alone_is_what_it_was_among_others():
+    utrs = ["ACGU" * 30, "ACGU" * 20 + "X" + "ACGU" * 20, "ACGU", "A CGU" * 20]
+    bags = pairformer.scan(LET7, utrs)
+    for bag in range(4):
+        alone = bags.alone(bag)
+        assert alone.messages == ({0: bags.messages[bag]} if bag in bags.messages else {})
+        assert rows_of(alone) == rows_of(bags, bag)
+        for name in ("status", "n_candidates", "n_dropped", "utr_length"):
+            assert getattr(alone, name).tolist() == getattr(bags, name)[[bag]].tolist()
+
+
 def test_errors():
     with pytest.raises(ValueError, match="mirna must have 1 to 35 letters, got 0"):
         pairformer.scan("", "ACGU")
     with pytest.raises(ValueError, match=r"mirna must have letters ACGU .* got 'N' at position 2"):
         pairformer.scan([LET7, "ANA"], "ACGU", strict=True)
-    for mirna, utr, strict in ((LET7, "ACGU" * 10 + " ", False), ([LET7] * 2, ["ACGU", "ACGU" * 10 + " "], True)):
+    blanks = ["ACGU", "ACGU" * 10 + " ", "\n" + "ACGU" * 10]  # the first is told
+    for mirna, utr, strict in ((LET7, blanks[1], False), ([LET7] * 3, blanks, True)):
         with pytest.raises(ValueError, match="utr must hold no blanks, got ' ' at position 41"):
             pairformer.scan(mirna, utr, strict=strict)
     with pytest.raises(ValueError, match=r"utr must be as many as mirna \(2\), got 3"):

@@ -7,7 +7,8 @@ import pytest
 
 import pairformer
 from pairformer import testing
-from pairformer.sites import SEED_TYPES, draw, seed_matches, seed_windows, site_table
+from pairformer.config import ModelConfig
+from pairformer.sites import SEED_TYPES, draw, seed_matches, seed_windows, select_sites, site_table
 
 LET7 = "UGAGGUAGUAGGUUGUAUAGUU"
 WATSON_CRICK = {"AU", "UA", "CG", "GC"}
@@ -50,8 +51,7 @@ def matches(mirna, utr):
 def table_of(mirna, utr):
     candidates = pairformer.scan(mirna, utr)
     rows = np.arange(len(candidates.start))
-    zeros = np.zeros(len(rows), np.float32)
-    return candidates, site_table(candidates, rows, zeros, zeros, np.zeros(len(rows), np.uint8), {})
+    return candidates, site_table(candidates, rows, rows, rows + 1, (rows % 4).astype(np.uint8), {"weight": rows + 2})
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,9 @@ def test_site_table(rng):
     utrs = ["", testing.random_rna(rng, 150) + sites_of_let7, "G" * 90 + sites_of_let7]
     spelled = [utrs[0], utrs[1].lower().replace("u", "t"), utrs[2]]
     candidates, table = table_of([LET7] * 3, spelled)
+    for given, name in enumerate(("cheap_logit", "logit", "weight")):
+        assert table[name].tolist() == list(range(given, len(table) + given))
+    assert table["reason"][:5].tolist() == ["top", "coverage", "fill", "seed", "top"]
     for bag, utr in enumerate(utrs):
         sites = table[slice(*candidates.offsets[bag : bag + 2])]
         assert (np.diff(sites["start"]) > 0).all()
@@ -368,7 +371,6 @@ def test_one_window_of_each_site_is_kept(rng, seed_type):
             best[place] = max(best.get(place, (0, 0.0, 0)), (int(kind[row]), float(logit[row]), -row))
     assert sorted(-row for _, _, row in best.values()) == np.flatnonzero(mask).tolist()
     assert len(best) >= 5
-    selection = pairformer.STSelector(128).select(
-        -logit, np.zeros(len(logit), np.uint32), candidates.position, candidates.offsets, keep=mask
-    )
+    config = ModelConfig(keep_seed=seed_type)
+    selection = select_sites(config, candidates, logit, np.zeros(len(logit), np.uint32), k_max=52)
     assert set(np.flatnonzero(mask)) <= set(selection.rows)

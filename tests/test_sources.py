@@ -224,6 +224,9 @@ def test_shared_components_of_fold_changes(folder):
         assert abs(np.corrcoef(label[mine], planted[column[mine]])[0, 1]) > 0.95
         kept = own[experiments == name, column[mine]]
         assert np.corrcoef(left[mine], kept)[0, 1] > 0.8  # what is the experiment's alone stays
+    rest = rows.experiment != "E2"  # is the same in whatever units E2 is
+    louder = replace(rows, label=np.where(rest, label, 50 * label)).specific(1).label
+    np.testing.assert_allclose(louder[rest], left[rest], atol=1e-3)
     # one family: nothing is known of others
     alone = rows.take(rows.family == rows.family[0])
     np.testing.assert_allclose(alone.specific(2).label, alone.label, atol=1e-6)
@@ -282,6 +285,41 @@ def test_heads_meet_other_decoys_each_epoch(folder, tmp_path, monkeypatch):
     stage3_aggregate.train_heads(model, pairs, config, tmp_path, [])
     assert len(drawn) == 3
     assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def test_a_batch_s_loss_is_the_mean_over_its_rows_whatever_their_source(folder, tmp_path, monkeypatch):
+    pairs, steps = load_pairs(folder / PAIRS, folder), []
+    torch.manual_seed(0)
+    model = PairFormer(SMALL).eval()
+    config = TrainConfig(stage3=JointStageConfig(1, 16, 1e-3), sources=SourceConfig(labels=1.0, decoys=3.0))
+    monkeypatch.setattr(stage3_aggregate, "fit", lambda _, module, n, step, *rest, joint: steps.append((n, step)))
+    training.train_aggregator(model, training.Bags(model, pairs), None, config, tmp_path)
+    ((n, step),) = steps
+    labelled, drawn = np.arange(5), np.arange(n - 20, n)
+    with torch.no_grad():
+        both, one, other = (step(rows, 0) for rows in (np.r_[labelled, drawn], labelled, drawn))
+    torch.testing.assert_close(both, (5 * one + 20 * other) / 25)
+
+
+def test_heads_learn_on_after_the_aggregators(folder, tmp_path, monkeypatch):
+    pairs, learns = load_pairs(folder / PAIRS, folder), []
+    model = PairFormer(replace(SMALL, aggregator=replace(SMALL.aggregator, additive=4)))
+    heads = list(model.additives.parameters())
+    for name in ("train_heads", "fit"):
+        monkeypatch.setattr(stage3_aggregate, name, lambda *_, **__: learns.append({w.requires_grad for w in heads}))
+    training.train_aggregator(model, training.Bags(model, pairs), None, TrainConfig(), tmp_path)
+    assert [*learns, {w.requires_grad for w in heads}] == [{True}, {False}, {True}]
+
+
+def test_an_experiment_counts_by_its_weight(folder, tmp_path, monkeypatch):
+    pairs, effects = load_pairs(folder / PAIRS, folder), load_fold_changes(folder)
+    (experiment,) = stage3_aggregate.read_experiments(effects.take(effects.experiment == "E0"), 6)
+    model, losses = PairFormer(ModelConfig(aggregator=AggregatorConfig(kind="none", additive=4))).eval(), []
+    config = TrainConfig(sources=SourceConfig(effects=2.0))
+    monkeypatch.setattr(stage3_aggregate, "fit", lambda _, module, n, step, *rest: losses.append(step([], 0).item()))
+    for weight in (1.0, 0.25):
+        stage3_aggregate.train_heads(model, pairs, config, tmp_path, [replace(experiment, weight=weight)])
+    assert losses[1] == pytest.approx(0.25 * losses[0])
 
 
 def test_an_experiment_alone_in_its_laboratory_counts_half(folder):

@@ -128,6 +128,7 @@ def test_resume_gives_the_same_weights(tmp_path, stop):
             return (net(x[rows])[:, 0] - x[rows, 0]).square().mean()
 
         fit("stage", net, 40, step, config, path, rng_seed=7, joint=net[0])
+        assert not any(part.training for part in net.modules())
         return net.state_dict()
 
     whole = run(tmp_path / "whole")
@@ -526,17 +527,19 @@ def test_decay_is_of_matrices_only(tmp_path):
 def test_weights_are_validated_without_dropout(tmp_path):
     net, modes = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 1)), []
     step = lambda rows, epoch: net(torch.ones(len(rows), 2)).square().mean() * (1 if net.training else np.nan)  # noqa: E731
-    fit(
-        "stage",
-        net,
-        4,
-        step,
-        StageConfig(3, 2, 0.1),
-        tmp_path,
-        0,
-        lambda: modes.append(net.training) or {"pr_auc": 0.5},
-    )
+    validate = lambda: modes.append(net.training) or {"pr_auc": 0.5}  # noqa: E731
+    fit("stage", net, 4, step, StageConfig(3, 2, 0.1), tmp_path, 0, validate)
     assert modes == [False] * 3
+
+
+def test_all_gradients_are_clipped_in_joint_epochs_too(tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    seen, clip = [], torch.nn.utils.clip_grad_norm_
+    record = lambda parameters, most: seen.append((len(given := list(parameters)), most)) or clip(given, most)  # noqa: E731
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    config = JointStageConfig(2, 4, 1e-3, clip=0.5, joint_epochs=1, joint_lr=1e-3)
+    fit("stage", net, 4, lambda rows, epoch: net(torch.ones(4, 2)).mean(), config, tmp_path, 0, joint=net[1])
+    assert seen == [(4, 0.5)] * 2
 
 
 def test_every_stage_and_epoch_has_an_order_of_its_own(tmp_path):
