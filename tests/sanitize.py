@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 BUILD = Path("build/sanitize").absolute()
-TESTS = [f"tests/test_{name}.py" for name in ("ensemble", "native", "scan", "selector", "sites")]
+TESTS = [f"tests/test_{name}.py" for name in ("ensemble", "native", "native_arguments", "scan", "selector", "sites")]
 RUNTIMES = {"address,undefined": ("asan", "ubsan"), "thread": ("tsan",)}
 CHOICE = {"address,undefined": "", "thread": "thread or callers or forked"}  # of tests, as for pytest -k
 

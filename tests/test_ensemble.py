@@ -119,7 +119,8 @@ def test_probabilities_are_those_of_every_structure(length):
         np.testing.assert_allclose(probabilities(sequence)[0], twin(sequence), rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("sequence", ["GGCGAAAGCGCAAAGCACC", "GGACGAAAGUGCGAAAGCAC", "GAGGAGACAACAC", "GGGAGAAACGCC"])
+@pytest.mark.parametrize("sequence", ["GGCGAAAGCGCAAAGCACC", "GGACGAAAGUGCGAAAGCAC", "GAGGAGACAACAC", "GGGAGAAACGCC",
+                                      pytest.param("GGC" + 480 * "A" + "GCC", id="long hairpin")])  # fmt: skip
 def test_loops_of_every_kind(sequence):
     """Three helices, bulges and internal loops, whose probabilities a short random sequence leaves near 0."""
     np.testing.assert_allclose(probabilities(sequence)[0], twin(sequence), rtol=1e-5, atol=1e-15)

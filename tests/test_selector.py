@@ -111,6 +111,14 @@ def test_quotas_by_largest_remainder():
     assert np.bincount((selection.rows[1:] - 1) // 10).tolist() == [3, 2, 2]
 
 
+def test_equal_remainders_go_to_the_heavier_bin():
+    """Weights 1 and 3 after one place each and 2 more: shares 0.5 and 1.5."""
+    logit = np.concatenate([[50.0], [0.0] + [-60.0] * 5, [0.0] * 3 + [-60.0] * 5])
+    position = np.concatenate([[0.0], np.repeat([0.1, 0.9], [6, 8])])
+    selector = STSelector(k_max=5, rho=0.2, variant="S1", n_bins=2, top_t=3, z_normalize=False, exponent_clip=40)
+    assert (selector.select(*one_bag(logit, position)).rows[1:] > 6).sum() == 3
+
+
 def test_equal_bins_get_equal_quotas():
     """The published loop shrinks what is left inside a pass: bins 0-5 got 11 places, the last ones 5."""
     position = np.arange(32 * 20) % 32 / 32 + 1 / 64
@@ -123,6 +131,18 @@ def test_positions_outside_the_unit_interval_join_the_end_bins():
     bags = one_bag([5, 1, 2, 3, 4], [0.5, -0.5, 0.1, 1.5, 1.0])
     selector = STSelector(k_max=3, rho=0.34, variant="S1", n_bins=2)
     assert picked(selector.select(*bags)) == {0: 0, 2: 1, 4: 1}
+
+
+def test_bins_are_found_in_double_precision():
+    """float32 0.7 is under 0.7 and in bin 6 of 10; a product rounded to float32 would be 7."""
+    bags = one_bag([9, 5, 4, 1], [0.0, 0.7, 0.75, 0.65])
+    assert picked(STSelector(k_max=3, rho=0.34, variant="S1", n_bins=10).select(*bags)) == {0: 0, 1: 1, 2: 1}
+
+
+def test_scores_under_the_clip_weigh_something():
+    bags = one_bag([50] + [-1000] * 8, [0] + [0.1] * 4 + [0.9] * 4)
+    selector = STSelector(k_max=5, rho=0.2, variant="S1", n_bins=2, z_normalize=False)
+    assert picked(selector.select(*bags)) == {0: 0, 1: 1, 2: 1, 5: 1, 6: 1}
 
 
 def test_hash_dimensions_of_the_published_seed():
@@ -151,9 +171,10 @@ ODD_CONFIGS = [
     SelectorConfig(k_max=13, rho=0.29, n_bins=3, bin_size=4, hash_bits=3, key_cap=1),
     SelectorConfig(k_max=40, rho=0, n_bins=5, top_t=1, tau_w=0.25),
     SelectorConfig(k_max=100, rho=0.1, score="sigmoid", exponent_clip=1.5),
-    SelectorConfig(k_max=100, rho=0.1, z_normalize=False, tau_w=3.0, n_bins=1),
+    SelectorConfig(k_max=100, rho=0.29, z_normalize=False, tau_w=3.0, n_bins=1),  # 28.999999999999996 places
     SelectorConfig(k_max=200, n_bins=(7, 31, 64), bin_size=(9, 5, 3), hash_bits=(2, 3, 32), rng_seed=7),
     SelectorConfig(k_max=300, rho=0.3, pool_factor=2, pool_min=16, pool_max=700, pool_steps=(64, 512)),
+    SelectorConfig(k_max=256, rho=0.2, n_bins=(8, 16, 24), hash_bits=4),
     SelectorConfig(k_max=600),
 ]
 SIZES = [0, 1, 2, 63, 64, 65, 0, 97, 131, 257, 601, 1380]
@@ -300,6 +321,8 @@ def test_centred_keys_are_those_of_bags_less_their_means(width):
     np.testing.assert_array_equal(keys, reference.simhash_keys(centred, 7), strict=True)
     with pytest.raises(ValueError, match="offsets must end at 300"):
         STSelector().keys(embedding, offsets=offsets[:-1])
+    large = np.array([[1e8], [1], [-1e8], [0.25]], np.float32)  # their sum is 1.25 in double precision only
+    assert STSelector().keys(large, offsets=np.array([0, 4])).tolist() == [1, 1, 0, 0]
 
 
 def test_threads_do_not_matter():
@@ -369,12 +392,14 @@ FAULTS = {
     "cheap_logit must be float32, got float64": (TypeError, 0, np.zeros(9)),
     "cheap_logit must have shape (N,), got (3, 3)": (ValueError, 0, np.zeros((3, 3), np.float32)),
     "cheap_logit must be C-contiguous": (ValueError, 0, np.zeros(18, np.float32)[::2]),
+    "cheap_logit must be C-contiguous and aligned": (ValueError, 0, np.frombuffer(bytes(37), "<f4", offset=1)),
     "cheap_logit must be a NumPy array or a CPU tensor, got list": (TypeError, 0, [0.0] * 9),
     "cheap_embedding must be (N, D) embeddings or (N,) keys for variant S2, got None": (ValueError, 1, None),
     "cheap_embedding as keys (N,) must be uint32, got float32": (TypeError, 1, np.zeros(9, np.float32)),
     "cheap_embedding as keys (N,) must be uint32, got int32": (TypeError, 1, np.zeros(9, np.int32)),
     "cheap_embedding must be float32, got float16": (TypeError, 1, np.zeros((9, 4), np.float16)),
     "cheap_embedding must have 9 rows (as cheap_logit), got 8": (ValueError, 1, np.zeros((8, 4), np.float32)),
+    "cheap_embedding must have 9 rows (as cheap_logit), got 7": (ValueError, 1, np.zeros(7, np.uint32)),
     "position must be an (N,) array for variants S1 and S2, got None": (ValueError, 2, None),
     "position must be float32, got int64": (TypeError, 2, np.zeros(9, np.int64)),
     "position must have 9 rows (as cheap_logit), got 10": (ValueError, 2, np.zeros(10, np.float32)),
@@ -468,7 +493,8 @@ def test_tensors_that_numpy_cannot_share_are_refused():
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
 def test_kept_rows_come_first_as_in_the_twin(variant, rho, share):
     rng = np.random.default_rng(3)
-    config = SelectorConfig(k_max=40, rho=rho, variant=variant, n_bins=16)
+    pools = {"pool_factor": 1, "pool_min": 1, "pool_steps": (20, 36)}  # by the places that kept rows leave
+    config = SelectorConfig(k_max=40, rho=rho, variant=variant, n_bins=(4, 8, 16), **pools)
     for bags in (
         coarse_bags(rng, [0, 1, 39, 40, 41, 300, 900]),
         testing.bags_of_sizes(rng, np.array([50, 700, 2000]), dim=16),
@@ -486,6 +512,14 @@ def test_kept_rows_come_first_as_in_the_twin(variant, rho, share):
             assert len(mine & marked) == min(40, len(marked))
             highest = {row for row in marked if keep[row] == 3}
             assert len(mine & highest) == min(40, len(highest))
+
+
+def test_a_bag_without_places_for_top_rows_forgets_the_bag_before():
+    logit, keys, position, _ = one_bag([1, 2, 3, 4, 5, 9, 9, 8, 7, 6], np.linspace(0, 1, 10))
+    keep = np.array([0, 0, 0, 0, 0, 1, 1, 0, 0, 0], np.uint8)
+    selector = STSelector(k_max=4, rho=0.4, variant="S1", n_bins=2)
+    selection = selector.select(logit, keys, position, np.array([0, 5, 10]), threads=1, keep=keep)
+    assert picked(selection) == {1: 1, 2: 1, 3: 1, 4: 0, 5: 3, 6: 3, 7: 1, 8: 1}
 
 
 def test_keep_must_be_a_mask_of_all_rows():
