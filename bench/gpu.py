@@ -97,13 +97,18 @@ def roofline() -> dict:
     return {"GB/s": 2 * source.nbytes / copy / 1e6, "bf16 TFLOP/s": 2 * 8192**3 / product / 1e9}
 
 
-def attention(ceiling: dict) -> Section:
+MAY_REFUSE = ("SDPA, mask, cuDNN", "varlen_attn (flash)")  # a CUDA graph, after which a process is of no use
+
+
+def attention(ceiling: dict, refusing: bool = False) -> Section:
     """Forward and backward, ours as SDPA has it; masks leave 9 of 10 keys, bags of the ragged forms are full."""
     for bags, n, width in ((1024, 64, 256), (1024, 64, 64), (128, 512, 256), (128, 512, 64)):
         flops = 3.5 * 4 * bags * n * n * width
         moved = 12 * bags * n * width * 2  # forward reads 3 arrays and writes 1, backward reads 5 and writes 3
         floor = max(flops / ceiling["bf16 TFLOP/s"] / 1e9, moved / ceiling["GB/s"] / 1e6)
         for name, (call, expected) in attention_forms(bags, n, width // 32).items():
+            if (name in MAY_REFUSE) != refusing:
+                continue
 
             def measure(call=call, expected=expected, flops=flops, moved=moved, floor=floor):
                 for a, b in zip(call(), expected(), strict=True):
@@ -137,7 +142,7 @@ def attention_forms(bags: int, n: int, heads: int) -> dict:
         "SDPA, mask, torch.compile": (padded, lambda: compiled(*padded, mask)),
         "ragged_set_attention": (flat, lambda: ragged_set_attention(*flat, ends, ends, n, n)),
         "SDPA, mask, cuDNN": (padded, lambda: by_backend(SDPBackend.CUDNN_ATTENTION)),
-    }  # last those that may refuse to be captured, after which a process is of no use
+    }
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -341,7 +346,9 @@ def axial(ceiling: dict) -> Section:
 # The quick ones and the whole path first, should time run out.
 SECTIONS = {"ESA scan": scan, "duplex energies": energies, "cheap scan": cheap, "stages of 64 pairs": stages,
             "whole path": pipeline, "set attention, forward and backward, bf16": attention, "training step": training,
-            "axial attention, forward and backward, bf16, head width 16": axial}  # fmt: skip
+            "axial attention, forward and backward, bf16, head width 16": axial,
+            "set attention, forms that may refuse a CUDA graph": functools.partial(attention, refusing=True)
+            }  # fmt: skip
 
 
 def main(out: Path, first: int = 0) -> int:
