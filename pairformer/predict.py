@@ -186,6 +186,7 @@ class _Reader:
         self._read: Callable[[], _Sites] | None = read
         self._read_one = read_one
         self._found: _Sites | None = None
+        self._alone: dict[int, _Reader] = {}
 
     @property
     def found(self) -> _Sites:
@@ -202,10 +203,10 @@ class _Reader:
             known = self._read_one is None or self._found is not None
             return self.found.alone(bag) if known else self._read_one(bag)  # type: ignore[misc]
 
-        return _Reader(read)
+        return self._alone.setdefault(bag, _Reader(read))
 
     def __getstate__(self) -> dict:
-        return {"_found": self.found, "_read": None, "_read_one": None}
+        return {"_found": self.found, "_read": None, "_read_one": None, "_alone": {}}
 
 
 @dataclass(frozen=True, eq=False)

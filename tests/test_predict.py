@@ -155,6 +155,7 @@ def test_encoders_are_asked_about_short_utrs_and_crowded_ones_until_sites_are(rn
     assert {len(utrs) - 2, len(utrs) - 1} < {*asked[1]}  # crowded ones
     later = min({*asked[0]} - {*asked[1]})
     assert len(found[later].sites) == len(whole[later].sites)
+    assert found[later].draw(0) == whole[later].draw(0)
     assert [len(bags) for bags in asked[2:]] == [1]  # of one pair alone
     predict_module.Scorer(k_max=k_max).score([LET7, LET7], [utrs[-1], "A"]).site_table()
     assert len(asked) == 4  # at first, and not again
