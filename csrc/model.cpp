@@ -17,6 +17,13 @@ constexpr int64_t kGroup = 256;        // bags whose tokens exist at once
 constexpr int64_t kEnergy = kSiteFeatures + kContextFeatures;
 constexpr int64_t kSite = padded(kEnergy + 1);
 
+// Features of a bag's windows and their context among each other -> site (n, kSite).
+void write_sites(const SitePair& pair, const std::vector<int32_t>& start, float* site) {
+  const auto n = static_cast<int64_t>(start.size());
+  for (int64_t i = 0; i < n; ++i) site_features(pair, start[i], site + i * kSite);
+  site_context(pair, start.data(), n, site + kSiteFeatures, kSite);
+}
+
 // Rows first .. first + count - 1 of a bag.
 struct Part {
   int64_t bag, first, count;
@@ -207,11 +214,8 @@ void Model::sum_sites(const Candidates& candidates, int64_t k_max, int threads, 
     }
     const Floats row(count * kSite), contribution(count);
     std::vector<int32_t> windows;
-    for (int64_t i = 0; i < count; ++i) {
-      windows.push_back(start[sites[i].row]);
-      site_features(pair, windows[i], row + i * kSite);
-    }
-    site_context(pair, windows.data(), count, row + kSiteFeatures, kSite);
+    for (const Site& site : sites) windows.push_back(start[site.row]);
+    write_sites(pair, windows, row);
     const Said said = add_up(feature, row, count, contribution, nullptr);
     out.repression[bag] = said.repression;
     out.pair_logit[bag] = said.logit;
@@ -245,9 +249,8 @@ void Model::aggregate(const Candidates& candidates, const ChosenRows& chosen, in
         for (int64_t i = 0; i < size(order[task]); ++i) {
           start.push_back(candidates.start[chosen.rows[chosen.offsets[bag] + i]]);
           check_window(candidates.batch, bag, start[i]);
-          site_features(pair, start[i], mine + i * kSite);
         }
-        site_context(pair, start.data(), size(order[task]), mine + kSiteFeatures, kSite);
+        write_sites(pair, start, mine);
         if (!reads_energy) return;
         const Duplexes duplexes(pair);
         for (int64_t i = 0; i < size(order[task]); ++i)
