@@ -142,6 +142,22 @@ def test_sites_file(command, files, model):
         np.testing.assert_allclose([float(cell) for cell in row[9:12]], wanted[9:12], rtol=1e-5, atol=1e-6)
 
 
+def test_sites_of_the_repressed_alone(command, files, additive_model):
+    """The other pairs keep their rows, and nothing of a row depends on it; an invalid pair has no site to list."""
+    asked = ("predict", "mirnas.fa", "utrs.fa.gz", "--model", additive_model, "--explain", "--sites", "sites.tsv")
+    code, everything, _ = command(*asked)
+    pairs, every = cells(everything)[1:], cells((files / "sites.tsv").read_text())
+    changes = {row[1]: float(row[7]) for row in pairs if row[6] == "ok"}
+    least = min(changes, key=changes.__getitem__)
+    assert code == 0
+    assert len(changes) == 2
+    for below, shown in ((sum(changes.values()) / 2, [least]), (-100, []), (100, [*changes])):
+        assert command(*asked, "--sites-below", below)[:2] == (0, everything)
+        text = (files / "sites.tsv").read_text()
+        assert cells(text) == [row for row in every if row[1] in ("utr_id", *shown)]
+        assert text.splitlines()[0].endswith(f" sites_below={below:g}")
+
+
 def test_scan_command(command, files, monkeypatch):
     """Every candidate once, whatever the number made into text at a time."""
     code, out, err = command("scan", LET7, "utrs.fa.gz", "--esa-min", 8)
@@ -303,6 +319,12 @@ def test_foreign_bytes_in_names(command, files):
             2,
             "--accessibility adds a column to the site table; name one",
         ),
+        (
+            [LET7, "ACGU", "--sites", "-", "-o", "a", "--sites-below", "0"],
+            2,
+            "--sites-below needs a model with additive",
+        ),
+        ([LET7, "ACGU", "--model", "default", "--sites-below", "0"], 2, "and --sites FILE for what it lists"),
         ([LET7, "."], 66, "utr must be letters ACGUTN or a FASTA file, got the directory ."),
         (
             [LET7, "ACGU", "--model", "none"],

@@ -22,6 +22,7 @@ ORDER = [
     ["engines", "training", "analysis", "mil"],
     ["predict", "fold"],
     ["outputs", "evaluation"],
+    ["cli_training"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
