@@ -224,20 +224,22 @@ def scan(ceiling: dict) -> Section:
 
 
 def pipeline(ceiling: dict) -> Section:
-    """Pairs a second from strings to logits, default model, K = 64."""
+    """Pairs a second from strings to logits, default model, K = 64; of sites too, or of pairs alone."""
     given = testing.heavy_tailed_pairs(random.Random(0), 8192, mean=1900)
-    first = Scorer("default", k_max=K_MAX, engine="triton", device="cuda").score(*given).logit
-    for name, n in (("triton", 8192), ("triton-bf16", 8192), ("torch", 2048)):
+    first = Scorer("default", k_max=K_MAX, engine="triton", device="cuda", sites=True).score(*given).logit
+    for name, n, sites in (("triton", 8192, True), ("triton-bf16", 8192, True), ("torch", 2048, True),
+                           ("native", 2048, True), ("triton", 8192, False), ("native", 8192, False)):  # fmt: skip
 
-        def measure(name=name, n=n):
-            scorer, rows = Scorer("default", k_max=K_MAX, engine=name, device="cuda"), [part[:n] for part in given]
+        def measure(name=name, n=n, sites=sites):
+            device, rows = "cpu" if name == "native" else "cuda", [part[:n] for part in given]
+            scorer = Scorer("default", k_max=K_MAX, engine=name, device=device, sites=sites)
             logit = scorer.score(*rows).logit
             close = np.mean(np.abs(logit - first[:n]) < (0.1 if name == "triton-bf16" else 1e-3))
             assert close > 0.99, f"{name}: only {close:.3f} of the logits agree"
             row = timed(wall_ms, lambda: scorer.score(*rows), 3)
             return row | {"pairs/s": 1e3 * n / row["ms"]}
 
-        yield {"engine": name, "pairs": n}, measure
+        yield {"engine": name, "sites": sites, "pairs": n}, measure
 
 
 def stages(ceiling: dict) -> Section:

@@ -88,7 +88,7 @@ class Engine(Protocol):
         ...
 
     def score_pairs(self, candidates: Candidates, k_max: int | None, threads: int) -> ScoredPairs:
-        """What :meth:`score` says of the bags, to the last bit."""
+        """What :meth:`score` says of the bags: of engine native to the last bit, of the others up to rounding."""
         ...
 
 
@@ -141,25 +141,7 @@ class NativeEngine:
         return Scored(pair_logit, selection, cheap_logit, logit, weight, repression, contribution)
 
     def score_pairs(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> ScoredPairs:
-        """What :meth:`score` says of the bags, to the last bit.
-
-        Where additive heads read all seed sites, no encoder is asked about a bag whose sites are within the budget and
-        for whose UTR no aggregator counts.
-        """
-        if not self.config.aggregator.additive or self.config.keep_seed != LEAST_SEED:
-            return self.score(candidates, k_max, threads).pairs()
-        most = STSelector.from_config(self.config.selector, k_max).config.k_max
-        known, logit, repression, contribution = self.model.sum_sites(candidates, most, threads)
-        found, unknown = ScoredPairs(logit, repression, contribution), known == 0
-        if 2 * candidates.n_candidates[unknown].sum() >= len(candidates.start):
-            return self.score(candidates, k_max, threads).pairs()  # the sites of most are read, so those of all
-        if unknown.any():
-            rows = np.flatnonzero(np.repeat(unknown, candidates.n_candidates))
-            offsets = np.cumsum([0, *np.where(unknown, candidates.n_candidates, 0)])
-            asked = self.score(candidates.take(rows, offsets), k_max, threads).pairs()
-            for name in ("pair_logit", "repression", "contribution"):
-                np.copyto(getattr(found, name), getattr(asked, name), where=unknown)
-        return found
+        return _sum_sites(self, self.model, candidates, k_max, threads)
 
 
 class TorchEngine:
@@ -220,6 +202,7 @@ class TorchEngine:
 class TritonEngine(TorchEngine):
     """C++ scan and selection on the CPU, the rest in Triton kernels and PyTorch on a CUDA device.
 
+    Pairs of which additive heads alone say the logit are added up on the CPU too, unless their sites are asked for.
     Batches that threads score at once each have a stream of their own: one batch is scanned or selected while kernels
     work on others. Results do not depend on it.
     """
@@ -230,6 +213,7 @@ class TritonEngine(TorchEngine):
         super().__init__(model)
         self.name = "triton" if model.dtype == torch.float32 else "triton-bf16"
         self.in_flight = 3 if model.device.type == "cuda" else 1  # the interpreter is not for threads
+        self._native = NativeEngine.of(model).model
         self._streams: queue.SimpleQueue = queue.SimpleQueue()  # the allocator keeps memory for each: no new ones
         if model.device.type == "cuda":
             for _ in range(self.in_flight):
@@ -279,6 +263,32 @@ class TritonEngine(TorchEngine):
                     return self._scored(candidates, k_max, threads, explain)
             finally:
                 self._streams.put(stream)
+
+    def score_pairs(self, candidates: Candidates, k_max: int | None = None, threads: int = 0) -> ScoredPairs:
+        return _sum_sites(self, self._native, candidates, k_max, threads)
+
+
+def _sum_sites(
+    engine: Engine, model: _core.Model, candidates: Candidates, k_max: int | None, threads: int
+) -> ScoredPairs:
+    """An engine's scores of pairs; where additive heads read all seed sites, the native model adds these up.
+
+    No encoder is asked about a bag whose sites are within the budget and for whose UTR no aggregator counts.
+    """
+    if not engine.config.aggregator.additive or engine.config.keep_seed != LEAST_SEED:
+        return engine.score(candidates, k_max, threads, False).pairs()
+    most = STSelector.from_config(engine.config.selector, k_max).config.k_max
+    known, logit, repression, contribution = model.sum_sites(candidates, most, threads)
+    found, unknown = ScoredPairs(logit, repression, contribution), known == 0
+    if 2 * candidates.n_candidates[unknown].sum() >= len(candidates.start):
+        return engine.score(candidates, k_max, threads, False).pairs()  # the sites of most are read, so those of all
+    if unknown.any():
+        rows = np.flatnonzero(np.repeat(unknown, candidates.n_candidates))
+        offsets = np.cumsum([0, *np.where(unknown, candidates.n_candidates, 0)])
+        asked = engine.score(candidates.take(rows, offsets), k_max, threads, False).pairs()
+        for name in ("pair_logit", "repression", "contribution"):
+            np.copyto(getattr(found, name), getattr(asked, name), where=unknown)
+    return found
 
 
 @contextlib.contextmanager

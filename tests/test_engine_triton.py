@@ -96,6 +96,20 @@ def test_aggregators_are_asked_about_short_utrs_without_waiting_for_the_device(a
     assert 0 <= asked[0] - shares.sum() <= 2 < asked[0] < len(candidates)
 
 
+def test_pairs_that_heads_alone_make_go_to_no_device(additive_model, rng, monkeypatch):
+    engine, asked = TritonEngine.load(additive_model), []
+    candidates = pairformer.scan(testing.random_rna(rng, 22), [testing.random_rna(rng, n) for n in (45, 400, 60, 500)])
+    expected, score = engine.score(candidates, None, 1).pairs(), engine.score
+    monkeypatch.setattr(
+        engine, "score", lambda bags, *given: asked.append(bags.n_candidates > 0) or score(bags, *given)
+    )
+    found = engine.score_pairs(candidates, None, 1)
+    assert np.array(asked).tolist() == [[True, False, True, False]]
+    for name in ("pair_logit", "repression", "contribution"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-4, err_msg=name)
+    assert found.whole is None
+
+
 def test_batches_in_flight_give_what_they_give_alone(model, rng, monkeypatch):
     mirna, utrs = testing.random_rna(rng, 22), [testing.random_rna(rng, 300) for _ in range(7)]
     together = pairformer.predict(mirna, utrs, model=model)
@@ -151,6 +165,6 @@ def test_scores_of_the_default_model_on_a_gpu(half):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_results_on_a_gpu_are_the_same_every_time():
     given = testing.heavy_tailed_pairs(random.Random(1), 3000, mean=1900)  # several batches in flight
-    one, other = (pairformer.predict(*given, engine="triton") for _ in range(2))
+    one, other = (Scorer(engine="triton", sites=True).score(*given) for _ in range(2))
     np.testing.assert_array_equal(one.logit, other.logit)
     np.testing.assert_array_equal(one.log2_fold_change, other.log2_fold_change)
