@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ from pairformer.outputs import (
     tell_equal_names,
     write_candidates,
     write_dot_bracket,
+    write_drawings,
     write_fold_json,
     write_pairs,
     write_row,
@@ -61,7 +63,8 @@ EXTRAS = {"torch": "torch", "sklearn": "torch", "h5py": "mil", "triton": "gpu", 
 
 
 def main() -> None:
-    """Entry point; turns exceptions into exit codes."""
+    """Entry point; turns exceptions into exit codes, and SIGTERM into an interrupt."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller, as by 2>&-
             setattr(sys, name, open(os.devnull, mode))
@@ -141,8 +144,10 @@ for command in (train, train_fold, evaluate):
 @click.option("--pairs", metavar="FILE", help="TSV with mirna_id mirna_seq utr_id utr_seq; other columns are kept.")
 @click.option("-o", "--output", metavar="FILE", default="-", show_default=True, help="Pair table; '-': stdout.")
 @click.option("--sites", metavar="FILE", help="Also write the table of selected sites here.")
+@click.option("--draw", metavar="FILE", help="Also draw the duplex of each seed match among these sites here.")
 @click.option("--sites-below", type=float, metavar="CHANGE",
-              help="There only pairs with a log2_fold_change below this, -0.3 say: the fewer, the faster.")  # fmt: skip
+              help="Sites of pairs with a log2_fold_change below this alone: the fewer, the faster.")  # fmt: skip
+@click.option("--seed-matches", is_flag=True, help="In the site table one row of each seed match, no other window.")
 @click.option("--rejects", metavar="FILE", help="Also write pairs that cannot be scored here, with the reason.")
 @click.option("--model", default="default", show_default=True, help="Name, or directory of a saved model.")
 @click.option("--k-max", type=click.IntRange(1), help="Most sites read per pair; else the model's own number.")
@@ -155,26 +160,33 @@ for command in (train, train_fold, evaluate):
 @click.option("--prior", type=float, default=0.5, show_default=True, help="Share of repressed pairs you expect.")
 @click.option("--strict", is_flag=True, help="Exit code 65 at the first pair that cannot be scored, after its batch.")
 def predict(
-    mirna, utr, pairs, output, sites, sites_below, rejects, model, k_max, engine, device, threads, explain,
-    accessibility, percentile, prior, strict,
+    mirna, utr, pairs, output, sites, draw, sites_below, seed_matches, rejects, model, k_max, engine, device, threads,
+    explain, accessibility, percentile, prior, strict,
 ):  # fmt: skip
     """Score MIRNA against UTR: sequences, or FASTA files ('-': standard input, gzip is detected).
 
     Two FASTA files are scored all against all, UTR by UTR. A pair that cannot be scored keeps its row, with
     status "invalid" and NA.
+
+    Columns: n_candidates, windows that were candidates; probability, of a validated target at the odds of --prior;
+    logit, the same on its scale; status: ok, no_window (UTR under 40 nt), no_candidate or invalid; log2_fold_change,
+    expected when the miRNA is added, _low and _high around 90 % of measured ones; baseline, what of it is of no site.
+    The README has those of sites. Lines before the header begin with #.
     """
-    check_outputs((output, sites, rejects), (mirna, utr, pairs))
-    for option, asked in (("--explain", explain), ("--accessibility", accessibility)):
+    check_outputs((output, sites, rejects, draw), (mirna, utr, pairs))
+    column = "adds a column to"
+    for option, does, asked in (("--explain", column, explain), ("--accessibility", column, accessibility),
+                                ("--seed-matches", "shortens", seed_matches)):  # fmt: skip
         if asked and not sites:
-            raise click.UsageError(f"{option} adds a column to the site table; name one with --sites FILE")
+            raise click.UsageError(f"{option} {does} the site table; name one with --sites FILE")
     records, extra_columns = _pair_records(mirna, utr, pairs)
     some, settings = sites_below is not None, (model, k_max, engine, device, threads)
-    reader = Scorer(*settings, explain, prior, accessibility, sites is not None)
+    reader = Scorer(*settings, explain, prior, accessibility, bool(sites or draw))
     scorer = Scorer(*settings, prior=prior) if some else reader
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
-    if some and not (additive and sites):
-        raise click.UsageError("--sites-below needs a model with additive heads, and --sites FILE for what it lists")
+    if some and not (additive and (sites or draw)):
+        raise click.UsageError("--sites-below needs a model with additive heads, and --sites FILE or --draw FILE")
     into_file = output != "-" and not is_stream(output)
     if percentile and not (additive and into_file):
         raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
@@ -186,6 +198,7 @@ def predict(
         pair_out = open_table(files, output, about, [*pair_header, *renamed(extra_columns)])
         listed = f"{about} sites_below={sites_below:g}" if some else about
         site_out = open_table(files, sites, listed, site_header, COORDINATES) if sites is not None else None
+        drawn = open_table(files, draw, listed, (), COORDINATES) if draw is not None else None
         rejected = ("where", "mirna_id", "utr_id", "message")
         reject_out = open_table(files, rejects, about, rejected) if rejects is not None else None
         told = False
@@ -194,12 +207,14 @@ def predict(
             predictions = scorer.score(["" if r.fault else r.mirna for r in group], [r.utr for r in group])
             messages = [r.fault or m for r, m in zip(group, predictions.message, strict=True)]
             write_pairs(pair_out, group, predictions)
+            shown, of = group, predictions
+            if some and predictions.log2_fold_change is not None:
+                shown = [group[i] for i in np.flatnonzero(predictions.log2_fold_change < sites_below)]
+                of = reader.score([r.mirna for r in shown], [r.utr for r in shown])
             if site_out:
-                shown, of = group, predictions
-                if some and predictions.log2_fold_change is not None:
-                    shown = [group[i] for i in np.flatnonzero(predictions.log2_fold_change < sites_below)]
-                    of = reader.score([r.mirna for r in shown], [r.utr for r in shown])
-                write_sites(site_out, shown, of)
+                write_sites(site_out, shown, of, seed_matches)
+            if drawn:
+                write_drawings(drawn, shown, of)
             for record, message in zip(group, messages, strict=True):
                 if message is None:
                     continue
@@ -379,4 +394,5 @@ def _records(argument: str, name: str) -> Iterator[Record]:
         return tell_equal_names(read_fasta(argument), argument)
     if argument and set(argument) <= set("ACGUTNacgutn"):
         return iter([Record(name, argument, f"argument {name.upper()}")])
-    raise FileNotFoundError(f"{name} must be letters ACGUTN or a FASTA file, got {argument[:80]!r}; no such file")
+    rule = f"{name} must be letters ACGUTN or a FASTA file"
+    raise FileNotFoundError(f"{rule}, got {argument[:80]!r}; no such file, and names are not looked up")

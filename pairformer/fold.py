@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from pairformer.fold_config import FoldConfig
 from pairformer.folding import METHODS, dot_bracket, drawn, equilibrium, expected_f1
 from pairformer.predict import in_batches
 from pairformer.saved import model_files
-from pairformer.scan import IUPAC, check_strings
+from pairformer.scan import IUPAC, Strings, Texts, as_strings
 
 if TYPE_CHECKING:
     from pairformer.models import RNAformer
@@ -90,7 +90,7 @@ class Fold:
 
 
 def fold(
-    sequence: str | Sequence[str],
+    sequence: Texts,
     *,
     model: str | Path = "fold",
     passes: int | None = None,
@@ -107,7 +107,8 @@ def fold(
     of a base to be unpaired is its mean over the windows that hold it.
 
     Args:
-        sequence: letters ACGU, any case, T read as U, N and other ambiguity codes as N; or a list of them.
+        sequence: letters ACGU, any case, T read as U, N and other ambiguity codes as N; or a list or a
+            table's column of them.
         model: "fold" for the weights shipped with the package, or a directory written by ``RNAformer.save``; "energies"
             for :func:`pairformer.folding.equilibrium`, far faster and without PyTorch: the threshold is 0.5, there are
             no passes, and a CPU works. W is 500 in both.
@@ -132,10 +133,10 @@ def fold(
 
     Source: RNAformer (arXiv 2307.10073), inference; windows and nested pairs are not published.
     """
-    check_strings("sequence", sequence)
+    texts = as_strings("sequence", sequence)
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
-    found = folder.fold([sequence] if isinstance(sequence, str) else sequence)
-    if not isinstance(sequence, str):
+    found = folder.fold([texts] if isinstance(texts, str) else texts)
+    if not isinstance(texts, str):
         return found
     if found[0].message is not None:
         raise ValueError(found[0].message)
@@ -177,7 +178,7 @@ class Folder:
         check(self.min_loop >= 0, "min_loop", "be 0 or more", min_loop)
         self.threads = usable_threads(threads) or _core.available_threads()
 
-    def fold(self, sequences: Sequence[str]) -> list[Fold]:
+    def fold(self, sequences: Strings) -> list[Fold]:
         """Fold sequences; invalid ones keep their place."""
         faults = [sequence_fault(sequence) for sequence in sequences]
         valid = [s.upper().translate(AMBIGUOUS) for s, fault in zip(sequences, faults, strict=True) if fault is None]

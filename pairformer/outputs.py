@@ -120,9 +120,9 @@ def write_pairs(out: TextIO, group: list[PairRecord], predictions: Predictions) 
         write_row(out, (r.mirna_id, r.utr_id, length, n, *numbers, *r.extra))
 
 
-def write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
-    """A row of each selected site of a group of pairs."""
-    (pair, *tables), known = predictions.site_table(), len(SITE.descr)
+def write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions, matches: bool) -> None:
+    """A row of each selected site of a group of pairs, or of each of their seed matches."""
+    (pair, *tables), known = predictions.site_table(matches), len(SITE.descr)
     # As lists: rows of arrays are slow, and NumPy loses an interrupt that arrives while it makes a string.
     for number, site, duplex in zip(pair.tolist(), *(table.tolist() for table in tables), strict=True):
         start, end, seed_start, seed_end, site_id, seed_type, score, *numbers, reason = site[:known]
@@ -130,6 +130,18 @@ def write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions) 
         r, more = group[number], map(as_text, site[known:])
         where = (r.mirna_id, r.utr_id, start + 1, end, *seed, seed_type, score)
         write_row(out, (*where, *map(as_text, numbers), reason, *duplex, *more))
+
+
+def write_drawings(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
+    """The duplex of each seed match among the selected sites of a group of pairs."""
+    pair, table, _ = predictions.site_table(matches=True)
+    for number, site in zip(pair.tolist(), table, strict=True):
+        r, p = group[number], predictions[number]
+        what = f"{site['seed_type']} at {site['seed_start'] + 1}-{site['seed_end']}"
+        if "contribution" in (table.dtype.names or ()):
+            what += f", contribution {as_text(site['contribution'])}"
+        drawing = p.draw(int(np.searchsorted(p.sites["start"], site["start"])))
+        out.write(f"{r.mirna_id} on {r.utr_id}: {what}\n{drawing}\n\n")
 
 
 def write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:

@@ -17,7 +17,7 @@ from pairformer.config import ModelConfig, as_bool, as_int, usable_threads
 from pairformer.data import DataError, as_rna
 from pairformer.engines import Scored, ScoredPairs, load_engine, pool_of
 from pairformer.metrics import at_prior, sigmoid
-from pairformer.scan import Strings, broadcast_pairs, pair_fault, scan
+from pairformer.scan import Strings, Texts, broadcast_pairs, pair_fault, scan
 from pairformer.selector import STSelector
 from pairformer.sites import draw, site_table
 
@@ -145,20 +145,43 @@ class Predictions:
             percentile, self._readers[number].alone(i - int(self._firsts[number])),
         )  # fmt: skip
 
-    def site_table(self) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.str_]]:
+    def site_table(self, matches: bool = False) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.str_]]:
         """Sites of all pairs at once.
+
+        Args:
+            matches: one row of each seed match alone, the window that sees most of it (of equal ones the first), which
+                is the one that contributes.
 
         Returns:
             pair (M,) number of the pair a site belongs to; sites (M,) as in :func:`pairformer.sites.site_table`;
             aligned (M, 2) gapped strings, miRNA 5'->3' and window 3'->5'.
         """
         read = [reader.found for reader in self._readers]
-        pair = [first + found.candidates.bag_of() for first, found in zip(self._firsts, read, strict=False)]
+        rows = [found.rows(as_bool("matches", matches)) for found in read]
+        pair = [first + found.candidates.bag_of(some)
+                for first, found, some in zip(self._firsts, read, rows, strict=False)]  # fmt: skip
         return (
             np.concatenate(pair),
-            np.concatenate([found.table for found in read]),
-            np.concatenate([found.candidates.aligned_rows(np.arange(len(found.table))) for found in read]),
+            np.concatenate([found.table[some] for found, some in zip(read, rows, strict=True)]),
+            np.concatenate([found.candidates.aligned_rows(some) for found, some in zip(read, rows, strict=True)]),
         )
+
+    def pair_table(self) -> NDArray[np.void]:
+        """Structured array (B,) of the fields above that the model gives, ``interval`` as ``interval_low`` and
+        ``interval_high``, and ``message``, "" where there is none; without sites, so that it is small in a pickle."""
+        low, high = (None, None) if self.interval is None else self.interval.T
+        columns = {
+            "probability": self.probability, "logit": self.logit, "n_candidates": self.n_candidates,
+            "utr_length": self.utr_length, "n_dropped": self.n_dropped, "status": self.status,
+            "log2_fold_change": self.log2_fold_change, "baseline": self.baseline, "interval_low": low,
+            "interval_high": high, "percentile": self.percentile,
+            "message": np.array([message or "" for message in self.message], object),
+        }  # fmt: skip
+        known = {name: values for name, values in columns.items() if values is not None}
+        table = np.empty(len(self), [(name, values.dtype) for name, values in known.items()])
+        for name, values in known.items():
+            table[name] = values
+        return table
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,14 +241,21 @@ class _Sites:
     table: NDArray[np.void]
     """(M,) :func:`pairformer.sites.site_table` of them."""
 
+    def rows(self, matches: bool) -> NDArray[np.int64]:
+        """All of them, or those that stand for a seed match."""
+        every = np.arange(len(self.table))
+        if not matches:
+            return every
+        return np.flatnonzero(self.candidates.site_context(every, self.candidates.offsets)[:, 0])
+
     def alone(self, bag: int) -> _Sites:
         """Of one pair, nothing of the others'."""
         return _Sites(self.candidates.alone(bag), self.table[slice(*self.candidates.offsets[bag : bag + 2])])
 
 
 def predict(
-    mirna: str | Strings,
-    utr: str | Strings,
+    mirna: Texts,
+    utr: Texts,
     *,
     model: str | Path = "default",
     k_max: int | None = None,
@@ -240,7 +270,7 @@ def predict(
     """Is the transcript repressed by the miRNA, and by which sites?
 
     Args:
-        mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
+        mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence or a table's column of them.
         utr: 3'UTR, 5'->3', any length; windows with other letters are passed over. Under 40 nt it has letters of the
             IUPAC code alone, and is not "NA" or "NaN". Two sequences must be equally long; a single string is
             broadcast.

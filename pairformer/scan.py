@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,16 @@ from pairformer.config import as_bool, as_int, check, usable_threads
 
 ESA_MIN = 6
 MIRNA_MAX, UTR_MAX = 35, 2**31 - 1
+
+
+class Column(Protocol):
+    """Of a table, such as a pandas Series: what NumPy makes an array of."""
+
+    def __array__(self) -> NDArray: ...
+
+
 Strings = Sequence[str] | NDArray[np.object_]
+Texts = str | Strings | Column
 IUPAC = frozenset("ACGUTRYSWKMBDHVNacgutryswkmbdhvn")
 _MIRNA_LETTERS = "ACGUTacgut"
 _BLANKS = "\n \r\t"
@@ -21,8 +31,8 @@ _NONE = ("NA", "NAN")  # letters of the code, and what tables have where there i
 
 
 def scan(
-    mirna: str | Strings,
-    utr: str | Strings,
+    mirna: Texts,
+    utr: Texts,
     esa_min: int = ESA_MIN,
     *,
     threads: int = 0,
@@ -35,7 +45,7 @@ def scan(
     wobble G-U score 1, gaps and mismatches 0. Windows scoring at least ``esa_min`` are candidates.
 
     Args:
-        mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence of them.
+        mirna: 1-35 letters ACGU, 5'->3', any case, T read as U; or a sequence or a table's column of them.
         utr: 3'UTR, 5'->3', any length; windows holding a letter outside ACGU are dropped and counted. Under 40 nt it
             has letters of the IUPAC code alone, and is not "NA" or "NaN". Two sequences must be equally long; a single
             string is broadcast.
@@ -91,24 +101,25 @@ def scan(
     return Candidates.of(batch, utr_length, messages, esa_min, threads, variant)
 
 
-def broadcast_pairs(mirna: str | Strings, utr: str | Strings) -> tuple[Strings, Strings]:
+def broadcast_pairs(mirna: Texts, utr: Texts) -> tuple[Strings, Strings]:
     """Two equally long sequences from strings or sequences; a single string is repeated."""
-    check_strings("mirna", mirna)
-    check_strings("utr", utr)
-    if isinstance(mirna, str):
-        mirna = [mirna] * (1 if isinstance(utr, str) else len(utr))
-    if isinstance(utr, str):
-        utr = [utr] * len(mirna)
-    if len(mirna) != len(utr):
-        raise ValueError(f"utr must be as many as mirna ({len(mirna)}), got {len(utr)}")
-    return mirna, utr
+    mirnas, utrs = as_strings("mirna", mirna), as_strings("utr", utr)
+    if isinstance(mirnas, str):
+        mirnas = [mirnas] * (1 if isinstance(utrs, str) else len(utrs))
+    if isinstance(utrs, str):
+        utrs = [utrs] * len(mirnas)
+    if len(mirnas) != len(utrs):
+        raise ValueError(f"utr must be as many as mirna ({len(mirnas)}), got {len(utrs)}")
+    return mirnas, utrs
 
 
-def check_strings(name: str, value: object) -> None:
-    """TypeError for what is neither a string nor a sequence."""
+def as_strings(name: str, value: Any) -> str | Strings:
+    """A string or a sequence as it is, a column of strings as an array; TypeError for what is neither."""
     is_bytes = isinstance(value, (bytes, bytearray))
     if (isinstance(value, np.ndarray) and value.ndim == 1) or (isinstance(value, (str, Sequence)) and not is_bytes):
-        return
+        return value
+    if hasattr(value, "__array__") and (column := np.asarray(value)).dtype.kind in "OUT" and column.ndim == 1:
+        return column
     if is_bytes:
         hint = f"{name}.decode()"
     elif isinstance(value, np.ndarray):
@@ -132,7 +143,8 @@ def _text_fault(mirna: object, utr: object) -> str | None:
     if not isinstance(utr, str):
         return f"utr must be a string, got {type(utr).__name__}"
     if not 1 <= len(mirna) <= MIRNA_MAX:
-        return f"mirna must have 1 to {MIRNA_MAX} letters, got {len(mirna)}"
+        hint = "; is it a hairpin, or a UTR?" if mirna else ""
+        return f"mirna must have 1 to {MIRNA_MAX} letters, got {len(mirna)}{hint}"
     if len(utr) > UTR_MAX:
         return f"utr must have at most {UTR_MAX} letters, got {len(utr)}"
     if wrong := mirna.strip(_MIRNA_LETTERS):

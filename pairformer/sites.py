@@ -165,19 +165,27 @@ def accessibility(
 
 
 def draw(candidates: Candidates, row: int) -> str:
-    """One window's duplex as text: the UTR 5'->3' above the miRNA 3'->5', '|' Watson-Crick, ':' wobble."""
-    batch, bag = candidates.batch, int(candidates.bag_of(np.array([row]))[0])
-    top, bottom = candidates.aligned(row)
-    utr_start = batch.utr_offsets[batch.bag_utr[bag]] + candidates.start[row]
+    """One window's duplex as text: the UTR 5'->3' above the miRNA 3'->5', '|' Watson-Crick, ':' wobble.
+
+    Of a window with a seed match the miRNA lies opposite it without gaps; of another, letters 1-10 as they were aligned
+    and the others beside them. Letters 1-10 alone have marks.
+    """
+    batch, bag, start = candidates.batch, int(candidates.bag_of(np.array([row]))[0]), int(candidates.start[row])
+    utr_start, m = batch.utr_offsets[batch.bag_utr[bag]] + start, batch.bag_mirna[bag]
     window = text_of(batch.utr[utr_start : utr_start + WINDOW])
-    m = batch.bag_mirna[bag]
-    rest = text_of(batch.mirna[batch.mirna_offsets[m] : batch.mirna_offsets[m + 1]])[10:][::-1]
-    utr = window[:25] + bottom[::-1] + window[35:]
-    mirna = rest.rjust(25) + top[::-1]
+    mirna = text_of(batch.mirna[batch.mirna_offsets[m] : batch.mirna_offsets[m + 1]])[::-1]
+    kind, _, _, (anchor,) = seed_matches(candidates, np.array([row]))
+    if kind[0]:
+        seed = anchor - start - 9  # where letter 10 stands
+        utr, mirna = window, mirna.rjust(seed + 10)
+        utr = utr.rjust(len(mirna) - seed - 10 + WINDOW)
+        seed += len(utr) - WINDOW
+    else:
+        top, bottom = candidates.aligned(row)
+        seed, utr, mirna = 25, window[:25] + bottom[::-1] + window[35:], mirna[:-10].rjust(25) + top[::-1]
     bonds = {"AU": "|", "UA": "|", "CG": "|", "GC": "|", "GU": ":", "UG": ":"}
-    marks = " " * 25 + "".join(bonds.get(a + b, " ") for a, b in zip(bottom[::-1], top[::-1], strict=True))
-    begin = int(candidates.start[row]) + 1
-    return f"UTR   5' {utr} 3'  {begin}-{begin + WINDOW - 1}\n         {marks.rstrip()}\nmiRNA 3' {mirna} 5'"
+    marks = " " * seed + "".join(bonds.get(a + b, " ") for a, b in zip(utr[seed:], mirna[seed:], strict=False))
+    return f"UTR   5' {utr} 3'  {start + 1}-{start + WINDOW}\n         {marks.rstrip()}\nmiRNA 3' {mirna} 5'"
 
 
 def _number_sites(bag: NDArray[np.int64], anchor: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """Commands as a user types them: tables, files, streams, exit codes."""
 
 import contextlib
+import functools
 import gzip
 import io
 import os
@@ -123,19 +124,18 @@ def test_sites_file(command, files, model):
         (row[16] == "NA") == (row[7] == "none") and (row[16] == "NA" or 0 <= float(row[16]) <= 1) for row in rows
     )
     utrs = [line.split("\n", 1)[1].replace("\n", "") for line in _text(files / "utrs.fa.gz").split(">")[1:]]
-    expected = []
+    expected, predict = [], functools.partial(pairformer.predict, model=model, explain=True)
     for number in (0, 2):
-        p = pairformer.predict(LET7, utrs[number], model=model, explain=True)
-        for i, site in enumerate(p.sites):
+        p, candidates = (call(LET7, utrs[number]) for call in (predict, pairformer.scan))
+        for site in p.sites:
             seed = (
                 ["NA"] * 3 if site["site_id"] < 0 else [site["seed_start"] + 1, site["seed_end"], site["site_id"] + 1]
             )
             numbers = [site["cheap_logit"], site["logit"], site["position"]]
-            top, bottom = p.draw(i).split("\n")[0][9:-3], p.draw(i).split("\n")[2]
+            aligned = candidates.aligned(int(np.flatnonzero(candidates.start == site["start"])[0]))
             expected.append(["let7", f"u{number}", site["start"] + 1, site["end"], *seed, site["seed_type"],
                              site["esa_score"], *numbers, site["reason"]])  # fmt: skip
-            assert rows[len(expected) - 1][13] in bottom[::-1]
-            assert rows[len(expected) - 1][14] in top[::-1]
+            assert tuple(rows[len(expected) - 1][13:15]) == aligned
     assert len(rows) == len(expected)
     for row, wanted in zip(rows, expected, strict=True):
         assert row[:9] + row[12:13] == [str(cell) for cell in wanted[:9] + wanted[12:]]
@@ -156,6 +156,31 @@ def test_sites_of_the_repressed_alone(command, files, additive_model):
         text = (files / "sites.tsv").read_text()
         assert cells(text) == [row for row in every if row[1] in ("utr_id", *shown)]
         assert text.splitlines()[0].endswith(f" sites_below={below:g}")
+
+
+def test_a_row_and_a_drawing_of_each_seed_match(command, files, additive_model, model):
+    """The window that contributes, as it is among all; drawn the same whether the table is written or not."""
+    (files / "utrs.fa.gz").write_bytes(gzip.compress(f">u\n{'G' * 60}CUACCUCA{'G' * 40}CUACCUCG{'G' * 50}\n".encode()))
+    asked = ("predict", LET7, "utrs.fa.gz", "--model", additive_model, "-o", "pairs.tsv", "--draw")
+    assert command(*asked, "drawn.txt", "--sites", "all.tsv")[0] == 0
+    assert command(*asked, "again.txt", "--sites", "matches.tsv", "--seed-matches")[0] == 0
+    (_, *every), (_, *matches) = (cells((files / name).read_text()) for name in ("all.tsv", "matches.tsv"))
+    assert matches == [row for row in every if float(row[15])]
+    assert [row[4:8] for row in matches] == [["61", "68", "1", "8mer"], ["109", "115", "2", "7mer-m8"]]
+    assert [len([row for row in every if row[6] == number]) > 3 for number in ("1", "2")] == [True, True]
+    text = (files / "drawn.txt").read_text()
+    assert (files / "again.txt").read_text() == text
+    one, other = (int(row[2]) for row in matches)
+    window = ("G" * 60 + "CUACCUCA" + "G" * 40 + "CUACCUCG" + "G" * 50)[one - 1 : one + 39]
+    assert text.split("\n\n")[1] == (
+        f"mirna on u: 8mer at 61-68, contribution {matches[0][15]}\n"
+        f"UTR   5' {window} 3'  {one}-{one + 39}\n{' ' * (9 + 60 - one)}:||||||||\n"
+        f"miRNA 3' {LET7[::-1].rjust(69 - one)} 5'"
+    )
+    assert f"  {other}-{other + 39}\n" in text.split("\n\n")[2]
+    assert text.count("miRNA 3'") == 2
+    assert command("predict", LET7, "utrs.fa.gz", "-o", "pairs.tsv", "--draw", "drawn.txt")[0] == 0  # no contributions
+    assert "mirna on u: 7mer-m8 at 109-115\n" in (files / "drawn.txt").read_text()
 
 
 def test_scan_command(command, files, monkeypatch):
@@ -324,7 +349,9 @@ def test_foreign_bytes_in_names(command, files):
             2,
             "--sites-below needs a model with additive",
         ),
-        ([LET7, "ACGU", "--model", "default", "--sites-below", "0"], 2, "and --sites FILE for what it lists"),
+        ([LET7, "ACGU", "--model", "default", "--sites-below", "0"], 2, "and --sites FILE or --draw FILE"),
+        ([LET7, "ACGU", "--seed-matches"], 2, "--seed-matches shortens the site table; name one with --sites FILE"),
+        ([LET7, "ACGU", "--draw", "-"], 2, "after an error), got '-' twice"),
         ([LET7, "."], 66, "utr must be letters ACGUTN or a FASTA file, got the directory ."),
         (
             [LET7, "ACGU", "--model", "none"],
@@ -448,8 +475,9 @@ def test_full_disk():
     assert "Traceback" not in err
 
 
-def test_interrupted():
-    """Ctrl-C while standard input is read."""
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(kind):
+    """Ctrl-C, or what timeout and batch systems send, while standard input is read."""
     # A test run in the background inherits an ignored SIGINT; a terminal's child does not.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import pairformer.__main__"
     with subprocess.Popen(
@@ -457,7 +485,7 @@ def test_interrupted():
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
     ) as process:  # fmt: skip
         process.stdin.write(b">x\n" + b"ACGU\n" * 100_000)  # more than a pipe holds: returns once it is being read
-        process.send_signal(signal.SIGINT)
+        process.send_signal(kind)
         assert process.wait(30) == 130
         assert process.stdout.read() == b""
         assert process.stderr.read().strip() == b"interrupted"

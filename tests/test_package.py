@@ -121,6 +121,9 @@ def test_readme_example_runs(capsys):
     assert "3'" in capsys.readouterr().out
     rng = __import__("numpy").random.default_rng(0)
     scope |= {"mirnas": ["UGAGGUAGUAGGUUGUAUAGUU"] * 2, "utrs": ["ACGUUGCA" * 40, "A" * 10], "rows": None}
+    exec(re.search(r"```python\n(ps = pairformer.*?)```", text, re.S)[1], scope)
+    assert len(scope["ps"]) == 2
+    assert len(scope["sites"]) == len(scope["aligned"])
     parts = re.search(r"```python\n(c = pairformer.*?)```", text, re.S)[1].splitlines()
     exec("\n".join(parts[:2]), scope)
     candidates = scope["c"]

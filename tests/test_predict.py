@@ -388,6 +388,49 @@ def test_predictions_cross_processes(model, rng):
     assert len(pickle.dumps(many[0])) < len(pickle.dumps(many)) / 10
 
 
+def test_columns_of_a_table_in_and_out(model, additive_model, rng, monkeypatch):
+    """pandas columns are read by place, whatever their index; pair_table has what the fields have, reads no site."""
+    pandas = pytest.importorskip("pandas")
+    utrs = [testing.random_rna(rng, 300), None, "ACGU", testing.random_rna(rng, 200)]
+    frame = pandas.DataFrame({"mirna": [LET7, LET7, LET7, "x"], "utr": utrs}, index=[3, 1, 0, 7])
+    monkeypatch.setattr(NativeEngine, "score", None)
+    found = pairformer.predict(frame.mirna, frame.utr, model=additive_model)
+    assert list(found.status) == ["ok", "invalid", "no_window", "invalid"]
+    table = found.pair_table()
+    for name in set(table.dtype.names) - {"message", "interval_low", "interval_high"}:
+        np.testing.assert_array_equal(table[name], getattr(found, name), err_msg=name)
+    np.testing.assert_array_equal(np.stack([table["interval_low"], table["interval_high"]], 1), found.interval)
+    assert table["message"].tolist() == [message or "" for message in found.message]
+    assert table["message"][1].startswith("utr must be a string, got ")
+    assert pandas.DataFrame(table).shape == (4, 12)
+    monkeypatch.undo()
+    assert pairformer.predict(LET7, frame.utr[:0], model=additive_model).pair_table().shape == (0,)
+    plain = pairformer.predict(frame.mirna.astype("category"), frame.utr.iloc[::-1], model=model).pair_table()
+    assert plain.dtype.names == ("probability", "logit", "n_candidates", "utr_length", "n_dropped", "status", "message")
+    assert list(plain["status"]) == ["ok", "no_window", "invalid", "invalid"]
+    assert len(pairformer.fold(frame.utr[2:], model="energies")) == 2
+    for wrong in (frame, frame.index, np.zeros((2, 2)).astype(str)):
+        with pytest.raises(TypeError, match="utr must be a string or a sequence of strings, got "):
+            pairformer.predict(LET7, wrong, model=model)
+
+
+def test_site_table_of_seed_matches(additive_model, rng, monkeypatch):
+    """One row for each, of several batches; those that contribute."""
+    monkeypatch.setattr(predict_module, "BATCH_PAIRS", 2)
+    utrs = [testing.random_rna(rng, n) + "CUACCUCA" + "G" * 30 for n in (300, 30, 90, 400)]
+    found = pairformer.predict(LET7, utrs, model=additive_model)
+    (pair, every, _), (some, matches, aligned) = found.site_table(), found.site_table(matches=True)
+    kept = np.flatnonzero(every["contribution"])
+    np.testing.assert_array_equal(matches, every[kept])
+    np.testing.assert_array_equal(some, pair[kept])
+    assert len(aligned) == len(matches) >= 4
+    keys = list(zip(some, matches["site_id"], strict=True))
+    assert len(set(keys)) == len(keys)
+    assert set(keys) == {key for key in zip(pair, every["site_id"], strict=True) if key[1] >= 0}
+    with pytest.raises(TypeError, match="matches must be True or False, got 1"):
+        found.site_table(matches=1)
+
+
 @pytest.mark.parametrize("k_max", [1, 2, 7, 1000])
 def test_weight_is_the_change_when_a_site_is_left_out(model, rng, k_max):
     utr = testing.random_rna(rng, 120)

@@ -154,7 +154,7 @@ def test_statuses():
     assert candidates.messages == {
         3: "mirna must have 1 to 35 letters, got 0",
         4: "mirna must have letters ACGU (or T) only, got 'X' at position 4",
-        5: "mirna must have 1 to 35 letters, got 36",
+        5: "mirna must have 1 to 35 letters, got 36; is it a hairpin, or a UTR?",
         6: "mirna must be a string, got NoneType",
         7: "utr must be a string, got int",
         9: blank.format("\t", 61),

@@ -149,12 +149,19 @@ def test_no_site():
 
 
 def test_draw(rng):
-    """Bars stand between the letters that pair, as many as the ESA score; coordinates are 1-based."""
-    for k in range(300):
-        mirna = testing.random_rna(rng, rng.choice((1, 5, 10, 11, 22, 35)), ("ACGU", "GU")[k % 2])
+    """Bars stand between the letters that pair; coordinates are 1-based. Of a window without a seed match there are as
+    many as its ESA score, of one with it every letter of the match has one and nothing stands beside a gap."""
+    seen = []
+    for k in range(600):
+        mirna = testing.random_rna(rng, rng.choice((1, 5, 8, 10, 11, 22, 35)), ("ACGU", "GU")[k % 2])
         utr = testing.random_rna(rng, 60, ("ACGU", "GUA")[k % 2])
+        if k % 3 == 0:
+            at = rng.randrange(24, 45)
+            part = complement(mirna[rng.randint(1, 2) : rng.randint(7, 8)]) + rng.choice("AC")
+            utr = utr[:at] + part + utr[at + len(part) :]
         candidates = pairformer.scan(mirna, utr, esa_min=0)
-        row = rng.randrange(len(candidates.start))
+        typed = [row for row, match in enumerate(matches(mirna, utr)) if match[0] != "none"]
+        row = rng.choice(typed if typed and k % 2 else range(len(candidates.start)))
         start = int(candidates.start[row])
         top, marks, bottom = draw(candidates, row).split("\n")
         label, _, window, _, place = top.split()
@@ -166,7 +173,22 @@ def test_draw(rng):
         for above, mark, below in zip(top[9:], marks.ljust(len(top))[9:], bottom[9:-3].ljust(len(top)), strict=False):
             assert (mark == "|") <= (above + below in WATSON_CRICK)
             assert (mark == ":") <= (above + below in {"GU", "UG"})
-        assert marks.count("|") + marks.count(":") == candidates.esa_score[row]
+        kind, first, last, _ = matches(mirna, utr)[row]
+        seen.append(kind)
+        if kind == "none":
+            assert marks.count("|") + marks.count(":") == candidates.esa_score[row]
+            continue
+        first_drawn = len(top[: top.index(window)])
+        assert "-" not in window + bottom[9:]
+        paired = [first_drawn + i - start for i in range(first, last)]
+        has_a = kind in ("8mer", "7mer-A1")
+        assert {marks[i] for i in paired[: len(paired) - has_a]} == {"|"}
+        letters = [len(bottom) - 4 - i for i in paired]  # of the miRNA, from 0
+        assert letters == list(range(letters[0], letters[-1] - 1, -1))
+        assert letters[-1] == (0 if has_a else 2 if kind == "offset 6mer" else 1)
+        assert marks[:9].isspace()
+        assert len(marks[9:].strip()) <= 10
+    assert min(seen.count(kind) for kind in SEED_TYPES) > 3
 
 
 def test_draw_reads_like_this():
