@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pairformer
-from pairformer.cli_training import FILE, FOLDER, evaluate, train, train_fold
+from pairformer.cli_training import evaluate, train, train_fold
 from pairformer.data import (
     DATA_VARIABLE,
     DataError,
@@ -32,6 +34,8 @@ from pairformer.folding import METHODS
 from pairformer.outputs import (
     COORDINATES,
     EFFECT_HEADER,
+    FILE,
+    FOLDER,
     PAIR_HEADER,
     PERCENTILE,
     SITE_HEADER,
@@ -64,7 +68,9 @@ EXTRAS = {"torch": "torch", "sklearn": "torch", "h5py": "mil", "triton": "gpu", 
 
 def main() -> None:
     """Entry point; turns exceptions into exit codes, and SIGTERM into an interrupt."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not where the caller has it ignored
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller, as by 2>&-
             setattr(sys, name, open(os.devnull, mode))
@@ -146,7 +152,7 @@ for command in (train, train_fold, evaluate):
 @click.option("--sites", metavar="FILE", help="Also write the table of selected sites here.")
 @click.option("--draw", metavar="FILE", help="Also draw the duplex of each seed match among these sites here.")
 @click.option("--sites-below", type=float, metavar="CHANGE",
-              help="Sites of pairs with a log2_fold_change below this alone: the fewer, the faster.")  # fmt: skip
+              help="Sites of pairs with a log2_fold_change below this alone.")  # fmt: skip
 @click.option("--seed-matches", is_flag=True, help="In the site table one row of each seed match, no other window.")
 @click.option("--rejects", metavar="FILE", help="Also write pairs that cannot be scored here, with the reason.")
 @click.option("--model", default="default", show_default=True, help="Name, or directory of a saved model.")
@@ -179,14 +185,21 @@ def predict(
                                 ("--seed-matches", "shortens", seed_matches)):  # fmt: skip
         if asked and not sites:
             raise click.UsageError(f"{option} {does} the site table; name one with --sites FILE")
+    some = sites_below is not None
+    if some and not (sites or draw):
+        raise click.UsageError(
+            "--sites-below says of which pairs sites are written; name a file with --sites or --draw"
+        )
+    if some and math.isnan(sites_below):
+        raise click.UsageError(f"--sites-below must be a number, got {sites_below}")
     records, extra_columns = _pair_records(mirna, utr, pairs)
-    some, settings = sites_below is not None, (model, k_max, engine, device, threads)
+    settings = (model, k_max, engine, device, threads)
     reader = Scorer(*settings, explain, prior, accessibility, bool(sites or draw))
     scorer = Scorer(*settings, prior=prior) if some else reader
     about = " ".join(f"{k}={v}" for k, v in {"model": model, **scorer.settings}.items())
     additive = scorer.engine.config.aggregator.additive > 0
-    if some and not (additive and (sites or draw)):
-        raise click.UsageError("--sites-below needs a model with additive heads, and --sites FILE or --draw FILE")
+    if some and not additive:
+        raise click.UsageError("--sites-below needs a model with additive heads, which predict a log2_fold_change")
     into_file = output != "-" and not is_stream(output)
     if percentile and not (additive and into_file):
         raise click.UsageError("--percentile needs a model with additive heads, and --output FILE to add its column to")
@@ -197,7 +210,8 @@ def predict(
     with Progress() as progress, contextlib.ExitStack() as files:
         pair_out = open_table(files, output, about, [*pair_header, *renamed(extra_columns)])
         listed = f"{about} sites_below={sites_below:g}" if some else about
-        site_out = open_table(files, sites, listed, site_header, COORDINATES) if sites is not None else None
+        rows = f"{listed} seed_matches=1" if seed_matches else listed
+        site_out = open_table(files, sites, rows, site_header, COORDINATES) if sites is not None else None
         drawn = open_table(files, draw, listed, (), COORDINATES) if draw is not None else None
         rejected = ("where", "mirna_id", "utr_id", "message")
         reject_out = open_table(files, rejects, about, rejected) if rejects is not None else None

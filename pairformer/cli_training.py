@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import click
 from click.core import ParameterSource
@@ -15,11 +14,9 @@ from pairformer.config import RECIPES, recipe, usable_threads
 from pairformer.data import PAIRS, SITES, MoreSources, data_folder, load_pairs, load_sites, load_sources
 from pairformer.fold_config import FOLD_RECIPES, FoldConfig, fold_recipe
 from pairformer.options import ConfigCommand, Items, config_options, overridden
-from pairformer.outputs import OutputFolder
+from pairformer.outputs import FILE, FOLDER, OutputFolder
 from pairformer.saved import read_model
 
-FILE = click.Path(path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULTS = recipe("default")[::-1]
 FOLD_DEFAULTS = fold_recipe("cpu")[::-1]
 FOLD_LICENCE = "MIT; Rfam is CC0, the copies of bpRNA trained on state no licence of their own"

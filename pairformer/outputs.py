@@ -28,6 +28,8 @@ from pairformer.predict import Predictions
 from pairformer.saved import whole_file
 from pairformer.sites import SITE
 
+FILE = click.Path(path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 COORDINATES = "coordinates are 1-based and inclusive"
 PAIR_HEADER = ("mirna_id", "utr_id", "utr_length", "n_candidates", "probability", "logit", "status")
 EFFECT_HEADER = ("log2_fold_change", "log2_fold_change_low", "log2_fold_change_high", "baseline")
@@ -135,13 +137,13 @@ def write_sites(out: TextIO, group: list[PairRecord], predictions: Predictions, 
 def write_drawings(out: TextIO, group: list[PairRecord], predictions: Predictions) -> None:
     """The duplex of each seed match among the selected sites of a group of pairs."""
     pair, table, _ = predictions.site_table(matches=True)
-    for number, site in zip(pair.tolist(), table, strict=True):
-        r, p = group[number], predictions[number]
-        what = f"{site['seed_type']} at {site['seed_start'] + 1}-{site['seed_end']}"
-        if "contribution" in (table.dtype.names or ()):
-            what += f", contribution {as_text(site['contribution'])}"
-        drawing = p.draw(int(np.searchsorted(p.sites["start"], site["start"])))
-        out.write(f"{r.mirna_id} on {r.utr_id}: {what}\n{drawing}\n\n")
+    added = ("contribution",) if "contribution" in (table.dtype.names or ()) else ()
+    columns = (table[name].tolist() for name in ("seed_type", "seed_start", "seed_end", *added))
+    for number, drawing, kind, start, end, *more in zip(
+        pair.tolist(), predictions.drawings(matches=True), *columns, strict=True
+    ):
+        r, part = group[number], "".join(f", contribution {as_text(value)}" for value in more)
+        out.write(f"{r.mirna_id} on {r.utr_id}: {kind} at {start + 1}-{end}{part}\n{drawing}\n\n")
 
 
 def write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:

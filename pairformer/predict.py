@@ -166,9 +166,17 @@ class Predictions:
             np.concatenate([found.candidates.aligned_rows(some) for found, some in zip(read, rows, strict=True)]),
         )
 
+    def drawings(self, matches: bool = False) -> list[str]:
+        """Duplexes of the rows of :meth:`site_table`, as three lines of text each."""
+        read = [reader.found for reader in self._readers]
+        return [
+            draw(found.candidates, row) for found in read for row in found.rows(as_bool("matches", matches)).tolist()
+        ]
+
     def pair_table(self) -> NDArray[np.void]:
-        """Structured array (B,) of the fields above that the model gives, ``interval`` as ``interval_low`` and
-        ``interval_high``, and ``message``, "" where there is none; without sites, so that it is small in a pickle."""
+        """Structured array (B,) of the fields above that are of pairs and the model gives, ``interval`` as
+        ``interval_low`` and ``interval_high``, ``message`` "" where there is none; without sites, so small in a pickle.
+        """
         low, high = (None, None) if self.interval is None else self.interval.T
         columns = {
             "probability": self.probability, "logit": self.logit, "n_candidates": self.n_candidates,

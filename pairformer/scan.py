@@ -118,15 +118,27 @@ def as_strings(name: str, value: Any) -> str | Strings:
     is_bytes = isinstance(value, (bytes, bytearray))
     if (isinstance(value, np.ndarray) and value.ndim == 1) or (isinstance(value, (str, Sequence)) and not is_bytes):
         return value
-    if hasattr(value, "__array__") and (column := np.asarray(value)).dtype.kind in "OUT" and column.ndim == 1:
+    if getattr(value, "ndim", 1) == 1 and (column := _column(value)) is not None:
         return column
     if is_bytes:
         hint = f"{name}.decode()"
     elif isinstance(value, np.ndarray):
         hint = f"{name}.ravel()"
+    elif getattr(value, "ndim", 1) == 2:
+        hint = "one of its columns"
     else:
         hint = f"list({name})" if isinstance(value, Iterable) else "its letters"
     raise TypeError(f"{name} must be a string or a sequence of strings, got {type(value).__name__}; pass {hint}")
+
+
+def _column(value: Any) -> NDArray | None:
+    """What a table's column holds, where that are strings or, as floats, nothing at all; else None."""
+    try:
+        found = np.asarray(value) if hasattr(value, "__array__") else np.array(None)
+    except RuntimeError:  # such as of a tensor with a gradient
+        return None
+    empty = found.dtype.kind == "f" and bool(np.isnan(found).all())
+    return found.astype(object) if found.ndim == 1 and (empty or found.dtype.kind in "OUT") else None
 
 
 def pair_fault(mirna: object, utr: object) -> str | None:

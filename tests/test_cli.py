@@ -14,6 +14,7 @@ import pytest
 
 import pairformer
 from pairformer import testing
+from pairformer.engines import NativeEngine
 from pairformer.outputs import PAIR_HEADER, SITE_HEADER, open_output
 from pairformer.saved import WEIGHTS
 
@@ -142,20 +143,38 @@ def test_sites_file(command, files, model):
         np.testing.assert_allclose([float(cell) for cell in row[9:12]], wanted[9:12], rtol=1e-5, atol=1e-6)
 
 
-def test_sites_of_the_repressed_alone(command, files, additive_model):
+def test_sites_of_the_repressed_alone(command, files, additive_model, rng, monkeypatch):
     """The other pairs keep their rows, and nothing of a row depends on it; an invalid pair has no site to list."""
-    asked = ("predict", "mirnas.fa", "utrs.fa.gz", "--model", additive_model, "--explain", "--sites", "sites.tsv")
-    code, everything, _ = command(*asked)
+    (files / "mirnas.fa").write_text(f">let7\n{LET7}\n>bad\nACGN\n>mir1\nUGGAAUGUAAAGAAGUAUGUAU\n")
+    utrs = [testing.random_rna(rng, n) + "CUACCUCA" + testing.random_rna(rng, 90) + "ACAUUCCA" * k + "C" * 40
+            for n, k in ((300, 1), (30, 2))]  # fmt: skip
+    (files / "utrs.fa.gz").write_bytes(gzip.compress("".join(f">u{i}\n{u}\n" for i, u in enumerate(utrs)).encode()))
+    asked = ("predict", "mirnas.fa", "utrs.fa.gz", "--model", additive_model, "--prior", 0.1, "--sites", "sites.tsv")
+    asked += ("--draw", "drawn.txt")
+    code, everything, _ = command(*asked, "--explain")
     pairs, every = cells(everything)[1:], cells((files / "sites.tsv").read_text())
-    changes = {row[1]: float(row[7]) for row in pairs if row[6] == "ok"}
-    least = min(changes, key=changes.__getitem__)
+    drawn = (files / "drawn.txt").read_text().split("\n\n")[1:-1]
+    changes = {tuple(row[:2]): float(row[7]) for row in pairs if row[6] == "ok"}
+    middle = sum(sorted(changes.values())[1:3]) / 2
     assert code == 0
-    assert len(changes) == 2
-    for below, shown in ((sum(changes.values()) / 2, [least]), (-100, []), (100, [*changes])):
-        assert command(*asked, "--sites-below", below)[:2] == (0, everything)
-        text = (files / "sites.tsv").read_text()
-        assert cells(text) == [row for row in every if row[1] in ("utr_id", *shown)]
-        assert text.splitlines()[0].endswith(f" sites_below={below:g}")
+    assert len(changes) == 4
+    read, score = [], NativeEngine.score
+    for below, bags in ((middle, 2), (-100, 0), (100, 4)):
+        shown = {pair for pair, change in changes.items() if change < below}
+        assert command(*asked, "--explain", "--sites-below", below)[:2] == (0, everything)
+        text, drawings = ((files / name).read_text() for name in ("sites.tsv", "drawn.txt"))
+        assert cells(text) == [every[0], *(row for row in every if tuple(row[:2]) in shown)]
+        of = [tuple(drawing.split(":")[0].split(" on ")) for drawing in drawn]
+        assert drawings.split("\n\n")[1:-1] == [text for text, pair in zip(drawn, of, strict=True) if pair in shown]
+        assert [t.splitlines()[0].rpartition(" ")[2] for t in (text, drawings)] == [f"sites_below={below:g}"] * 2
+        assert len(shown) == bags
+    assert len({pair[1] for pair in of}) == len({pair[0] for pair in of}) == 2
+    monkeypatch.setattr(
+        NativeEngine, "score", lambda self, found, *given: read.append(len(found)) or score(self, found, *given)
+    )
+    (files / "utrs.fa.gz").write_bytes(gzip.compress(b">u\n" + b"GACU" * 100 + b"\n>v\n" + b"GACA" * 110 + b"\n"))
+    assert command(*asked, "--sites-below", -100)[0] == 0
+    assert read == [0]  # no encoder is asked
 
 
 def test_a_row_and_a_drawing_of_each_seed_match(command, files, additive_model, model):
@@ -166,6 +185,8 @@ def test_a_row_and_a_drawing_of_each_seed_match(command, files, additive_model, 
     assert command(*asked, "again.txt", "--sites", "matches.tsv", "--seed-matches")[0] == 0
     (_, *every), (_, *matches) = (cells((files / name).read_text()) for name in ("all.tsv", "matches.tsv"))
     assert matches == [row for row in every if float(row[15])]
+    assert [(files / name).read_text().split("\n")[0].endswith(" seed_matches=1")
+            for name in ("matches.tsv", "all.tsv", "again.txt")] == [True, False, False]  # fmt: skip
     assert [row[4:8] for row in matches] == [["61", "68", "1", "8mer"], ["109", "115", "2", "7mer-m8"]]
     assert [len([row for row in every if row[6] == number]) > 3 for number in ("1", "2")] == [True, True]
     text = (files / "drawn.txt").read_text()
@@ -349,7 +370,7 @@ def test_foreign_bytes_in_names(command, files):
             2,
             "--sites-below needs a model with additive",
         ),
-        ([LET7, "ACGU", "--model", "default", "--sites-below", "0"], 2, "and --sites FILE or --draw FILE"),
+        ([LET7, "ACGU", "--model", "default", "--sites-below", "0"], 2, "name a file with --sites or --draw"),
         ([LET7, "ACGU", "--seed-matches"], 2, "--seed-matches shortens the site table; name one with --sites FILE"),
         ([LET7, "ACGU", "--draw", "-"], 2, "after an error), got '-' twice"),
         ([LET7, "."], 66, "utr must be letters ACGUTN or a FASTA file, got the directory ."),
@@ -489,6 +510,24 @@ def test_interrupted(kind):
         assert process.wait(30) == 130
         assert process.stdout.read() == b""
         assert process.stderr.read().strip() == b"interrupted"
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As under nohup or trap; and the commands run in a thread."""
+    code = """if True:
+        import signal, sys, threading
+        from pairformer import cli
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.argv = ["pairformer", "--version"]
+        for run in (cli.main, threading.Thread(target=cli.main).run):
+            run()
+        thread = threading.Thread(target=cli.main)
+        thread.start()
+        thread.join()
+        signal.raise_signal(signal.SIGTERM)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr, done.stdout.count(b"pairformer, version")) == (0, b"", 3)
 
 
 def test_a_table_written_again_keeps_who_may_read_it(command, files):

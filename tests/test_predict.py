@@ -114,12 +114,13 @@ def crowded_pairs(rng):
 
 
 @pytest.mark.parametrize("k_max", [None, 3])
-@pytest.mark.parametrize("changes", [None, {}, {"length_gate": 0.0}, {"kind": "none"}], ids=str)
+@pytest.mark.parametrize("changes", [None, {}, {"length_gate": 0.0}, {"kind": "none"}, {"keep_seed": "6mer"}], ids=str)
 def test_pairs_are_the_same_to_the_last_bit_before_their_sites_are_read(rng, additive_model, tmp_path, changes, k_max):
     if changes is not None:
         config = PairFormer.load(additive_model).config
-        PairFormer(dataclasses.replace(config, aggregator=dataclasses.replace(config.aggregator, **changes),
-                                       empty_logit=-0.7)).save(tmp_path)  # fmt: skip
+        keep = {"keep_seed": changes["keep_seed"]} if "keep_seed" in changes else {}
+        heads = dataclasses.replace(config.aggregator, **{} if keep else changes)
+        PairFormer(dataclasses.replace(config, aggregator=heads, empty_logit=-0.7, **keep)).save(tmp_path)
     name = "default" if changes is None else tmp_path
     whole, found = (
         predict_module.Scorer(name, k_max, sites=sites).score(*crowded_pairs(random.Random(1)))
@@ -409,8 +410,14 @@ def test_columns_of_a_table_in_and_out(model, additive_model, rng, monkeypatch):
     assert plain.dtype.names == ("probability", "logit", "n_candidates", "utr_length", "n_dropped", "status", "message")
     assert list(plain["status"]) == ["ok", "no_window", "invalid", "invalid"]
     assert len(pairformer.fold(frame.utr[2:], model="energies")) == 2
-    for wrong in (frame, frame.index, np.zeros((2, 2)).astype(str)):
-        with pytest.raises(TypeError, match="utr must be a string or a sequence of strings, got "):
+    nothing = pandas.Series([np.nan, np.nan])
+    assert list(pairformer.predict(LET7, nothing, model=model).status) == ["invalid", "invalid"]
+    spelled = pandas.arrays.NumpyExtensionArray(np.array(utrs[3:]))  # made an array of the dtype U
+    assert list(pairformer.predict(LET7, spelled, model=model).status) == ["ok"]
+    for wrong, hint in ((frame, "DataFrame; pass one of its columns"), (frame.index, r"Index; pass list\(utr\)"),
+                        (np.zeros((2, 2)).astype(str), r"ndarray; pass utr.ravel\(\)"),
+                        (torch.zeros(2, requires_grad=True), r"Tensor; pass list\(utr\)")):  # fmt: skip
+        with pytest.raises(TypeError, match=f"utr must be a string or a sequence of strings, got {hint}"):
             pairformer.predict(LET7, wrong, model=model)
 
 
@@ -424,6 +431,10 @@ def test_site_table_of_seed_matches(additive_model, rng, monkeypatch):
     np.testing.assert_array_equal(matches, every[kept])
     np.testing.assert_array_equal(some, pair[kept])
     assert len(aligned) == len(matches) >= 4
+    places = [int(np.flatnonzero(found[bag].sites["start"] == start)[0])
+              for bag, start in zip(some, matches["start"], strict=True)]  # fmt: skip
+    assert found.drawings(matches=True) == [found[bag].draw(i) for bag, i in zip(some, places, strict=True)]
+    assert found.drawings() == [one.draw(i) for one in found for i in range(len(one.sites))]
     keys = list(zip(some, matches["site_id"], strict=True))
     assert len(set(keys)) == len(keys)
     assert set(keys) == {key for key in zip(pair, every["site_id"], strict=True) if key[1] >= 0}
