@@ -8,6 +8,7 @@ unusable a new process takes the next section.
 
 import functools
 import gc
+import itertools
 import json
 import os
 import platform
@@ -102,12 +103,16 @@ MAY_REFUSE = ("SDPA, mask, cuDNN", "varlen_attn (flash)")  # a CUDA graph, after
 
 def attention(ceiling: dict, refusing: bool = False) -> Section:
     """Forward and backward, ours as SDPA has it; masks leave 9 of 10 keys, bags of the ragged forms are full."""
-    for bags, n, width in ((1024, 64, 256), (1024, 64, 64), (128, 512, 256), (128, 512, 64)):
+    shapes = ((1024, 64, 256), (1024, 64, 64), (128, 512, 256), (128, 512, 64))
+    for ours, (bags, n, width) in itertools.product((True, False), shapes):  # first what no other form can keep from us
         flops = 3.5 * 4 * bags * n * n * width
         moved = 12 * bags * n * width * 2  # forward reads 3 arrays and writes 1, backward reads 5 and writes 3
         floor = max(flops / ceiling["bf16 TFLOP/s"] / 1e9, moved / ceiling["GB/s"] / 1e6)
+        part = torch.empty(bags, width // 32, n, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        mask = torch.ones(bags, 1, 1, n, device="cuda", dtype=torch.bool)
+        taken = SDPBackend(torch._fused_sdp_choice(part, part, part, mask)).name
         for name, (call, expected) in attention_forms(bags, n, width // 32).items():
-            if (name in MAY_REFUSE) != refusing:
+            if (name == "set_attention") != ours or (name in MAY_REFUSE) != refusing:
                 continue
 
             def measure(call=call, expected=expected, flops=flops, moved=moved, floor=floor):
@@ -117,7 +122,7 @@ def attention(ceiling: dict, refusing: bool = False) -> Section:
                 ms = row["ms"]
                 return row | {"TFLOP/s": flops / ms / 1e9, "GB/s": moved / ms / 1e6, "floor, %": 100 * floor / ms}
 
-            yield {"B": bags, "K": n, "d": width, "form": name}, measure
+            yield {"B": bags, "K": n, "d": width, "form": name, "SDPA takes": taken}, measure
 
 
 def attention_forms(bags: int, n: int, heads: int) -> dict:

@@ -64,7 +64,8 @@ def compiling(archs: list[int], every: bool, report) -> None:
         given = dict(zip(kernel.arg_names, args, strict=False)) | given
         left = set(archs)
         for config in configs:
-            options = {"num_warps": config.num_warps, "num_stages": config.num_stages} if config else {}
+            names = ("num_warps", "num_stages", "maxnreg")
+            options = {n: v for n in names if (v := getattr(config, n, None)) is not None}
             options |= {n: given[n] for n in ("num_warps", "num_stages", "enable_fp_fusion") if n in given}
             for arch in archs if every else sorted(left):
                 found = built(kernel, given | (config.kwargs if config else {}), arch, options)

@@ -181,6 +181,7 @@ py::array_t<float> context(const HeldBatch& held, const py::array& offsets, cons
   check_bags(ends, "offsets", batch.bags);
   py::array_t<float> feature({static_cast<int64_t>(start.size()), int64_t{kContextFeatures}});
   float* data = feature.mutable_data();
+  const Unlocked unlocked;
   for (int64_t bag = 0; bag < batch.bags; ++bag) {
     const int64_t first = ends[bag], end = ends[bag + 1];
     for (int64_t i = first; i < end; ++i) check_window(batch, bag, starts[i]);

@@ -66,7 +66,9 @@ class _AxialAttention(torch.autograd.Function):
         qkv, lengths = qkv.contiguous(), lengths.contiguous()
         samples, side, _, _, heads, width = qkv.shape
         out = qkv.new_empty(samples, side, side, heads, width)
-        lse = qkv.new_empty(samples, side, heads, side, dtype=torch.float32)  # of a line side by side, on either axis
+        # Of a line side by side, on either axis, and past its end what makes weights 0: read without a mask.
+        shape = (samples, side, heads, _padded(side))
+        lse = torch.full(shape, torch.inf, dtype=torch.float32, device=qkv.device)
         if out.numel():
             _axial_forward[_grid(samples * side * heads, side)](OUT=out, LSE=lse, **_arguments(qkv, lengths, columns))
         ctx.save_for_backward(qkv, lengths, out, lse)
@@ -78,7 +80,7 @@ class _AxialAttention(torch.autograd.Function):
     def backward(ctx, grad):
         qkv, lengths, out, lse = ctx.saved_tensors
         samples, side, _, _, heads, _ = qkv.shape
-        d_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
+        d_qkv, delta = torch.empty_like(qkv), torch.zeros_like(lse)
         if out.numel():
             common = _arguments(qkv, lengths, ctx.columns)
             common |= {"LSE": lse, "DELTA": delta, "D_OUT": grad.contiguous(), "D_QKV": d_qkv}
@@ -94,13 +96,18 @@ def _arguments(qkv: Tensor, lengths: Tensor, columns: bool) -> dict[str, Any]:
         "QKV": qkv, "LENGTHS": lengths, "side": side, "heads": heads, "scale": width**-0.5,
         "WIDTH": width, "BLOCK_D": max(16, triton.next_power_of_2(width)), "COLUMNS": columns,
         "PRECISION": precision(qkv.dtype), "WIDEN": INTERPRETED,
-        "POWER": max(16, triton.next_power_of_2(side)),
+        "POWER": max(16, triton.next_power_of_2(side)), "PADDED": _padded(side),
     }  # fmt: skip
+
+
+def _padded(side: int) -> int:
+    """Log-sums of a line, with those that its last block reads."""
+    return max(128, triton.next_power_of_2(side))
 
 
 def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
     """Those whose blocks are not longer than a line, or as short as there are."""
-    return _fitting_sets(configs, named_args, POWER_Q=kwargs["POWER"], POWER_K=kwargs["POWER"])
+    return _fitting_sets(configs, named_args, Q=kwargs["QKV"], POWER_Q=kwargs["POWER"], POWER_K=kwargs["POWER"])
 
 
 _tuned = tuned(  # columns as rows, which takes half as long
@@ -109,7 +116,7 @@ _tuned = tuned(  # columns as rows, which takes half as long
 
 
 @triton.jit
-def _line(LENGTHS, side, heads, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+def _line(LENGTHS, side, heads, COLUMNS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     """Of a program: its block's positions, real positions of the line, first cell, step, head and first log-sum."""
     blocks = tl.cdiv(side, BLOCK)
     line_head = tl.program_id(0) // blocks
@@ -118,10 +125,10 @@ def _line(LENGTHS, side, heads, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     sample, number = line // side, line % side
     length = tl.minimum(tl.load(LENGTHS + sample), side).to(tl.int32)
     count = tl.where(number < length, length, 0)
-    begin, step = line.to(tl.int64) * side, 1
+    begin, step = line.to(tl.int64) * side, tl.cast(1, tl.int64)
     if COLUMNS:
-        begin, step = sample.to(tl.int64) * side * side + number, side
-    return rows, count, begin, step, line_head % heads, line_head.to(tl.int64) * side
+        begin, step = sample.to(tl.int64) * side * side + number, tl.cast(side, tl.int64)
+    return rows, count, begin, step, line_head % heads, line_head.to(tl.int64) * PADDED
 
 
 @triton.jit
@@ -139,30 +146,59 @@ def _keys(QKV, begin, step, rows, count, heads, head, WIDTH: tl.constexpr, BLOCK
     return real, k, v
 
 
+@triton.jit
+def _attended(top, total, out, q, QKV, begin, step, first, count, heads, head, scale, WIDTH: tl.constexpr,
+              BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_K: tl.constexpr,
+              WHOLE: tl.constexpr):  # fmt: skip
+    """Highest score, sum of weights and weighted values after the keys from ``first`` on, all of them real if WHOLE."""
+    k_rows = first + tl.arange(0, BLOCK_K)
+    k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
+    score = _product(q, tl.trans(k), PRECISION, WIDEN)
+    if not WHOLE:
+        score = tl.where(k_real[None, :], score, float("-inf"))
+    unit = scale * LOG2_E
+    higher = tl.maximum(top, tl.max(score, 1) * unit)
+    weight = tl.exp2(score * unit - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    out = out * shrink[:, None] + _product(weight.to(v.dtype), v, PRECISION, WIDEN)
+    return higher, total * shrink + tl.sum(weight, 1), out
+
+
+@triton.jit
+def _query_slopes(d_query, q, d_out, lse, delta, QKV, begin, step, first, count, heads, head, scale,
+                  WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+                  BLOCK_K: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
+    """Gradient of the queries after the keys from ``first`` on."""
+    k_rows = first + tl.arange(0, BLOCK_K)
+    k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
+    weight = tl.exp2(_product(q, tl.trans(k), PRECISION, WIDEN) * (scale * LOG2_E) - lse[:, None])
+    if not WHOLE:
+        weight = tl.where(k_real[None, :], weight, 0.0)
+    slope = weight * (_product(d_out, tl.trans(v), PRECISION, WIDEN) - delta[:, None])
+    return d_query + _product(slope.to(k.dtype), k, PRECISION, WIDEN)
+
+
 @_tuned
 @triton.jit
 def _axial_forward(QKV, LENGTHS, OUT, LSE, side, heads, scale, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
                    COLUMNS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, POWER: tl.constexpr,
-                   BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    q_rows, count, begin, step, head, sums = _line(LENGTHS, side, heads, COLUMNS, BLOCK_Q)
+                   PADDED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    q_rows, count, begin, step, head, sums = _line(LENGTHS, side, heads, COLUMNS, PADDED, BLOCK_Q)
     q_real = q_rows < count
     q = _part(QKV, 0, begin, q_rows * step, q_real, heads, head, WIDTH, BLOCK_D)
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     out = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    for first in range(0, tl.where(tl.min(q_rows) < count, count, 0), BLOCK_K):
-        k_rows = first + tl.arange(0, BLOCK_K)
-        k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
-        score = _product(q, tl.trans(k), PRECISION, WIDEN) * (scale * LOG2_E)
-        score = tl.where(k_real[None, :], score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        weight = tl.exp2(score - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(weight, 1)
-        out = out * shrink[:, None] + _product(weight.to(v.dtype), v, PRECISION, WIDEN)
-        top = higher
+    last = tl.where(tl.min(q_rows) < count, count, 0)
+    whole = last // BLOCK_K * BLOCK_K
+    for first in range(0, whole, BLOCK_K):
+        top, total, out = _attended(top, total, out, q, QKV, begin, step, first, count, heads, head, scale, WIDTH,
+                                    BLOCK_D, PRECISION, WIDEN, BLOCK_K, True)  # fmt: skip
+    if whole < last:
+        top, total, out = _attended(top, total, out, q, QKV, begin, step, whole, count, heads, head, scale, WIDTH,
+                                    BLOCK_D, PRECISION, WIDEN, BLOCK_K, False)  # fmt: skip
     total = tl.where(q_real, total, 1.0)
-    out = tl.where(q_real[:, None], out / total[:, None], 0.0)
+    out = tl.where(q_real[:, None], out * (1.0 / total)[:, None], 0.0)
     _store(OUT, out, begin, q_rows * step, q_rows < side, heads, head, WIDTH, BLOCK_D)
     tl.store(LSE + sums + q_rows, top + tl.log2(total), q_real)
 
@@ -171,8 +207,9 @@ def _axial_forward(QKV, LENGTHS, OUT, LSE, side, heads, scale, WIDTH: tl.constex
 @triton.jit
 def _axial_backward_query(QKV, LENGTHS, OUT, LSE, DELTA, D_OUT, D_QKV, side, heads, scale, WIDTH: tl.constexpr,
                           BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-                          POWER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    q_rows, count, begin, step, head, sums = _line(LENGTHS, side, heads, COLUMNS, BLOCK_Q)
+                          POWER: tl.constexpr, PADDED: tl.constexpr, BLOCK_Q: tl.constexpr,
+                          BLOCK_K: tl.constexpr):  # fmt: skip
+    q_rows, count, begin, step, head, sums = _line(LENGTHS, side, heads, COLUMNS, PADDED, BLOCK_Q)
     q_real = q_rows < count
     q = _part(QKV, 0, begin, q_rows * step, q_real, heads, head, WIDTH, BLOCK_D)
     out = _load(OUT, begin, q_rows * step, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
@@ -181,13 +218,14 @@ def _axial_backward_query(QKV, LENGTHS, OUT, LSE, DELTA, D_OUT, D_QKV, side, hea
     tl.store(DELTA + sums + q_rows, delta, q_real)
     lse = tl.load(LSE + sums + q_rows, q_real, 0.0)
     d_query = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    for first in range(0, tl.where(tl.min(q_rows) < count, count, 0), BLOCK_K):
-        k_rows = first + tl.arange(0, BLOCK_K)
-        k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
-        score = _product(q, tl.trans(k), PRECISION, WIDEN) * (scale * LOG2_E)
-        weight = tl.where(k_real[None, :], tl.exp2(score - lse[:, None]), 0.0)
-        slope = weight * (_product(d_out, tl.trans(v), PRECISION, WIDEN) - delta[:, None])
-        d_query += _product(slope.to(k.dtype), k, PRECISION, WIDEN)
+    last = tl.where(tl.min(q_rows) < count, count, 0)
+    whole = last // BLOCK_K * BLOCK_K
+    for first in range(0, whole, BLOCK_K):
+        d_query = _query_slopes(d_query, q, d_out, lse, delta, QKV, begin, step, first, count, heads, head, scale,
+                                WIDTH, BLOCK_D, PRECISION, WIDEN, BLOCK_K, True)  # fmt: skip
+    if whole < last:
+        d_query = _query_slopes(d_query, q, d_out, lse, delta, QKV, begin, step, whole, count, heads, head, scale,
+                                WIDTH, BLOCK_D, PRECISION, WIDEN, BLOCK_K, False)  # fmt: skip
     d_query = tl.where(q_real[:, None], d_query * scale, 0.0)
     _store(D_QKV, d_query, begin, q_rows * step, q_rows < side, 3 * heads, head, WIDTH, BLOCK_D)
 
@@ -196,8 +234,9 @@ def _axial_backward_query(QKV, LENGTHS, OUT, LSE, DELTA, D_OUT, D_QKV, side, hea
 @triton.jit
 def _axial_backward_key(QKV, LENGTHS, LSE, DELTA, D_OUT, D_QKV, side, heads, scale, WIDTH: tl.constexpr,
                         BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-                        POWER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    k_rows, count, begin, step, head, sums = _line(LENGTHS, side, heads, COLUMNS, BLOCK_K)
+                        POWER: tl.constexpr, PADDED: tl.constexpr, BLOCK_Q: tl.constexpr,
+                        BLOCK_K: tl.constexpr):  # fmt: skip
+    k_rows, count, begin, step, head, sums = _line(LENGTHS, side, heads, COLUMNS, PADDED, BLOCK_K)
     k_real, k, v = _keys(QKV, begin, step, k_rows, count, heads, head, WIDTH, BLOCK_D)
     d_key = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     d_value = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
@@ -206,8 +245,7 @@ def _axial_backward_key(QKV, LENGTHS, LSE, DELTA, D_OUT, D_QKV, side, heads, sca
         q_real = q_rows < count
         q = _part(QKV, 0, begin, q_rows * step, q_real, heads, head, WIDTH, BLOCK_D)
         d_out = _load(D_OUT, begin, q_rows * step, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
-        lse = tl.load(LSE + sums + q_rows, q_real, float("inf"))  # no weight where there is no query
-        delta = tl.load(DELTA + sums + q_rows, q_real, 0.0)
+        lse, delta = tl.load(LSE + sums + q_rows), tl.load(DELTA + sums + q_rows)
         # Keys by queries, so that both products below take their first factor from registers.
         score = _product(k, tl.trans(q), PRECISION, WIDEN) * (scale * LOG2_E)
         weight = tl.exp2(score - lse[None, :])

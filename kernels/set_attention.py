@@ -109,7 +109,8 @@ def ragged_set_attention(
 @torch.compiler.disable  # a compiled model has a break here, and the kernels as they are
 def _attend(query, key, value, mask, bias, dropout, seed, cu_query, cu_key, bags, n_query, n_key) -> Tensor:
     heads, width = query.shape[1:]
-    for name, part in (("query", query), ("key", key), ("value", value)):
+    for name, part, rows in (("query", query, n_query), ("key", key, n_key), ("value", value, n_key)):
+        check(rows * part.stride(0) < 2**31, name, "have bags within 2^31 elements", rows * part.stride(0))
         check(part.dtype in (torch.float32, torch.bfloat16, torch.float16) and part.dtype == query.dtype, name,
                "be float32, bfloat16 or float16 as the others", part.dtype)  # fmt: skip
         check(part.device == query.device, name, f"be on {query.device}", part.device)
@@ -135,7 +136,7 @@ class _Attention(torch.autograd.Function):
         heads = query.shape[1]
         make = torch.empty_like if cu_query is None else torch.zeros_like  # ragged, rows may belong to no bag
         out = make(query, memory_format=torch.contiguous_format)
-        lse = query.new_empty(len(query), heads, dtype=torch.float32)
+        lse = query.new_empty(heads, len(query), dtype=torch.float32)
         ctx.sizes = (bags, n_query, n_key, dropout)
         if len(query):
             common = _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, ctx.sizes)
@@ -195,7 +196,7 @@ def _arguments(query, key, value, mask, bias, seed, cu_query, cu_key, sizes) -> 
         "Q": query, "K": key, "V": value, "MASK": mask, "BIAS": bias, "SEED": seed,
         "CU_Q": cu_query, "CU_K": cu_key, "n_query": n_query, "n_key": n_key, "heads": heads,
         "scale": width**-0.5, "dropout": dropout,
-        "q_row": query.stride(0), "k_row": key.stride(0), "v_row": value.stride(0),
+        "n_rows": len(query), "q_row": query.stride(0), "k_row": key.stride(0), "v_row": value.stride(0),
         "b_bag": b_bag, "b_head": b_head, "b_row": b_row,
         "WIDTH": width, "BLOCK_D": max(16, triton.next_power_of_2(width)),
         "RAGGED": cu_query is not None, "MASKED": mask is not None, "BIASED": bias is not None,
@@ -213,18 +214,22 @@ def _configs() -> list[triton.Config]:
     if INTERPRETED:
         return [triton.Config({"BLOCK_Q": 32, "BLOCK_K": 32})]
     return [
-        triton.Config({"BLOCK_Q": q, "BLOCK_K": k}, num_warps=warps, num_stages=stages)
-        for q, k, warps, stages in (
-            (64, 64, 4, 2), (64, 64, 4, 1), (64, 64, 8, 2), (128, 64, 8, 2), (64, 32, 4, 2), (32, 64, 4, 2),
-            (32, 32, 2, 2), (16, 64, 4, 2), (16, 32, 2, 2),
+        triton.Config({"BLOCK_Q": q, "BLOCK_K": k}, num_warps=warps, num_stages=stages, maxnreg=registers)
+        for q, k, warps, stages, registers in (
+            (64, 64, 4, 2, None), (64, 64, 4, 1, None), (64, 64, 4, 1, 128), (64, 64, 4, 1, 64), (64, 64, 8, 2, None),
+            (128, 64, 8, 2, None), (64, 32, 4, 2, None), (32, 64, 4, 2, None), (32, 32, 2, 2, None),
+            (16, 64, 4, 2, None), (16, 32, 2, 2, None),
         )
     ]  # fmt: skip
 
 
 def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
-    """Those whose blocks are not larger than the bags, or as small as there are."""
+    """Those whose blocks are not larger than the bags, or as small as there are; in half precision no smaller ones,
+    which would be compiled in vain."""
     most = {"BLOCK_Q": kwargs["POWER_Q"], "BLOCK_K": max(32, kwargs["POWER_K"])}
-    return [c for c in configs if all(c.kwargs[name] <= size for name, size in most.items())] or configs[:1]
+    least = min(64, kwargs["POWER_Q"]) if kwargs["Q"].element_size() == 2 else 16
+    fitting = [c for c in configs if all(c.kwargs[name] <= size for name, size in most.items())]
+    return [c for c in fitting if c.kwargs["BLOCK_Q"] >= least] or configs[:1]
 
 
 def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
@@ -242,7 +247,8 @@ def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:
 _TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED", "PRECISION"]
 _tuned = tuned(_configs(), key=_TUNED, prune_configs_by={"early_config_prune": _fitting})
 _tuned_tile = tuned(
-    [triton.Config({}, num_warps=warps, num_stages=1) for warps in ((4,) if INTERPRETED else (4, 8, 2, 1))],
+    [triton.Config({}, num_warps=warps, num_stages=1, maxnreg=registers)
+     for warps, registers in (((4, None),) if INTERPRETED else ((4, None), (4, 80), (8, None), (2, None), (1, None)))],
     key=_TUNED, prune_configs_by={"early_config_prune": _wide_enough},
 )  # fmt: skip
 
@@ -263,28 +269,37 @@ def _span(CU, bag, n, RAGGED: tl.constexpr):
 def _load(X, begin, rows, keep, row_stride, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """(rows, BLOCK_D) of one head, 0 where there is no row."""
     column = tl.arange(0, BLOCK_D)
-    at = (begin + rows)[:, None] * row_stride + head * WIDTH + column[None, :]
-    return tl.load(X + at, keep[:, None] & (column < WIDTH)[None, :], 0.0)
+    at = rows[:, None] * row_stride + column[None, :]
+    return tl.load(X + begin * row_stride + head * WIDTH + at, keep[:, None] & (column < WIDTH)[None, :], 0.0)
 
 
 @triton.jit
 def _store(X, value, begin, rows, keep, heads, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     column = tl.arange(0, BLOCK_D)
-    at = (begin + rows)[:, None] * (heads * WIDTH) + head * WIDTH + column[None, :]
-    tl.store(X + at, value.to(X.dtype.element_ty), keep[:, None] & (column < WIDTH)[None, :])
+    at = X + begin * (heads * WIDTH) + head * WIDTH + (rows[:, None] * (heads * WIDTH) + column[None, :])
+    tl.store(at, value.to(X.dtype.element_ty), keep[:, None] & (column < WIDTH)[None, :])
 
 
 @triton.jit
-def _block(CU_Q, CU_K, n_query, n_key, heads, n, b_bag, b_head, RAGGED: tl.constexpr, BLOCK: tl.constexpr):
+def _block(CU_Q, CU_K, n_query, n_key, heads, n, b_bag, b_head, RAGGED: tl.constexpr, BLOCK: tl.constexpr,
+           POWER: tl.constexpr):  # fmt: skip
     """Of a program: which of n rows it holds, its bag and head as one number and its head, where the bias of these
     begins, and first row and rows of the bag's queries and keys."""
-    blocks = tl.cdiv(n, BLOCK)
-    bag_head = tl.program_id(0) // blocks
+    bag_head, rows = tl.program_id(0), tl.arange(0, BLOCK)
+    if POWER > BLOCK:
+        blocks = tl.cdiv(n, BLOCK)
+        rows += bag_head % blocks * BLOCK
+        bag_head //= blocks
     bag, head = bag_head // heads, bag_head % heads
-    rows = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     q_begin, q_count = _span(CU_Q, bag, n_query, RAGGED)
     k_begin, k_count = _span(CU_K, bag, n_key, RAGGED)
     return rows, bag_head, head, bag.to(tl.int64) * b_bag + head * b_head, q_begin, q_count, k_begin, k_count
+
+
+@triton.jit
+def _sums(begin, n_rows, head):
+    """Where the log-sums of a bag's queries begin."""
+    return head.to(tl.int64) * n_rows + begin
 
 
 @triton.jit
@@ -300,12 +315,14 @@ def _keys(K, V, MASK, begin, rows, count, k_row, v_row, head, WIDTH: tl.constexp
 
 
 @triton.jit
-def _outcome(Q, OUT, D_OUT, LSE, begin, rows, real, q_row, heads, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def _outcome(
+    Q, OUT, D_OUT, LSE, begin, rows, real, n_rows, q_row, heads, head, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """Queries, gradient of what they gave, log-sum, and delta = gradient . output."""
     q = _load(Q, begin, rows, real, q_row, head, WIDTH, BLOCK_D)
     d_out = _load(D_OUT, begin, rows, real, heads * WIDTH, head, WIDTH, BLOCK_D)
     out = _load(OUT, begin, rows, real, heads * WIDTH, head, WIDTH, BLOCK_D)
-    lse = tl.load(LSE + (begin + rows) * heads + head, real, 0.0)
+    lse = tl.load(LSE + _sums(begin, n_rows, head) + rows, real, float("inf"))  # no weight where there is no query
     return q, d_out, lse, tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
 
 
@@ -317,56 +334,91 @@ def _product(a, b, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED: tl.constexpr,
-            PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
-    """(Q, K) in units of log 2, -inf where there is no key."""
-    score = _product(q, tl.trans(k), PRECISION, WIDEN) * (scale * LOG2_E)
-    if BIASED:
-        at = bias_at + q_rows[:, None].to(tl.int64) * b_row + k_rows[None, :]
-        bias = tl.load(BIAS + at, q_real[:, None] & k_real[None, :], 0.0).to(tl.float32)
-        score += bias * LOG2_E
-    return tl.where(k_real[None, :], score, float("-inf"))
+def _hidden(score, real, ROWS: tl.constexpr, WIDEN: tl.constexpr):
+    """Scores, -inf where a column is not real: by the matrix units, in whose layout a thread has many columns."""
+    first = tl.full((ROWS, 16), 1.0, tl.bfloat16)
+    gone = tl.broadcast_to(tl.where(real, 0.0, float("-inf")).to(tl.bfloat16)[None, :], 16, real.shape[0])
+    if WIDEN:
+        return score + tl.dot(first.to(tl.float32), gone.to(tl.float32))
+    return tl.dot(first, gone, score)
 
 
 @triton.jit
-def keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout):
-    """(Q, K) 1 / (1 - dropout) for the weights that stay, 0 for the others."""
-    drawn = tl.rand(tl.load(SEED) + bag_head, q_rows[:, None] * n_key + k_rows[None, :])
-    return tl.where(drawn >= dropout, 1 / (1 - dropout), 0.0)
+def _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED: tl.constexpr,
+            PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
+    """(Q, K) before their scale, -inf where there is no key."""
+    score = _product(q, tl.trans(k), PRECISION, WIDEN)
+    if BIASED:
+        at = bias_at + q_rows[:, None].to(tl.int64) * b_row + k_rows[None, :]
+        bias = tl.load(BIAS + at, q_real[:, None] & k_real[None, :], 0.0).to(tl.float32)
+        score += bias / scale
+    return _hidden(score, k_real, q.shape[0], WIDEN)
+
+
+@triton.jit
+def keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout, BY_KEYS: tl.constexpr = False):
+    """(Q, K), or (K, Q), 1 / (1 - dropout) for the weights that stay, 0 for the others."""
+    q, k = (q_rows[None, :], k_rows[:, None]) if BY_KEYS else (q_rows[:, None], k_rows[None, :])
+    at = q * n_key + k
+    return tl.where(tl.rand(tl.load(SEED) + bag_head, at) >= dropout, 1 / (1 - dropout), 0.0)
+
+
+@triton.jit
+def _attended(top, total, out, q, K, V, MASK, BIAS, SEED, bias_at, bag_head, head, q_rows, q_real, begin, k_begin,
+              k_count, n_key, scale, dropout, k_row, v_row, b_row, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+              MASKED: tl.constexpr, BIASED: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
+              WIDEN: tl.constexpr, BLOCK_K: tl.constexpr, ALONE: tl.constexpr):  # fmt: skip
+    """Highest score, sum of weights and weighted values after the keys from ``begin`` on, and which are real."""
+    k_rows = begin + tl.arange(0, BLOCK_K)
+    k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
+    score = _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED, PRECISION, WIDEN)
+    unit = scale * LOG2_E
+    higher = tl.maximum(top, tl.max(score, 1) * unit)
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # no key so far
+    weight = tl.exp2(score * unit - base[:, None])
+    summed = tl.sum(weight, 1)
+    if DROPS:
+        weight *= keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout)
+    if ALONE:
+        return higher, summed, _product(weight.to(v.dtype), v, PRECISION, WIDEN), k_real.to(tl.int32)
+    shrink = tl.exp2(top - base)
+    out = out * shrink[:, None] + _product(weight.to(v.dtype), v, PRECISION, WIDEN)
+    return higher, total * shrink + summed, out, k_real.to(tl.int32)
 
 
 @_tuned
 @triton.jit
-def _forward(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, n_query, n_key, heads, scale, dropout, q_row, k_row,
-             v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, RAGGED: tl.constexpr,
-             MASKED: tl.constexpr, BIASED: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
-             WIDEN: tl.constexpr, POWER_Q: tl.constexpr, POWER_K: tl.constexpr,
+def _forward(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, n_query, n_key, heads: tl.constexpr, scale, dropout,
+             n_rows, q_row, k_row, v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+             RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, DROPS: tl.constexpr,
+             PRECISION: tl.constexpr, WIDEN: tl.constexpr, POWER_Q: tl.constexpr, POWER_K: tl.constexpr,
              BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     q_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
-        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, BLOCK_Q)  # fmt: skip
+        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, BLOCK_Q, POWER_Q)  # fmt: skip
     q_real = q_rows < q_count
     q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     out = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    for begin in range(0, k_count, BLOCK_K):
-        k_rows = begin + tl.arange(0, BLOCK_K)
-        k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
-        score = _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED, PRECISION, WIDEN)
-        higher = tl.maximum(top, tl.max(score, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # no key so far
-        weight = tl.exp2(score - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weight, 1)
-        if DROPS:
-            weight *= keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout)
-        out = out * shrink[:, None] + _product(weight.to(v.dtype), v, PRECISION, WIDEN)
-        top = higher
+    seen = tl.zeros((BLOCK_K,), tl.int32)
+    if POWER_K <= BLOCK_K:  # one block, before which there was nothing
+        top, total, out, seen = _attended(
+            top, total, out, q, K, V, MASK, BIAS, SEED, bias_at, bag_head, head, q_rows, q_real, 0, k_begin, k_count,
+            n_key, scale, dropout, k_row, v_row, b_row, WIDTH, BLOCK_D, MASKED, BIASED, DROPS, PRECISION, WIDEN,
+            BLOCK_K, True)  # fmt: skip
+    else:
+        for begin in range(0, k_count, BLOCK_K):
+            top, total, out, real = _attended(
+                top, total, out, q, K, V, MASK, BIAS, SEED, bias_at, bag_head, head, q_rows, q_real, begin, k_begin,
+                k_count, n_key, scale, dropout, k_row, v_row, b_row, WIDTH, BLOCK_D, MASKED, BIASED, DROPS, PRECISION,
+                WIDEN, BLOCK_K, False)  # fmt: skip
+            seen = tl.maximum(seen, real)
     full = total > 0
-    out = out / tl.where(full, total, 1.0)[:, None]
+    out = out * (1.0 / tl.where(full, total, 1.0))[:, None]
+    out = tl.where(tl.max(seen, 0) > 0, out, 0.0)  # of no key nothing, whatever the queries hold
     _store(OUT, out, q_begin, q_rows, q_real, heads, head, WIDTH, BLOCK_D)
     lse = tl.where(full, top + tl.log2(tl.where(full, total, 1.0)), 0.0)
-    tl.store(LSE + (q_begin + q_rows) * heads + head, lse, q_real)
+    tl.store(LSE + _sums(q_begin, n_rows, head) + q_rows, lse, q_real)
 
 
 @triton.jit
@@ -375,7 +427,7 @@ def _weights_and_slopes(q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_hea
                         PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
     """(Q, K) weights as they met the values, and gradient of the scores."""
     score = _scores(q, k, BIAS, bias_at, q_rows, k_rows, q_real, k_real, scale, b_row, BIASED, PRECISION, WIDEN)
-    weight = tl.where(q_real[:, None], tl.exp2(score - lse[:, None]), 0.0)
+    weight = tl.exp2(score * (scale * LOG2_E) - lse[:, None])
     slope = _product(d_out, tl.trans(v), PRECISION, WIDEN)
     used = weight
     if DROPS:
@@ -385,72 +437,102 @@ def _weights_and_slopes(q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_hea
 
 
 @triton.jit
-def _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, q_real, k_count):
-    at = bag_head.to(tl.int64) * n_query * n_key + q_rows[:, None].to(tl.int64) * n_key + k_rows[None, :]
-    tl.store(D_BIAS + at, slope.to(D_BIAS.dtype.element_ty), q_real[:, None] & (k_rows < k_count)[None, :])
+def _by_keys(q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
+             dropout, b_row, HIDE: tl.constexpr, BIASED: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
+             WIDEN: tl.constexpr):  # fmt: skip
+    """The same as (K, Q), which the products that sum over queries take from registers; unless ``HIDE``, rows of keys
+    that are not real hold anything."""
+    score = _product(k, tl.trans(q), PRECISION, WIDEN)
+    if BIASED:
+        at = bias_at + q_rows[None, :].to(tl.int64) * b_row + k_rows[:, None]
+        score += tl.load(BIAS + at, q_real[None, :] & k_real[:, None], 0.0).to(tl.float32) / scale
+    if HIDE:
+        score = tl.where(k_real[:, None], score, float("-inf"))
+    weight = tl.exp2(score * (scale * LOG2_E) - lse[None, :])
+    slope = _product(v, tl.trans(d_out), PRECISION, WIDEN)
+    used = weight
+    if DROPS:
+        keep = keep_weights(SEED, bag_head, q_rows, k_rows, n_key, dropout, True)
+        used, slope = weight * keep, slope * keep
+    return used, weight * (slope - delta[None, :])
+
+
+@triton.jit
+def _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, keep):
+    """``q_rows`` and ``k_rows`` along their axes."""
+    at = bag_head.to(tl.int64) * n_query * n_key + q_rows.to(tl.int64) * n_key + k_rows
+    tl.store(D_BIAS + at, slope.to(D_BIAS.dtype.element_ty), keep)
 
 
 @_tuned_tile
 @triton.jit
 def _backward_tile(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, D_OUT, D_BIAS, D_QUERY, D_KEY, D_VALUE, n_query,
-                   n_key, heads, scale, dropout, q_row, k_row, v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr,
-                   BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
-                   BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-                   POWER_Q: tl.constexpr, POWER_K: tl.constexpr):  # fmt: skip
+                   n_key, heads: tl.constexpr, scale, dropout, n_rows, q_row, k_row, v_row, b_bag, b_head, b_row,
+                   WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr,
+                   BIASED: tl.constexpr, BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
+                   WIDEN: tl.constexpr, POWER_Q: tl.constexpr, POWER_K: tl.constexpr):  # fmt: skip
     q_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
-        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, POWER_Q)  # fmt: skip
+        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, POWER_Q, POWER_Q)  # fmt: skip
     q_real, k_rows = q_rows < q_count, tl.arange(0, POWER_K)
-    q, d_out, lse, delta = _outcome(Q, OUT, D_OUT, LSE, q_begin, q_rows, q_real, q_row, heads, head, WIDTH, BLOCK_D)
+    q, d_out, lse, delta = _outcome(Q, OUT, D_OUT, LSE, q_begin, q_rows, q_real, n_rows, q_row, heads, head, WIDTH,
+                                   BLOCK_D)  # fmt: skip
     k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
-    weight, slope = _weights_and_slopes(
+    weight, slope = _by_keys(
         q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
-        dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
+        dropout, b_row, True, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
     if BIAS_GRAD:
-        _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, q_real, k_count)
-    d_value = _product(tl.trans(weight.to(d_out.dtype)), d_out, PRECISION, WIDEN)
+        _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows[None, :], k_rows[:, None],
+                      q_real[None, :] & (k_rows < k_count)[:, None])  # fmt: skip
+    d_value = _product(weight.to(d_out.dtype), d_out, PRECISION, WIDEN)
     _store(D_VALUE, d_value, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)
     slope = slope.to(q.dtype)
-    d_key = _product(tl.trans(slope), q, PRECISION, WIDEN) * scale
+    d_key = _product(slope, q, PRECISION, WIDEN) * scale
     _store(D_KEY, d_key, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)
-    d_query = _product(slope, k, PRECISION, WIDEN) * scale
+    d_query = _product(tl.trans(slope), k, PRECISION, WIDEN) * scale
     _store(D_QUERY, d_query, q_begin, q_rows, q_real, heads, head, WIDTH, BLOCK_D)
 
 
 @_tuned
 @triton.jit
 def _backward_query(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, OUT, LSE, D_OUT, D_BIAS, D_QUERY, DELTA, n_query, n_key,
-                    heads, scale, dropout, q_row, k_row, v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr,
-                    BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
-                    BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-                    POWER_Q: tl.constexpr, POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+                    heads: tl.constexpr, scale, dropout, n_rows, q_row, k_row, v_row, b_bag, b_head, b_row,
+                    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr,
+                    BIASED: tl.constexpr, BIAS_GRAD: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
+                    WIDEN: tl.constexpr, POWER_Q: tl.constexpr, POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr,
                     BLOCK_K: tl.constexpr):  # fmt: skip
     q_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
-        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, BLOCK_Q)  # fmt: skip
+        CU_Q, CU_K, n_query, n_key, heads, n_query, b_bag, b_head, RAGGED, BLOCK_Q, POWER_Q)  # fmt: skip
     q_real = q_rows < q_count
-    q, d_out, lse, delta = _outcome(Q, OUT, D_OUT, LSE, q_begin, q_rows, q_real, q_row, heads, head, WIDTH, BLOCK_D)
-    tl.store(DELTA + (q_begin + q_rows) * heads + head, delta, q_real)
+    q, d_out, lse, delta = _outcome(Q, OUT, D_OUT, LSE, q_begin, q_rows, q_real, n_rows, q_row, heads, head, WIDTH,
+                                   BLOCK_D)  # fmt: skip
+    tl.store(DELTA + _sums(q_begin, n_rows, head) + q_rows, delta, q_real)
     d_query = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    seen = tl.zeros((BLOCK_K,), tl.int32)
     for begin in range(0, k_count, BLOCK_K):
         k_rows = begin + tl.arange(0, BLOCK_K)
         k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
+        seen = tl.maximum(seen, k_real.to(tl.int32))
         _, slope = _weights_and_slopes(
             q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
             dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
         if BIAS_GRAD:
-            _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows, k_rows, q_real, k_count)
+            _store_slopes(D_BIAS, slope, bag_head, n_query, n_key, q_rows[:, None], k_rows[None, :],
+                          q_real[:, None] & (k_rows < k_count)[None, :])  # fmt: skip
         d_query += _product(slope.to(k.dtype), k, PRECISION, WIDEN)
+    d_query = tl.where(tl.max(seen, 0) > 0, d_query, 0.0)
     _store(D_QUERY, d_query * scale, q_begin, q_rows, q_real, heads, head, WIDTH, BLOCK_D)
 
 
 @_tuned
 @triton.jit
-def _backward_key(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, LSE, D_OUT, D_KEY, D_VALUE, DELTA, n_query, n_key, heads,
-                  scale, dropout, q_row, k_row, v_row, b_bag, b_head, b_row, WIDTH: tl.constexpr,
-                  BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
-                  DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, POWER_Q: tl.constexpr,
-                  POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+def _backward_key(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, LSE, D_OUT, D_KEY, D_VALUE, DELTA, n_query, n_key,
+                  heads: tl.constexpr, scale, dropout, n_rows, q_row, k_row, v_row, b_bag, b_head, b_row,
+                  WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr,
+                  BIASED: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+                  POWER_Q: tl.constexpr, POWER_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+                  BLOCK_K: tl.constexpr):  # fmt: skip
     k_rows, bag_head, head, bias_at, q_begin, q_count, k_begin, k_count = _block(
-        CU_Q, CU_K, n_query, n_key, heads, n_key, b_bag, b_head, RAGGED, BLOCK_K)  # fmt: skip
+        CU_Q, CU_K, n_query, n_key, heads, n_key, b_bag, b_head, RAGGED, BLOCK_K, POWER_K)  # fmt: skip
     k_real, k, v = _keys(K, V, MASK, k_begin, k_rows, k_count, k_row, v_row, head, WIDTH, BLOCK_D, MASKED)
     d_key = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     d_value = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
@@ -459,12 +541,13 @@ def _backward_key(Q, K, V, MASK, BIAS, SEED, CU_Q, CU_K, LSE, D_OUT, D_KEY, D_VA
         q_real = q_rows < q_count
         q = _load(Q, q_begin, q_rows, q_real, q_row, head, WIDTH, BLOCK_D)
         d_out = _load(D_OUT, q_begin, q_rows, q_real, heads * WIDTH, head, WIDTH, BLOCK_D)
-        at = (q_begin + q_rows) * heads + head
-        lse, delta = tl.load(LSE + at, q_real, 0.0), tl.load(DELTA + at, q_real, 0.0)
-        weight, slope = _weights_and_slopes(
+        at = _sums(q_begin, n_rows, head) + q_rows
+        lse, delta = tl.load(LSE + at, q_real, float("inf")), tl.load(DELTA + at, q_real, 0.0)
+        weight, slope = _by_keys(
             q, k, v, d_out, lse, delta, BIAS, SEED, bias_at, bag_head, q_rows, k_rows, q_real, k_real, n_key, scale,
-            dropout, b_row, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
-        d_value += _product(tl.trans(weight.to(d_out.dtype)), d_out, PRECISION, WIDEN)
-        d_key += _product(tl.trans(slope.to(q.dtype)), q, PRECISION, WIDEN)
+            dropout, b_row, False, BIASED, DROPS, PRECISION, WIDEN)  # fmt: skip
+        d_value += _product(weight.to(d_out.dtype), d_out, PRECISION, WIDEN)
+        d_key += _product(slope.to(q.dtype), q, PRECISION, WIDEN)
+    d_key, d_value = tl.where(k_real[:, None], d_key * scale, 0.0), tl.where(k_real[:, None], d_value, 0.0)
     _store(D_VALUE, d_value, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)
-    _store(D_KEY, d_key * scale, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)
+    _store(D_KEY, d_key, k_begin, k_rows, k_rows < k_count, heads, head, WIDTH, BLOCK_D)

@@ -363,7 +363,8 @@ class Scorer:
     def score(self, mirnas: Strings, utrs: Strings) -> Predictions:
         """Score equally many miRNAs and UTRs; invalid pairs keep their place."""
         pairs = zip(mirnas, utrs, strict=True)
-        groups = list(in_batches(pairs, lambda pair: pair[1])) or [[]]  # no pair: one empty batch
+        times = 1 if self.engine.in_flight == 1 else 4  # a batch is some 300 launches, however few its pairs
+        groups = list(in_batches(pairs, lambda pair: pair[1], times=times)) or [[]]  # no pair: one empty batch
         first = 0 if self._warm else 1  # alone: what is tuned on first use is tuned once
         batches = [self._score(group) for group in groups[:first]]
         self._warm = True
@@ -454,13 +455,20 @@ def percentiles(mirnas: Strings, change: NDArray[np.float32], n_candidates: NDAr
     score = np.where(n_candidates > 0, -change, np.nan)
     found = np.full(len(score), np.nan, np.float32)
     real = np.flatnonzero(~np.isnan(score))
-    _, group = np.unique(np.array([as_rna(mirnas[int(i)]) for i in real], object), return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    for rows in np.split(real[order], np.flatnonzero(np.diff(group[order])) + 1) if len(real) else ():
-        values = np.sort(score[rows])
-        sides = [np.searchsorted(values, score[rows], side) for side in ("left", "right")]
-        found[rows] = 50 * (sides[0] + sides[1]) / len(rows)
+    numbers: dict[str, int] = {}
+    group = np.array([numbers.setdefault(as_rna(mirnas[i]), len(numbers)) for i in real.tolist()], np.int64)
+    order = np.lexsort((score[real], group))
+    group, value = group[order], score[real][order]
+    other = np.diff(group, prepend=-1) != 0
+    (begin, end), (below, above) = _runs(other), _runs(other | (np.diff(value, prepend=0) != 0))
+    found[real[order]] = 50 * (below + above - 2 * begin) / (end - begin)
     return found
+
+
+def _runs(first: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Begin and end of the run that each row is in, from where runs begin."""
+    begin, run = np.flatnonzero(first), np.cumsum(first) - 1
+    return begin[run], np.append(begin[1:], len(first))[run]
 
 
 def in_batches(

@@ -190,6 +190,24 @@ def test_what_a_masked_key_holds_has_no_effect(way):
         assert torch.equal(a, b)
 
 
+@gpu
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # the interpreter's
+@pytest.mark.parametrize("n", [20, 40])
+def test_what_queries_of_no_key_hold_has_no_effect(n):
+    """Bag 1 has no real key, and NaN for queries: their output and gradients are 0."""
+    (query, key, value), mask = sets(3, n, n, 2, 16)
+    query = query.detach().index_fill(0, torch.tensor([1], device=DEVICE), float("nan")).requires_grad_()
+    mask[1] = False
+    out = set_attention.set_attention(query, key, value, mask)
+    assert torch.equal(out[1], torch.zeros_like(out[1]))
+    (slope,) = torch.autograd.grad(out.sum(), query)
+    assert torch.equal(slope[1], torch.zeros_like(out[1]))
+    assert not out.isnan().any()
+    assert not slope.isnan().any()
+    query.data[2, 3] = float("nan")  # of others it does
+    assert set_attention.set_attention(query, key, value, mask)[2, 3].isnan().all()
+
+
 @pytest.mark.parametrize(("n_query", "n_key"), [(4, 0), (0, 4)])
 def test_bags_without_queries_or_keys(n_query, n_key):
     inputs, mask = sets(2, n_query, max(n_key, 1), 2, 16)
@@ -208,6 +226,8 @@ def test_bags_without_queries_or_keys(n_query, n_key):
     ({"value": torch.zeros(2, 5, 2, 16, dtype=torch.float16)}, "value must be float32, bfloat16 or float16 as"),
     ({"bias": torch.zeros(2, 3, 4, 5)}, "bias must have shape"),
     ({"dropout": 1.0}, "dropout must be in"),
+    ({"query": torch.empty(2, 1 << 20, 64, 32, device="meta"), "key": torch.zeros(2, 5, 64, 32),
+      "value": torch.zeros(2, 5, 64, 32)}, "query must have bags within 2\\^31 elements, got 2147483648"),
     (dict(zip(("query", "key", "value"), torch.zeros(3, 2, 5, 2, 200), strict=True)), "head width must be from"),
 ])  # fmt: skip
 def test_wrong_arguments(change, message):
@@ -239,13 +259,17 @@ def test_a_set_transformer_with_kernels_is_the_one_without(inducing):
 
 
 def test_blocks_are_no_larger_than_sets():
-    """A set of 16 had the largest blocks, for which small chips have no room."""
+    """A set of 16 had the largest blocks, for which small chips have no room; in half precision no smaller ones."""
     blocks = [{"BLOCK_Q": q, "BLOCK_K": k} for q, k in ((64, 64), (32, 32), (16, 64), (16, 32))]
     configs = [SimpleNamespace(kwargs=kwargs) for kwargs in blocks]
-    for size, count in ((16, 1), (32, 2), (64, 4)):
-        for fitting, given in ((set_attention._fitting, {"POWER_Q": size, "POWER_K": size}),
-                               (axial_attention._fitting, {"POWER": size})):  # fmt: skip
-            assert len(fitting(configs, {}, **given)) == count
+    for dtype, counts in ((torch.float32, (1, 2, 4)), (torch.bfloat16, (1, 1, 1))):
+        part = torch.empty(1, dtype=dtype)
+        for size, count in zip((16, 32, 64), counts, strict=True):
+            for fitting, given in ((set_attention._fitting, {"Q": part, "POWER_Q": size, "POWER_K": size}),
+                                   (axial_attention._fitting, {"QKV": part, "POWER": size})):  # fmt: skip
+                found = fitting(configs, {}, **given)
+                assert len(found) == count
+                assert found[0].kwargs["BLOCK_Q"] == size
 
 
 @gpu
