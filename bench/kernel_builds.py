@@ -2,7 +2,7 @@
 
 The kernels' own callers run on CPU tensors, with launches replaced by compilation: of the first configuration that the
 tuner would try and that has room, or with ``--all`` of every one that has. It is an error where none has. Prints
-registers, bytes of stack and local memory (spills) and bytes of shared memory.
+registers, bytes of stack and local memory (spills), bytes of shared memory and instructions.
 """
 
 import os
@@ -28,7 +28,7 @@ import pairformer
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32",
          torch.uint8: "u8", torch.bool: "u1", torch.float64: "fp64"}  # fmt: skip
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory a block can have
-CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+TOOLS = Path(nvidia.__file__).parent / "bin"
 
 
 def built(kernel: JITFunction, given: dict, arch: int, options: dict) -> dict[str, int]:
@@ -51,10 +51,13 @@ def built(kernel: JITFunction, given: dict, arch: int, options: dict) -> dict[st
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True)
+        usage, code = (
+            subprocess.run([TOOLS / command[0], *command[1:], file.name], capture_output=True, text=True, check=True)
+            for command in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
+        )
     found = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
-    return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"], "shared": binary.metadata.shared}
+    size = {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"], "shared": binary.metadata.shared}
+    return size | {"instructions": len(re.findall(r"(?m)^\s+/\*[0-9a-f]+\*/\s+(?!NOP|BRA)", code.stdout))}
 
 
 def compiling(archs: list[int], every: bool, report) -> None:
@@ -86,12 +89,13 @@ def compiling(archs: list[int], every: bool, report) -> None:
 
 
 def call_attention(dtype: torch.dtype, n: int, heads: int, width: int) -> None:
-    """With dropout, with a bias, forward and backward."""
+    """As it is, with dropout, with a bias, forward and backward."""
     from pairformer.kernels.set_attention import set_attention
 
     query, key, value = (torch.empty(2, n, heads, width, dtype=dtype, requires_grad=True) for _ in range(3))
     mask = torch.ones(2, n, dtype=torch.bool)
     bias = torch.empty(2, heads, n, n, requires_grad=True)
+    set_attention(query, key, value, mask).sum().backward()
     set_attention(query, key, value, mask, dropout=0.1).sum().backward()
     set_attention(query, key, value, mask, bias).sum().backward()
 
@@ -137,13 +141,12 @@ def call_scans() -> None:
 
 def main() -> None:
     archs = [int(arch) for arch in sys.argv[1:] if arch.isdigit()] or [80, 86, 89, 90]
-    print("| kernel | sm | configuration | registers | spills, bytes | shared, bytes |\n" + "|---" * 6 + "|")
+    names = ("kernel", "sm", "configuration", "registers", "spills, bytes", "shared, bytes", "instructions")
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
 
     def report(name, arch, options, found):
         text = ", ".join(f"{key} {value}" for key, value in options.items())
-        print(
-            f"| {name} | {arch} | {text} | {found['registers']} | {found['spills']} | {found['shared']} |", flush=True
-        )
+        print("| " + " | ".join(map(str, (name, arch, text, *found.values()))) + " |", flush=True)
 
     compiling(archs, "--all" in sys.argv, report)
     call_scans()

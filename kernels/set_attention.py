@@ -224,12 +224,13 @@ def _configs() -> list[triton.Config]:
 
 
 def _fitting(configs, named_args, **kwargs) -> list[triton.Config]:
-    """Those whose blocks are not larger than the bags, or as small as there are; in half precision no smaller ones,
-    which would be compiled in vain."""
+    """Those whose blocks are not larger than the bags, or as small as there are. What is of no use is not compiled:
+    smaller blocks in half precision, few registers in float32."""
     most = {"BLOCK_Q": kwargs["POWER_Q"], "BLOCK_K": max(32, kwargs["POWER_K"])}
-    least = min(64, kwargs["POWER_Q"]) if kwargs["Q"].element_size() == 2 else 16
-    fitting = [c for c in configs if all(c.kwargs[name] <= size for name, size in most.items())]
-    return [c for c in fitting if c.kwargs["BLOCK_Q"] >= least] or configs[:1]
+    fitting = [c for c in configs if all(c.kwargs[name] <= size for name, size in most.items())] or configs[:1]
+    if kwargs["Q"].element_size() == 2:
+        return [c for c in fitting if c.kwargs["BLOCK_Q"] >= min(64, kwargs["POWER_Q"])] or fitting
+    return [c for c in fitting if c.maxnreg is None]
 
 
 def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
@@ -240,8 +241,8 @@ def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
 
 def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:
     """Few threads for small bags alone, one warp for those in half precision: more would not fit their registers."""
-    small = kwargs["POWER_Q"] * kwargs["POWER_K"] <= 32 * 32
-    return [c for c in configs if c.num_warps >= (kwargs["Q"].element_size() // 2 if small else 4)]
+    small, size = kwargs["POWER_Q"] * kwargs["POWER_K"] <= 32 * 32, kwargs["Q"].element_size()
+    return [c for c in configs if c.num_warps >= (size // 2 if small else 4) and (size == 2 or c.maxnreg is None)]
 
 
 _TUNED = ["POWER_Q", "POWER_K", "BLOCK_D", "MASKED", "BIASED", "DROPS", "RAGGED", "PRECISION"]
