@@ -240,7 +240,8 @@ def _tile_bytes(arguments: dict[str, Any], size: int) -> int:
 
 
 def _wide_enough(configs, named_args, **kwargs) -> list[triton.Config]:
-    """Few threads for small bags alone, one warp for those in half precision: more would not fit their registers."""
+    """Few threads for small bags alone, one warp for those in half precision: more would not fit their registers. Few
+    registers are of no use in float32."""
     small, size = kwargs["POWER_Q"] * kwargs["POWER_K"] <= 32 * 32, kwargs["Q"].element_size()
     return [c for c in configs if c.num_warps >= (size // 2 if small else 4) and (size == 2 or c.maxnreg is None)]
 

@@ -157,7 +157,7 @@ class Predictions:
             aligned (M, 2) gapped strings, miRNA 5'->3' and window 3'->5'.
         """
         read = [reader.found for reader in self._readers]
-        rows = [found.rows(as_bool("matches", matches)) for found in read]
+        rows = [found.rows(matches) for found in read]
         pair = [first + found.candidates.bag_of(some)
                 for first, found, some in zip(self._firsts, read, rows, strict=False)]  # fmt: skip
         return (
@@ -169,9 +169,7 @@ class Predictions:
     def drawings(self, matches: bool = False) -> list[str]:
         """Duplexes of the rows of :meth:`site_table`, as three lines of text each."""
         read = [reader.found for reader in self._readers]
-        return [
-            draw(found.candidates, row) for found in read for row in found.rows(as_bool("matches", matches)).tolist()
-        ]
+        return [draw(found.candidates, row) for found in read for row in found.rows(matches).tolist()]
 
     def pair_table(self) -> NDArray[np.void]:
         """Structured array (B,) of the fields above that are of pairs and the model gives, ``interval`` as
@@ -252,7 +250,7 @@ class _Sites:
     def rows(self, matches: bool) -> NDArray[np.int64]:
         """All of them, or those that stand for a seed match."""
         every = np.arange(len(self.table))
-        if not matches:
+        if not as_bool("matches", matches):
             return every
         return np.flatnonzero(self.candidates.site_context(every, self.candidates.offsets)[:, 0])
 

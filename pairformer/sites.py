@@ -176,10 +176,9 @@ def draw(candidates: Candidates, row: int) -> str:
     mirna = text_of(batch.mirna[batch.mirna_offsets[m] : batch.mirna_offsets[m + 1]])[::-1]
     kind, _, _, (anchor,) = seed_matches(candidates, np.array([row]))
     if kind[0]:
-        seed = anchor - start - 9  # where letter 10 stands
-        utr, mirna = window, mirna.rjust(seed + 10)
-        utr = utr.rjust(len(mirna) - seed - 10 + WINDOW)
-        seed += len(utr) - WINDOW
+        before = max(0, len(mirna) - 1 - (anchor - start))  # letters past the window's first
+        seed, utr = before + anchor - start - 9, " " * before + window  # letter 10 stands at seed
+        mirna = mirna.rjust(seed + 10)
     else:
         top, bottom = candidates.aligned(row)
         seed, utr, mirna = 25, window[:25] + bottom[::-1] + window[35:], mirna[:-10].rjust(25) + top[::-1]
