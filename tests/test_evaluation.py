@@ -336,6 +336,12 @@ def test_centred_effects(folder):
     for fold in PROTOCOLS["fold-change"].folds(folder):
         test = fold.test
         assert test.label == pytest.approx(np.clip(test.raw - test.elsewhere, -1.5, 1.5), abs=1e-6)
+        everywhere = fold.everywhere()
+        assert len(everywhere) == len(set(test.utr_id)) * len(fold.mirnas)
+        said = {pair: i**2 % 7 for i, pair in enumerate(zip(everywhere.mirna, everywhere.utr_id, strict=True))}
+        for mirna, gene, found in zip(test.mirna, test.utr_id, fold.centred(list(said.values())), strict=True):
+            others = [said[m, gene] for m in fold.mirnas if m[1:8] != mirna[1:8]]
+            assert found == pytest.approx(said[mirna, gene] - np.mean(others))
 
 
 def read(out):
@@ -389,7 +395,7 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     report = read(tmp_path / "seen")
     assert report["warning"].startswith("Not what the protocol claims: a model not trained on its folds")
     assert len(report["summary"]["experiments"]) == 8
-    assert "gene_elsewhere" in report["summary"]["scores"]
+    assert {"gene_elsewhere", "seed_score_au", "seed_score_au centred"} <= set(report["summary"]["scores"])
     assert "Not what the protocol claims" in capsys.readouterr().out
 
 

@@ -336,6 +336,9 @@ def test_effect_interval_holds_its_share_at_every_strength():
     few = effect_calibration(repression[-9:], effect[-9:])  # too few to tell parts apart
     assert few["effect_widening"] == [0, 0]
     assert effect_calibration(repression, -effect) == effect_calibration(0 * repression, effect) == {}
+    centred = effect_calibration(repression, effect + 1, (repression, effect))  # a level is no part of the unit
+    assert centred["effect_scale"] == found["effect_scale"]
+    assert np.mean(centred["effect_interval"]) == pytest.approx(np.mean(ends) - 1, abs=0.05)
     strength = rng.uniform(0.2, 1, 20_000)  # errors that vanish sooner than their line would cross 0
     bent = effect_calibration(strength, strength + rng.normal(0, strength**2))
     assert bent["effect_interval"][0] < 0 < bent["effect_interval"][1]

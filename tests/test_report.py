@@ -241,3 +241,33 @@ def test_the_best_of_a_group_stands_first(report, folds, tmp_path):
     lines = (tmp_path / "report.md").read_text().splitlines()
     rows = [line.split(" | ")[1] for line in lines if line.startswith("| model")]
     assert rows[2:] == ["noise"]
+
+
+def test_effects_are_scored_as_they_are_and_centred_alike(folder, tmp_path, command, monkeypatch):
+    """Each row as measurements are centred; the unit comes from these, the interval from what was measured."""
+    from pairformer.evaluation import PROTOCOLS, baselines
+    from pairformer.evaluation.fold_change import effect_calibration
+    from pairformer.models import PairFormer
+    from pairformer.training.stage3_aggregate import read_seed_sites
+
+    protocol = PROTOCOLS["fold-change"]
+    one = protocol.folds(folder)[0].whole()
+    monkeypatch.setitem(PROTOCOLS, "fold-change", replace(protocol, folds=lambda _: [one]))
+    small = ("--stage1.epochs", 1, "--stage2.epochs", 1, "--additive.epochs", 2, "--aggregator.members", 1)
+    heads = ("--aggregator.kind", "none", "--aggregator.length-gate", 0, "--sources.clash", 0)
+    words = ("evaluate", "--protocol", "fold-change", "--train", "--no-baselines", "--data", folder, "--out", tmp_path)
+    assert command(*words, *small, *heads) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    found = report["summary"]["scores"]
+    assert found["pair-former repression centred"]["spearman"]["difference"] == 0  # the one the others are held against
+    with np.load(tmp_path / "seed2020/00/scores.npz") as arrays:
+        kept = {name.removeprefix("test "): arrays[name] for name in arrays.files if name.startswith("test ")}
+    everywhere = one.everywhere()
+    (head,) = PairFormer.load(tmp_path / "seed2020/00/model").additives
+    said = head(*read_seed_sites(everywhere, 6).all())[0].detach().numpy()
+    np.testing.assert_allclose(kept["pair-former repression centred"], one.centred(said), atol=1e-3)  # saved as halves
+    seeds = baselines.untrained_scores(everywhere)["seed_score_au"]
+    np.testing.assert_allclose(kept["seed_score_au centred"], one.centred(seeds))
+    centred = kept["pair-former repression centred"], one.test.label
+    expected = effect_calibration(kept["pair-former repression"], one.test.raw, centred)
+    assert {name: report[name] for name in expected} == expected

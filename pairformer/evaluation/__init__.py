@@ -43,6 +43,7 @@ from pairformer.training import (
 )  # fmt: skip
 
 REFERENCE, REPRESSION = "pair-former", "pair-former repression"
+CENTRED = "{} centred".format  # a score less its gene's mean in the experiments of other families
 MIL_KINDS = ("deep_sets", "gated_attention")
 POOLED_AT_ONCE = 256  # pairs whose candidates exist at once
 EFFECTS_ESA_MIN = 8  # pooled scores of fold changes read one candidate in eight: 25 experiments have 1e8
@@ -263,6 +264,12 @@ def _fold_scores(
         halves = [{name: score[part] for name, score in both.items()} for part in (slice(cut), slice(cut, None))]
         add("identity", halves, logits=IDENTITY_LOGITS)
     add("untrained", [untrained_scores(part) for part in parts], logits=())
+    everywhere = fold.everywhere() if fold.mirnas else None
+    if everywhere is not None:
+        path = cache / "untrained" / f"{content_hash(everywhere)}.npz"  # folds of the same genes share it
+        plain = _kept(path, lambda: untrained_scores(everywhere))
+        add("untrained", [{CENTRED(name): fold.centred(plain[name]) for name in plain},
+                          {CENTRED(name): scores[name].validation for name in plain}], logits=())  # fmt: skip
     if weights.is_file() and baselines:
         network, digest = targetnet.TargetNet.load(weights), hashlib.sha256(weights.read_bytes()).hexdigest()
         add("pooled", pooled(network, digest, ESA_MIN, TARGETNET_EMPTY), "targetnet_")
@@ -296,6 +303,13 @@ def _fold_scores(
         model.new_aggregators()
         train_aggregator(model, bags, validation, config, place, extra)
         model.save(place / "model", {"trained_on": {"pairs": len(fold.train)}, "train": asdict(config)})
+    if everywhere is not None and model.additives:
+        engine, said = NativeEngine.of(model), []
+        for part in chunks(len(everywhere), POOLED_AT_ONCE):
+            some = scan(everywhere.mirna[part], everywhere.utr[part], model.config.esa_min)
+            said.append(np.asarray(engine.score_pairs(some, None, torch.get_num_threads()).repression))
+        add("model", [{CENTRED(REPRESSION): fold.centred(np.concatenate(said))},
+                      {CENTRED(REPRESSION): np.zeros(len(fold.validation))}], logits=())  # fmt: skip
     for k in (None, *k_max):
         name = REFERENCE if k is None else f"{REFERENCE} at K = {k}"
         scale = model.config.logit_scale  # of a given model: its probabilities are those it serves
@@ -314,16 +328,25 @@ def _pooled(score: Callable, key: str, pairs: Pairs, cache: Path, esa_min: int, 
     rows = pairs.take(first)
     text = f"{key} {esa_min} {empty} " + "\n".join(names[first])
     path = cache / "pooled" / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
-    if not path.exists():
+
+    def score_all() -> Scores:
         parts: list[Scores] = []
         label = f"sites of {len(rows)} pairs"
         with click.progressbar(chunks(len(rows), POOLED_AT_ONCE) or [slice(0)], label=label, file=sys.stderr) as bar:
             for part in bar:
                 candidates = scan(rows.mirna[part], rows.utr[part], esa_min)
                 parts.append(pooled_scores(site_logits(score, candidates), candidates.offsets, empty))
-        _write_arrays(path, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return {name: values[inverse] for name, values in _kept(path, score_all).items()}
+
+
+def _kept(path: Path, score: Callable[[], Scores]) -> Scores:
+    """Scores in a file, made where there is none."""
+    if not path.exists():
+        _write_arrays(path, score())
     with np.load(path) as arrays:
-        return {name: arrays[name][inverse] for name in arrays.files}
+        return dict(arrays)
 
 
 def _save(path: Path, scores: dict[str, Score], covered: NDArray[np.bool_], seconds: float) -> None:
@@ -372,14 +395,15 @@ def _effects_report(report: dict, results: list[FoldResult], tests: list, out: P
         {"gene_elsewhere": test.elsewhere, **{name: score.test for name, score in result.scores.items()}}
         for test, result in zip(tests, results, strict=True)
     ]
-    additive = REPRESSION in scores[0]
+    reference = next(name for name in (CENTRED(REPRESSION), REPRESSION, REFERENCE) if name in scores[0])
     report["summary"] = summarise_effects(
         [test.mirna for test in tests], [test.label for test in tests], [test.raw for test in tests], scores,
-        REPRESSION if additive else REFERENCE, n_resamples,
+        reference, n_resamples,
     )  # fmt: skip
-    if additive and report["held_out"]:
-        effect = np.concatenate([test.label for test in tests])
-        report |= effect_calibration(np.concatenate([score[REPRESSION] for score in scores]), effect)
+    if REPRESSION in scores[0] and report["held_out"]:
+        said, alike = (np.concatenate([score[name] for score in scores]) for name in (REPRESSION, reference))
+        label, raw = (np.concatenate([getattr(test, name) for test in tests]) for name in ("label", "raw"))
+        report |= effect_calibration(said, raw, (alike, label))
     groups = {"gene_elsewhere": "identity", **{name: score.group for name, score in results[0].scores.items()}}
     write(report, results, out, tables=[effects_table(report["summary"], groups)])
     return report

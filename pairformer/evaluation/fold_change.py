@@ -87,12 +87,13 @@ def summarise_effects(
     return summary
 
 
-def effect_calibration(repression: NDArray, effect: NDArray) -> dict:
+def effect_calibration(repression: NDArray, effect: NDArray, centred: tuple[NDArray, NDArray] | None = None) -> dict:
     """Unit and error of predicted repression, from held-out pairs.
 
     Args:
         repression: (M,) as predicted.
         effect: (M,) measured, -log2.
+        centred: both less their gene's mean in other experiments, to take the unit from; None: from both as they are.
 
     Returns:
         effect_scale: least squares, effect = scale * repression; effect_interval: quantiles of what measured log2 fold
@@ -100,7 +101,8 @@ def effect_calibration(repression: NDArray, effect: NDArray) -> dict:
         through the quantiles of up to ``INTERVAL_PARTS`` equally large parts of the pairs, sorted by repression; 0
         where such lines would cross 0. Nothing at all where predicted repression does not go with measured.
     """
-    scale = float(np.sum(repression * effect) / max(np.sum(np.square(repression)), 1e-12))
+    said, found = centred or (repression, effect)
+    scale = float(np.sum(said * found) / max(np.sum(np.square(said)), 1e-12))
     if scale <= 0:
         return {}
     predicted = scale * np.asarray(repression, np.float64)

@@ -50,6 +50,22 @@ class Fold:
     validation: Pairs
     """Chooses the epoch and the F1 threshold; set apart from ``train`` by family, else gene, where that is claimed."""
     test: Pairs
+    mirnas: tuple[str, ...] = ()
+    """Of all experiments, where effects are centred over them, so that scores can be too."""
+
+    def everywhere(self) -> Pairs:
+        """The genes of the test in every experiment, miRNA by miRNA; label 0."""
+        _, first = np.unique(self.test.utr_id, return_index=True)
+        genes = self.test.take(np.tile(first, len(self.mirnas)))
+        mirna = np.repeat(np.array(self.mirnas, object), len(first))
+        return Pairs(np.zeros(len(mirna), np.float32), mirna, genes.gene, genes.utr, genes.utr_id)
+
+    def centred(self, score: NDArray) -> NDArray[np.float64]:
+        """Scores of the test from those of ``everywhere``, each less its gene's mean over other families'."""
+        genes, column = np.unique(self.test.utr_id, return_inverse=True)
+        table = np.asarray(score, np.float64).reshape(len(self.mirnas), len(genes))
+        row = [self.mirnas.index(mirna) for mirna in self.test.mirna]
+        return (table - _elsewhere(table, [mirna[1:8] for mirna in self.mirnas]))[row, column]
 
     def lines(self) -> list[str]:
         """The rows as a TSV."""
@@ -295,7 +311,8 @@ def _experiments(folder, mirna, names, experiment, gene, lfc, utrs, symbol, n_fo
         rows = (family_fold == f) & (gene_fold == k)
         test = effects.take(rows)
         seen = _among(pairs.family, test.family) | _among(pairs.gene, test.gene) | np.isin(twin, test_twin[rows])
-        folds.append(_split(f"families {f}, genes {k}", pairs.take(~seen), test, ("family",)))
+        fold = _split(f"families {f}, genes {k}", pairs.take(~seen), test, ("family",))
+        folds.append(replace(fold, mirnas=tuple(mirna) if centred else ()))
     return folds
 
 
@@ -347,7 +364,8 @@ PROTOCOLS = {
         ("gene", "family", "near_identical"), _rewired),
     "fold-change": Protocol(
         "25 HeLa transfections (GSE124530): repression of each gene, centred by its mean in experiments of other "
-        "families, ranked within each experiment. Trained on miRAW pairs with neither family nor gene, 8 x 2 blocks. "
+        "families, ranked within each experiment; scores as they are and, where it says so, centred alike, by what "
+        "they are for the other miRNAs. Trained on miRAW pairs with neither family nor gene, 8 x 2 blocks. "
         "Pooled scores read candidates with an ESA score of 8 or more.",
         ("gene", "family", "near_identical"), _fold_change),
     "hct116": Protocol(
