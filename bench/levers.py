@@ -1,9 +1,9 @@
 """What each part of the additive heads' training is worth: python bench/levers.py DATA PROTOCOL LEVER...
 
-``fold-change``: 1,500 genes, 4 x 2 blocks of families and genes; ``rewired``: its 9 blocks. The heads of the default
-recipe with one thing changed, against the first lever on the same rows; encoders have no part in it. Levers: those of
-SOURCES, or "without" a feature, which learn from fold changes alone where these are what is asked, or the default with
-another "seed".
+``fold-change``: 1,500 genes, 4 x 2 blocks of families and genes, scores centred as the effects are; ``rewired``: its 9
+blocks. The heads of the default recipe with one thing changed, against the first lever on the same rows; encoders have
+no part in it. Levers: those of SOURCES, or "without" a feature, which learn from fold changes alone where these are
+what is asked, or the default with another "seed".
 """
 
 import contextlib
@@ -45,7 +45,7 @@ METRICS = {"fold-change": ("Spearman", "r2", "ROC-AUC of the top 5 %"), "rewired
 def small_folds(folder: Path) -> list[Fold]:
     """The rows of ``fold-change``, 1,500 genes in 4 x 2 blocks."""
     folds = PROTOCOLS["fold-change"].folds(folder)
-    test = functools.reduce(Pairs.join, (fold.test for fold in folds))
+    test, mirnas = functools.reduce(Pairs.join, (fold.test for fold in folds)), folds[0].mirnas
     genes = np.random.default_rng(2020).choice(np.unique(test.gene), 1500, replace=False)
     test = test.take(np.isin(test.gene, genes))
     pairs = functools.reduce(Pairs.join, (fold.train.join(fold.validation) for fold in folds))
@@ -55,7 +55,7 @@ def small_folds(folder: Path) -> list[Fold]:
     for f, g in np.ndindex(4, 2):
         rows = test.take((family == f) & (gene == g))
         allowed = pairs.take(held_out_pairs(pairs, rows, PROTOCOLS["fold-change"].claims))
-        blocks.append(Fold(f"families {f}, genes {g}", allowed, allowed.take(np.arange(0)), rows))
+        blocks.append(Fold(f"families {f}, genes {g}", allowed, allowed.take(np.arange(0)), rows, mirnas))
     return blocks
 
 
@@ -89,8 +89,9 @@ def scores(
         with tempfile.TemporaryDirectory() as place, contextlib.redirect_stderr(io.StringIO()):
             train_heads(model, fold.train, train, Path(place), measured)
         with torch.no_grad():
-            arguments = read_seed_sites(fold.test, config.esa_min).all()
-            found.append(torch.stack([head(*arguments)[0] for head in model.additives]).mean(0).numpy())
+            arguments = read_seed_sites(fold.everywhere() if fold.mirnas else fold.test, config.esa_min).all()
+            said = torch.stack([head(*arguments)[0] for head in model.additives]).mean(0).numpy()
+            found.append(fold.centred(said) if fold.mirnas else said)
     return found
 
 

@@ -177,7 +177,7 @@ def predict(
     Columns: n_candidates, windows that were candidates; probability, of a validated target at the odds of --prior;
     logit, the same on its scale; status: ok, no_window (UTR under 40 nt), no_candidate or invalid; log2_fold_change,
     expected when the miRNA is added, _low and _high around 90 % of measured ones; baseline, what of it is of no site.
-    The README has those of sites. Lines before the header begin with #.
+    docs/predict.md has those of sites. Lines before the header begin with #.
     """
     check_outputs((output, sites, rejects, draw), (mirna, utr, pairs))
     column = "adds a column to"

@@ -117,8 +117,12 @@ def test_readme_example_runs(capsys):
     first = re.search(r"```python\n(import pairformer\n.*?)```", text, re.S)[1]
     scope = {}
     exec(first, scope)
-    assert scope["p"].status == "ok"
-    assert "3'" in capsys.readouterr().out
+    p = scope["p"]
+    assert re.search(r"```\n(UTR .*?)```", text, re.S)[1] in capsys.readouterr().out
+    low, high = p.interval
+    said = (f"{p.log2_fold_change:.2f}, expected", f"{low:.2f} to {high:.2f}, where", f"{p.probability:.2f} that")
+    assert all(f"  # {figure}" in first for figure in said)
+    assert first.count(f'; {p.n_candidates}; "{p.status}"\n') == 1
     rng = __import__("numpy").random.default_rng(0)
     scope |= {"mirnas": ["UGAGGUAGUAGGUUGUAUAGUU"] * 2, "utrs": ["ACGUUGCA" * 40, "A" * 10], "rows": None}
     exec(re.search(r"```python\n(ps = pairformer.*?)```", text, re.S)[1], scope)
