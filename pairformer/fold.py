@@ -118,7 +118,8 @@ def fold(
             (:func:`pairformer.folding.decode`).
         method: see :func:`pairformer.folding.decode`.
         min_loop: least number of bases between two that pair; nearer ones have probability 0.
-        device: "auto" (a CUDA device if there is one), "cpu", "cuda", ...
+        device: "auto" (a CUDA device if there is one), "cpu", "cuda", ... On a GPU the fused axial attention is used
+            where Triton is installed; it is tuned, once on a machine, when it first meets RNAs of about a length.
         threads: 0 for all this process may use; on a CPU.
 
     Returns:
@@ -232,9 +233,9 @@ class Folder:
 @functools.lru_cache(maxsize=4)
 def _loaded(directory: Path, files: tuple[tuple[int, int], ...], device: str) -> RNAformer:
     """A model that was read before is kept until its files change."""
-    from pairformer.models import RNAformer
+    from pairformer.models.rnaformer import load_onto
 
-    return RNAformer.load(directory).to(device)
+    return load_onto(directory, device)
 
 
 def sequence_fault(sequence: object) -> str | None:

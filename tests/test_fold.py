@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from pairformer.fold import Folder  # noqa: E402
 from pairformer.fold_config import FoldConfig  # noqa: E402
 from pairformer.models import RNAformer  # noqa: E402
-from pairformer.models.rnaformer import pair_probabilities  # noqa: E402
+from pairformer.models.rnaformer import AxialAttention, pair_probabilities, sdp_axial_attention  # noqa: E402
 from pairformer.saved import model_directory  # noqa: E402
 from pairformer.structures import TEST, known, read_parquet  # noqa: E402
 
@@ -87,6 +87,41 @@ def test_neither_batch_nor_threads_matter(place, rng):
     assert torch.get_num_threads() == before
     for one, other in zip(together, again, strict=True):
         np.testing.assert_array_equal(one.probability, other.probability)
+
+
+def attends(model):
+    """What its blocks attend by."""
+    return {module.attention for module in model.modules() if isinstance(module, AxialAttention)}
+
+
+def test_fused_attention_folds_alike(place, tmp_path, rng):
+    """Under Triton's interpreter where there is no GPU; a CPU attends by PyTorch."""
+    pytest.importorskip("triton")
+    from pairformer.kernels import use_kernels
+    from pairformer.kernels.axial_attention import axial_attention
+
+    RNAformer.load(place).save(tmp_path, half=False)
+    sequences = [random_rna(rng, length) for length in (0, 13, 20, 33, 33)]
+    folder = Folder(tmp_path, device="cpu", threads=2)
+    plain = folder.fold(sequences)
+    assert attends(folder.model) == {sdp_axial_attention}
+    use_kernels(folder.model)
+    assert attends(folder.model) == {axial_attention}
+    for one, other in zip(folder.fold(sequences), plain, strict=True):
+        np.testing.assert_allclose(one.matrix(), other.matrix(), atol=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_folds_as_a_cpu_does(place, rng):
+    """By the fused attention."""
+    from pairformer.kernels.axial_attention import axial_attention
+
+    sequences = [random_rna(rng, length) for length in (0, 13, 20, 33, 47)]
+    folder = Folder(place, device="cuda")
+    assert attends(folder.model) == {axial_attention}
+    for one, other in zip(folder.fold(sequences), pairformer.fold(sequences, model=place, device="cpu"), strict=True):
+        np.testing.assert_allclose(one.matrix(), other.matrix(), atol=2e-3)
 
 
 def test_windows_longer_than_what_was_trained_on(place, tmp_path, rng):

@@ -6,9 +6,11 @@ Source: RNAformer (arXiv 2307.10073), the workshop's form, as its code has it wh
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -347,6 +349,20 @@ def encode(sequences: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Codes (B, L) int64, A0 C1 G2 U3 and N4, also past a sequence's length, and lengths (B,) int64."""
     codes, lengths = letter_codes(sequences)
     return torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(lengths)
+
+
+def load_onto(name_or_path: str | Path, device: str) -> RNAformer:
+    """Read a saved model, as :meth:`RNAformer.load` does, to use it on a device.
+
+    On a GPU it attends by the fused kernels, as in training; without Triton, which folding does not ask for, by
+    PyTorch's.
+    """
+    model = RNAformer.load(name_or_path).to(device)
+    if model.head.weight.is_cuda and importlib.util.find_spec("triton"):
+        from pairformer.kernels import use_kernels
+
+        use_kernels(model)
+    return model
 
 
 @contextlib.contextmanager

@@ -17,7 +17,14 @@ from pairformer.config import check
 from pairformer.data import load_utrs
 from pairformer.fold_config import FoldConfig, FoldStageConfig, FoldTrainConfig
 from pairformer.folding import decode, f1
-from pairformer.models.rnaformer import RNAformer, each_on_one_core, encode, fold_loss, pair_probabilities
+from pairformer.models.rnaformer import (
+    RNAformer,
+    each_on_one_core,
+    encode,
+    fold_loss,
+    load_onto,
+    pair_probabilities,
+)
 from pairformer.saved import whole_file
 from pairformer.structures import (
     Structures,
@@ -198,7 +205,7 @@ def train_fold(
     about = {"trained_on": counts, "rows_sha256": rows, "train": asdict(config), "torch": torch.__version__}
     about |= begun | (metadata or {})
     model.save(out / "model", about)
-    served = RNAformer.load(out / "model").to(device)
+    served = load_onto(out / "model", device)
     if len(checked):
         scores = _mean_f1(served, checked, THRESHOLDS, threads, False)
         best = len(scores) - 1 - int(np.argmax(scores[::-1]))  # of equal ones the largest
