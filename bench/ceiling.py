@@ -15,9 +15,9 @@ import torch
 from levers import held_out_experiments, scores
 
 from pairformer.config import recipe
-from pairformer.data import FoldChanges, load_fold_changes
 from pairformer.evaluation.fold_change import experiment_metrics
 from pairformer.evaluation.protocols import PROTOCOLS
+from pairformer.sources import FoldChanges, load_fold_changes
 from pairformer.training.stage3_aggregate import read_seed_sites
 
 LENGTHS = 5

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from pairformer.config import recipe
-from pairformer.data import FoldChanges, Pairs, load_fold_changes
+from pairformer.data import Pairs
 from pairformer.evaluation.fold_change import METRICS as EFFECT_METRICS
 from pairformer.evaluation.fold_change import summarise_effects
 from pairformer.evaluation.protocols import PROTOCOLS, Fold, group_folds, held_out_pairs
 from pairformer.metrics import ranking
 from pairformer.models import PairFormer
+from pairformer.sources import FoldChanges, load_fold_changes
 from pairformer.training.stage3_aggregate import Experiment, read_experiments, read_seed_sites, train_heads
 
 SITE = {"seed type": range(5), "local AU": [5], "3' pairing": [6], "distances to the ends": [7, 8],

@@ -11,11 +11,12 @@ import click
 from click.core import ParameterSource
 
 from pairformer.config import RECIPES, recipe, usable_threads
-from pairformer.data import PAIRS, SITES, MoreSources, data_folder, load_pairs, load_sites, load_sources
+from pairformer.data import PAIRS, SITES, data_folder, load_pairs, load_sites
 from pairformer.fold_config import FOLD_RECIPES, FoldConfig, fold_recipe
 from pairformer.options import ConfigCommand, Items, config_options, overridden
 from pairformer.outputs import FILE, FOLDER, OutputFolder
 from pairformer.saved import read_model
+from pairformer.sources import load_sources
 
 DEFAULTS = recipe("default")[::-1]
 FOLD_DEFAULTS = fold_recipe("cpu")[::-1]
@@ -45,6 +46,9 @@ def _model_options(function: Callable) -> Callable:
 @click.option("--pairs", type=FILE,
               help="Your pairs: TSV with mirna_seq utr_seq label; gene_symbol utr_id where known.")  # fmt: skip
 @click.option("--sites", type=FILE, help="Your windows of 40 nt: TSV with mirna_seq mrna_seq mrna_id label.")
+@click.option("--fold-changes", type=FILE,
+              help="Your fold changes: TSV with experiment mirna_seq utr_seq log2_fold_change; type (OE, KO) series "
+                   "gene_symbol utr_id where known.")  # fmt: skip
 @click.option("--encoders", metavar="MODEL", help="Take both encoders of a saved model in place of stages 1 and 2.")
 @click.option("--validation", type=click.FloatRange(0, 0.5), default=0.0, show_default=True,
               help="Share (1/2, 1/3, 1/4, ...) of the pairs set aside, from all sources, by family where there are 20, "
@@ -54,7 +58,10 @@ def _model_options(function: Callable) -> Callable:
 @click.option("--out", type=OutputFolder(), required=True, help="Run directory; taken up where it stood.")
 @_model_options
 @config_options(*DEFAULTS, without=CALIBRATED[1:])
-def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name, size, device, threads, **options):
+def train(
+    stage, data, pairs, sites, fold_changes, encoders, validation, calibrate, out, name, size, device, threads,
+    **options,
+):  # fmt: skip
     """Train a model on labelled windows and pairs: one stage, or all three."""
     from pairformer import training
     from pairformer.evaluation import with_genes
@@ -70,7 +77,11 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
     model_config, config = (overridden(part, options) for part in recipe(name, size))
     if encoders:  # stages 1 and 2 read nothing
         config = replace(config, sources=replace(config.sources, windows=0.0, clash_windows=0.0, clash_original=0.0))
-    needed = data or config.sources.of_data_folder or not pairs or not (sites or encoders)
+    if fold_changes and not config.sources.effects:
+        raise click.UsageError("--fold-changes must have a share to be learnt from; give --sources.effects")
+    training.check_sources(model_config, config.sources)
+    others = replace(config.sources, effects=0.0) if fold_changes else config.sources
+    needed = data or others.of_data_folder or not pairs or not (sites or encoders)
     folder = data_folder(data) if needed else None
     windows, counts = None, dict[str, int]()
     if not encoders:
@@ -83,11 +94,11 @@ def train(stage, data, pairs, sites, encoders, validation, calibrate, out, name,
         if windows is not None:
             windows = windows.take(held_out_sites(windows, aside, (claim,)))
     metadata: dict = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "sites_left_out": counts}
-    if not pairs and not sites:
+    if not (pairs or sites or fold_changes):
         metadata["weights_licence"] = "MIT; the miRAW training data state no licence of their own"
-    more = load_sources(folder, config.sources, sites) if folder else MoreSources()
-    if aside is not None and folder:
-        more = with_genes(more, folder).where(lambda rows: held_out_pairs(rows, aside, (claim,)))
+    more = load_sources(folder, config.sources, sites, fold_changes)
+    if aside is not None:
+        more = (with_genes(more, folder) if folder else more).where(lambda rows: held_out_pairs(rows, aside, (claim,)))
     calibration: dict = {}
     for protocol, found, means in (read_calibration(path, CALIBRATED) for path in calibrate):
         calibration |= found

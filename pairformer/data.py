@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
-import math
 import os
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,15 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
-from pairformer.config import SourceConfig
 from pairformer.scan import pair_fault, scan
 
 DATA_VARIABLE = "PAIRFORMER_DATA"
 SITES, PAIRS, UTRS = "miraw_cts/cts.tsv.gz", "miraw_pairs/pairs.tsv", "utr3_human/utr3_human.tsv.gz"
-CLASH, CLASH_ORIGINAL = "mirbench_hejret2023/sites.tsv", "clash_hejret2023_original/sites.tsv.gz"
-FUNMIRBENCH = "lfc_funmirbench"
 FREE = 100  # rounds of :func:`rewire` in which any swap stands
-MOST_EFFECT = 1.5  # log2; effects beyond say more of the measurement than of a miRNA
 _MIRNA = re.compile("[ACGUTacgut]{1,35}")
 PAIR_COLUMNS = ("mirna_id", "mirna_seq", "utr_id", "utr_seq")
 
@@ -225,163 +220,6 @@ class Pairs(Labelled):
     """Name of the 3'UTR."""
 
 
-@dataclass(frozen=True, eq=False)
-class FoldChanges(Pairs):
-    """Pairs whose label is repression as measured: -log2 fold change where the miRNA was added, + where taken away."""
-
-    experiment: NDArray[np.object_]
-    """Name of the experiment."""
-    series: NDArray[np.object_]
-    """Experiments of one laboratory with shared controls."""
-
-    def centred(self) -> FoldChanges:
-        """With what a gene does in other experiments of its series taken out, within +-``MOST_EFFECT``.
-
-        In a series of five families or more a gene's mean over the experiments of other families is subtracted, in
-        each experiment then the median.
-        """
-        label, family = self.label.astype(np.float64), self.family
-        for series in np.unique(self.series):
-            rows = np.flatnonzero(self.series == series)
-            if len(set(family[rows])) < 5:
-                continue
-            _, gene = np.unique(self.utr_id[rows], return_inverse=True)
-            _, group = np.unique(family[rows], return_inverse=True)
-            total, count = np.zeros((2, group.max() + 1, gene.max() + 1))
-            np.add.at(total, (group, gene), label[rows])
-            np.add.at(count, (group, gene), 1)
-            others = count.sum(0)[gene] - count[group, gene]
-            mean = (total.sum(0)[gene] - total[group, gene]) / np.maximum(others, 1)
-            label[rows] -= np.where(others > 0, mean, 0.0)
-        for experiment in np.unique(self.experiment):
-            rows = self.experiment == experiment
-            label[rows] -= np.median(label[rows])
-        return replace(self, label=np.clip(label, -MOST_EFFECT, MOST_EFFECT).astype(np.float32))
-
-    def specific(self, components: int) -> FoldChanges:
-        """Less what the leading components of other families' experiments explain of each experiment.
-
-        Experiments as rows, genes as columns, standardised, 0 where not measured: the first right singular vectors of
-        those of other families are fitted to an experiment by least squares, with a constant that stays.
-        """
-        if not components:
-            return self
-        experiments, row = np.unique(self.experiment, return_inverse=True)
-        genes, column = np.unique(self.utr_id, return_inverse=True)
-        table = np.full((len(experiments), len(genes)), np.nan)
-        table[row, column] = self.label
-        table -= np.nanmean(table, 1, keepdims=True)
-        table = np.nan_to_num(table / np.maximum(np.nanstd(table, 1, keepdims=True), 1e-6))
-        label, family = self.label.astype(np.float64), np.empty(len(experiments), object)
-        family[row] = self.family
-        for own in set(family):
-            shared = np.linalg.svd(table[family != own], full_matrices=False)[2][:components].T  # (genes, components)
-            for experiment in np.flatnonzero(family == own):
-                rows = np.flatnonzero(row == experiment)
-                known = np.column_stack([np.ones(len(rows)), shared[column[rows]]])
-                fitted = np.linalg.lstsq(known, label[rows], rcond=None)[0]
-                label[rows] -= known[:, 1:] @ fitted[1:]
-        return replace(self, label=label.astype(np.float32))
-
-
-@dataclass(frozen=True, eq=False)
-class MoreSources:
-    """What is learnt from beside labelled windows of 40 nt and labelled pairs."""
-
-    clash: Pairs | None = None
-    """Windows of 50 nt with negatives of the same miRNA frequencies: bags of stage 3, and their best candidates
-    windows of stages 1 and 2."""
-    clash_original: Pairs | None = None
-    """Nearly the same positives with ten times as many negatives, uncorrected: stages 1 and 2."""
-    effects: FoldChanges | None = None
-    """Measured fold changes."""
-    instances: Pairs | None = None
-    """Windows of 40 nt with labels of their own that lie in a labelled pair of their miRNA."""
-
-    def items(self) -> Iterator[tuple[str, Pairs]]:
-        """Names and rows of those that are there."""
-        return ((f.name, rows) for f in fields(self) if (rows := getattr(self, f.name)) is not None)
-
-    def where(self, allowed: Callable[[Pairs], NDArray[np.bool_]]) -> MoreSources:
-        """Only the rows that are allowed."""
-        return MoreSources(**{name: rows.take(allowed(rows)) for name, rows in self.items()})
-
-
-def load_sources(folder: Path, sources: SourceConfig, windows: Path | None = None) -> MoreSources:
-    """Those of the data folder that a config gives a share; labelled windows inside pairs from a table of its own."""
-    return MoreSources(
-        load_clash(folder) if sources.clash or sources.clash_windows else None,
-        load_clash(folder, "train_1_10", CLASH_ORIGINAL) if sources.clash_original else None,
-        load_fold_changes(folder) if sources.effects else None,
-        load_instances(windows or folder / SITES) if sources.instances else None,
-    )
-
-
-def load_fold_changes(folder: Path) -> FoldChanges:
-    """Every gene of ``FUNMIRBENCH`` with a UTR in every experiment with a signal (quality good or weak).
-
-    Raises:
-        DataError: a table is damaged, as ``file:line: ...``.
-    """
-    table = folder / FUNMIRBENCH
-    names = ("experiment", "mirna_seq", "type", "geo", "quality")
-    known, genes, utrs = {}, {}, load_utrs(folder)
-    for row in _table(table / "experiments.tsv", *names):
-        known[row["experiment"]] = [row[name] for name in names[1:]]
-        if row["type"] not in ("OE", "KO"):
-            raise DataError(f"{row['where']}: type must be OE or KO, got {row['type']}")
-    for row in _table(table / "gene_utr.tsv", "gene_id", "gene_symbol", "utr_id"):
-        genes[row["gene_id"]] = [row["gene_symbol"], row["utr_id"]]
-        if (row["utr_id"] or row["gene_id"]) not in utrs:
-            raise DataError(f"{row['where']}: utr_id must be in {UTRS}, got {row['utr_id'] or row['gene_id']}")
-    kept = []
-    for row in _table(table / "lfc.tsv.gz", "experiment", "gene_id", "log2fc"):
-        if row["experiment"] not in known:
-            raise DataError(f"{row['where']}: experiment must be in experiments.tsv, got {row['experiment']}")
-        try:
-            measured = float(row["log2fc"])
-        except ValueError:
-            measured = math.nan
-        if not math.isfinite(measured):
-            raise DataError(f"{row['where']}: log2fc must be a finite number, got {row['log2fc']!r}")
-        if row["gene_id"] in genes and known[row["experiment"]][3] in ("good", "weak"):
-            kept.append((row["experiment"], row["gene_id"], measured))
-    experiment, gene = (np.array([row[i] for row in kept], object) for i in range(2))
-    change = [change if known[name][1] == "KO" else -change for name, _, change in kept]
-    mirna, series = (np.array([known[name][i] for name in experiment], object) for i in (0, 2))
-    symbol, utr_id = (np.array([genes[name][i] or name for name in gene], object) for i in range(2))
-    utr = np.array([utrs[name] for name in utr_id], object)
-    return FoldChanges(np.array(change, np.float32), mirna, symbol, utr, utr_id, experiment, series)
-
-
-def load_clash(folder: Path, split: str = "train", table: str = CLASH) -> Pairs:
-    """Windows of CLASH as pairs: each a UTR of 50 nt. A window stands as its own gene, since the table names none.
-
-    Raises:
-        DataError: the table is damaged or has no such split, as ``file:line: ...``.
-    """
-    return _some(load_pairs(folder / table, folder), columns(folder / table, "split")[0] == split, folder / table,
-                 f"of split {split}")  # fmt: skip
-
-
-def load_instances(table: Path) -> Pairs:
-    """Windows that :func:`load_sites` leaves out, since they lie in a labelled pair of their miRNA, each as a UTR of
-    40 nt and its own gene.
-
-    Raises:
-        DataError: the table is damaged or has no such window, as ``file:line: ...``.
-    """
-    rows = load_pairs(table)
-    marked = columns(table, "in_miraw_pair")[0] != ""
-    return _some(replace(rows, gene=rows.utr), marked, table, "with a mark in in_miraw_pair")
-
-
-def _some(rows: Pairs, mask: NDArray[np.bool_], table: Path, which: str) -> Pairs:
-    if not mask.any():
-        raise DataError(f"{table}:1: table must have rows {which}, got none; set its source to 0")
-    return rows.take(mask)
-
-
 def best_windows(pairs: Pairs, esa_min: int) -> Sites:
     """The candidate of each pair with the highest ESA score, the first of equal ones, with the pair's label; pairs
     without a candidate are left out."""
@@ -410,9 +248,9 @@ def load_sites(table: Path, folder: Path | None = None, esa_min: int = 6) -> tup
         DataError: a column is missing or named twice, a row is ragged, a label is not 0 or 1 or a miRNA not 1-35
             letters ACGUT, as ``file:line: ...``.
     """
-    symbols = {r["ensembl_gene"]: r["gene_symbol"] for r in _table(folder / UTRS, "ensembl_gene")} if folder else {}
-    rows = list(_table(table, "mirna_seq", "mrna_id", "mrna_seq", "label"))
-    _check_mirnas(rows)
+    symbols = {r["ensembl_gene"]: r["gene_symbol"] for r in table_rows(folder / UTRS, "ensembl_gene")} if folder else {}
+    rows = list(table_rows(table, "mirna_seq", "mrna_id", "mrna_seq", "label"))
+    check_mirnas(rows)
     kept = [row for row in rows if not row.get("in_miraw_pair")]
     counts = {"rows": len(rows), "in_a_pair": len(rows) - len(kept)}
     mirna, window = _rna(kept, "mirna_seq"), _rna(kept, "mrna_seq")
@@ -450,7 +288,7 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
         DataError: a column is missing or named twice, a row is ragged, a label is not 0 or 1, a miRNA is not 1-35
             letters ACGUT, a UTR cannot be scanned, or a utr_id is unknown, as ``file:line: ...``.
     """
-    rows = list(_table(table, "mirna_seq", *(["label"] if labelled else [])))
+    rows = list(table_rows(table, "mirna_seq", *(["label"] if labelled else [])))
     if not rows:
         raise DataError(f"{table}:1: table must have rows below its header, got none")
     source = next((name for name in ("utr_seq", "mrna_seq") if name in rows[0]), "utr_id")
@@ -458,7 +296,7 @@ def load_pairs(table: Path, folder: Path | None = None, labelled: bool = True) -
         raise DataError(f"{table}:1: header must name utr_seq or mrna_seq, or utr_id with a data folder; "
                         f"columns are {' '.join(list(rows[0])[:-1])[:200]}")  # fmt: skip
     sequences = load_utrs(folder) if source == "utr_id" and folder else {}
-    _check_mirnas(rows)
+    check_mirnas(rows)
     for row in rows:
         if source == "utr_id" and row["utr_id"] not in sequences:
             raise DataError(f"{row['where']}: utr_id must be in {UTRS}, got {row['utr_id']}")
@@ -549,7 +387,7 @@ def as_rna(sequence: str) -> str:
 
 def load_utrs(folder: Path) -> dict[str, str]:
     """utr_id -> sequence of every 3'UTR of ``utr3_human``."""
-    return {row["utr_id"]: row["utr_seq"] for row in _table(folder / UTRS, "utr_id", "utr_seq")}
+    return {row["utr_id"]: row["utr_seq"] for row in table_rows(folder / UTRS, "utr_id", "utr_seq")}
 
 
 def columns(table: Path, *names: str) -> tuple[NDArray[np.object_], ...]:
@@ -558,11 +396,11 @@ def columns(table: Path, *names: str) -> tuple[NDArray[np.object_], ...]:
     Raises:
         DataError: a column is missing or named twice or a row is ragged, as ``file:line: ...``.
     """
-    rows = list(_table(table, *names))
+    rows = list(table_rows(table, *names))
     return tuple(_column(rows, name) for name in names)
 
 
-def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
+def table_rows(path: Path, *columns: str) -> Iterator[dict[str, str]]:
     """Rows of a TSV with a header that names ``columns``; ``where`` is their file:line."""
     lines = ((number, line) for number, line in numbered_lines(path) if line != "\n")
     first, line = next((entry for entry in lines if not entry[1].startswith("#")), (1, ""))
@@ -579,7 +417,7 @@ def _table(path: Path, *columns: str) -> Iterator[dict[str, str]]:
         yield {**dict(zip(header, cells, strict=True)), "where": f"{path}:{number}"}
 
 
-def _check_mirnas(rows: list[dict[str, str]]) -> None:
+def check_mirnas(rows: list[dict[str, str]]) -> None:
     for row in rows:
         if not _MIRNA.fullmatch(row["mirna_seq"]):
             raise DataError(f"{row['where']}: mirna_seq must be 1 to 35 letters ACGUT, got {row['mirna_seq'][:40]!r}")

@@ -15,12 +15,12 @@ from pairformer.data import (
     DataError,
     PairTable,
     data_folder,
-    load_fold_changes,
     load_pairs,
     load_sites,
     open_text,
     read_fasta,
-)
+)  # fmt: skip
+from pairformer.sources import load_fold_changes
 
 HEADER = "mirna_id\tmirna_seq\tutr_id\tutr_seq"
 FASTA = b"\n>a first\nACGU\nacgt nn\n\n>b\r\nAC\r\nGU\r\n>\nA\n>empty\n>a\nG"
@@ -227,6 +227,7 @@ def test_bad_training_tables_are_named(tmp_path, table, old, new, message):
         ("lfc.tsv.gz", "E0\tU0\t", "E0\tU0\tx", r"lfc\.tsv\.gz:2: log2fc must be a finite number, got 'x"),
         ("lfc.tsv.gz", "E0\tU0\t", "E99\tU0\t", r"lfc\.tsv\.gz:2: experiment must be in experiments\.tsv, got E99"),
         ("experiments.tsv", "\tKO\t", "\tko\t", r"experiments\.tsv:3: type must be OE or KO, got ko"),
+        ("experiments.tsv", "E0\t", "E0\tN", r"experiments\.tsv:2: mirna_seq must be 1 to 35 letters ACGUT, got 'N"),
         ("gene_utr.tsv", "U0\tG0\tU0", "U0\tG0\tUX", r"gene_utr\.tsv:2: utr_id must be in .*, got UX"),
     ],
 )

@@ -14,21 +14,11 @@ import pytest
 
 from pairformer import testing
 from pairformer.config import SourceConfig, TrainConfig
-from pairformer.data import (
-    PAIRS,
-    SITES,
-    UTRS,
-    MoreSources,
-    Pairs,
-    Sites,
-    columns,
-    load_pairs,
-    load_sites,
-    load_sources,
-)  # fmt: skip
+from pairformer.data import PAIRS, SITES, UTRS, Pairs, Sites, columns, load_pairs, load_sites
 from pairformer.metrics import ranking
 from pairformer.scan import scan
 from pairformer.sites import SEED_TYPES, seed_matches
+from pairformer.sources import MoreSources, load_sources
 
 torch = pytest.importorskip("torch")
 from pairformer import evaluation, training  # noqa: E402
@@ -391,6 +381,7 @@ def test_evaluate_command(folder, tmp_path, command, capsys):
     assert "protocol both-disjoint must share nothing by gene, family, near_identical, got a model not trained" in (
         capsys.readouterr().err
     )
+    assert not (tmp_path / "refused").exists()
     assert command(*given, "--protocol", "fold-change", "--out", tmp_path / "seen", "--allow-overlap") == 0
     report = read(tmp_path / "seen")
     assert report["warning"].startswith("Not what the protocol claims: a model not trained on its folds")
@@ -437,7 +428,7 @@ def test_a_planted_leak_is_refused(folder, tmp_path, command, capsys, monkeypatc
     assert command(*words) == 2
     message = capsys.readouterr().err
     assert f"protocol planted must share nothing by {claim}, got planted: training pairs: {claim}: " in message
-    assert not (tmp_path / "run/seed2020").exists()
+    assert not list((tmp_path / "run").glob("*"))  # the folder is free for another run
     monkeypatch.setitem(PROTOCOLS, "planted", Protocol("None was.", (claim,), lambda _: [honest]))
     found, faults = evaluation._audit(
         PROTOCOLS["planted"], [honest], load_sites(folder / SITES, folder)[0], MoreSources()

@@ -12,6 +12,8 @@ from pairformer import metrics
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
+from pairformer import evaluation
+from pairformer.evaluation.protocols import Effects
 from pairformer.evaluation.report import FoldResult, Score, summarise, write
 
 GROUP_OF = {"pair-former": "model", "scaled": "model", "mirna_prior": "identity", "seed_type": "untrained"}
@@ -271,3 +273,23 @@ def test_effects_are_scored_as_they_are_and_centred_alike(folder, tmp_path, comm
     centred = kept["pair-former repression centred"], one.test.label
     expected = effect_calibration(kept["pair-former repression"], one.test.raw, centred)
     assert {name: report[name] for name in expected} == expected
+
+
+def test_a_lead_over_fold_changes_is_that_of_a_score_of_the_same_kind(tmp_path):
+    """Centred scores against the model's centred one, the others against it as it is."""
+    rng, text = np.random.default_rng(0), np.repeat(np.array(list("abcd"), object), 40)
+    columns = [rng.normal(size=160).astype(np.float32) for _ in range(3)]
+    test = Effects(columns[0], text, text, text, text, *columns[1:])
+    names = ["seeds", "pair-former", "pair-former repression", "seeds centred", "pair-former repression centred"]
+    noisy = {name: Score(columns[0] + rng.normal(size=160), np.zeros(0), False, "model") for name in names}
+    result = FoldResult("one", test.label, text, np.ones(160, bool), noisy, np.zeros(0))
+    report = {"protocol": "made", "statement": "", "audit": [], "run": {}, "held_out": False}
+    found = evaluation._effects_report(report, [result], [test], tmp_path, 20)["summary"]["scores"]
+    assert found.keys() == {"gene_elsewhere", *names}
+    for name, scored in found.items():
+        ours = "pair-former repression" + (" centred" if name.endswith("centred") else "")
+        expected = found[ours]["spearman"]["mean"] - scored["spearman"]["mean"]
+        assert scored["spearman"]["difference"] == pytest.approx(expected)
+    rest = {name: score for name, score in noisy.items() if "repression" not in name}  # a model without additive heads
+    report = evaluation._effects_report(report, [replace(result, scores=rest)], [test], tmp_path, 20)
+    assert report["summary"]["scores"].keys() == {"gene_elsewhere", *rest}

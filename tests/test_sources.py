@@ -15,22 +15,19 @@ from pairformer.config import (
     StageConfig,
     TrainConfig,
 )  # fmt: skip
-from pairformer.data import (
-    FUNMIRBENCH,
-    PAIRS,
-    SITES,
-    FoldChanges,
-    MoreSources,
-    columns,
-    load_fold_changes,
-    load_instances,
-    load_pairs,
-    load_sites,
-    load_sources,
-)  # fmt: skip
+from pairformer.data import PAIRS, SITES, DataError, columns, load_pairs, load_sites
 from pairformer.engines import NativeEngine
 from pairformer.metrics import ranking
 from pairformer.scan import scan
+from pairformer.sources import (
+    FUNMIRBENCH,
+    FoldChanges,
+    MoreSources,
+    load_fold_changes,
+    load_instances,
+    load_sources,
+    read_fold_changes,
+)
 
 torch = pytest.importorskip("torch")
 from pairformer import predict, training  # noqa: E402
@@ -265,6 +262,77 @@ def test_experiments_of_a_weak_signal_are_read(folder, tmp_path):
     path = tmp_path / "data" / FUNMIRBENCH / "experiments.tsv"
     path.write_text(path.read_text().replace("\tgood", "\tweak", 1))
     assert set(load_fold_changes(tmp_path / "data").experiment) == {f"E{e}" for e in range(9)} - {"E7"}
+
+
+def own_fold_changes(folder, **columns):
+    """A table of your own that says what the data folder does; ``columns`` are added, a text or one of each row."""
+    rows = load_fold_changes(folder)
+    table = {"experiment": rows.experiment, "mirna_seq": rows.mirna, "utr_seq": rows.utr, "utr_id": rows.utr_id}
+    table |= {"gene_symbol": rows.gene, "log2_fold_change": [str(-label) for label in rows.label]}
+    table |= {name: [cell] * len(rows) if isinstance(cell, str) else cell for name, cell in columns.items()}
+    return "\n".join(map("\t".join, [[*table], *zip(*table.values(), strict=True)])) + "\n"
+
+
+def test_fold_changes_of_your_own(folder, tmp_path):
+    """The same rows as of the data folder, with what is known of them; alone, each experiment is a laboratory."""
+    rows, path = load_fold_changes(folder), tmp_path / "mine.tsv"
+    path.write_text(own_fold_changes(folder, series=rows.series))
+    read = read_fold_changes(path)
+    for name in ("mirna", "utr", "utr_id", "gene", "experiment", "series", "label"):
+        assert getattr(read, name).tolist() == getattr(rows, name).tolist(), name
+    path.write_text(own_fold_changes(folder, mirna_seq=[s.lower().replace("u", "t") for s in rows.mirna], type="KO"))
+    read = read_fold_changes(path)
+    assert read.mirna.tolist() == rows.mirna.tolist()
+    np.testing.assert_array_equal(read.label, -rows.label)
+    assert read.series.tolist() == read.experiment.tolist()
+    np.testing.assert_array_equal(
+        read.take(read.experiment == "E3").specific(5).label, -rows.label[rows.experiment == "E3"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [lines[0], lines[1] + "x", *lines[2:]], r":2: log2_fold_change must be a finite number, got '"),
+        (
+            lambda lines: [lines[0], lines[1].replace("E0", "E1"), *lines[2:]],
+            r":3: experiment E1 must have one mirna_seq",
+        ),
+        (lambda lines: [*lines, lines[1]], r":\d+: utr_id must stand once in experiment E0, got U\d+ again"),
+        (lambda lines: lines[:8], r":1: experiment E0 must have 10 genes or more to rank, got "),
+        (lambda lines: lines[:1], r":1: table must have rows below its header"),
+        (lambda lines: [lines[0].replace("experiment", "test"), *lines[1:]], r":1: header must name experiment"),
+    ],
+    ids=["number", "two miRNAs", "twice", "few", "none", "no experiment"],
+)
+def test_bad_fold_changes_of_your_own_are_named(folder, tmp_path, change, message):
+    path = tmp_path / "mine.tsv"
+    path.write_text("\n".join(change(own_fold_changes(folder).splitlines())) + "\n")
+    with pytest.raises(DataError, match=r"mine\.tsv" + message):
+        read_fold_changes(path)
+
+
+def test_training_on_fold_changes_of_your_own(folder, tmp_path, command, capsys):
+    """No data folder: pairs, fold changes and encoders are given; what teaches nothing is refused."""
+    pairs = load_pairs(folder / PAIRS, folder)
+    lines = ["mirna_seq\tutr_seq\tlabel", *(f"{m}\t{u}\t{y:.0f}" for m, u, y in zip(pairs.mirna, pairs.utr, pairs.label,
+             strict=True))]  # fmt: skip
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "mine.tsv").write_text(own_fold_changes(folder))
+    tables = ("--pairs", tmp_path / "pairs.tsv", "--fold-changes", tmp_path / "mine.tsv", "--encoders", "default")
+    words = ("train", "stage3", *tables, "--sources.clash", 0, "--threads", 1, "--out", tmp_path / "run")
+    short = ("--stage3.epochs", 1, "--additive.epochs", 2)
+    assert command(*words, *short) == 0
+    known = PairFormer.load(tmp_path / "run/model").metadata
+    assert known["trained_on"]["effects"] == len(load_fold_changes(folder))
+    assert "weights_licence" not in known
+    capsys.readouterr()
+    assert command(*words, *short, "--sources.effects", 0) == 2
+    assert "--fold-changes must have a share" in capsys.readouterr().err
+    assert command(*words, *short, "--aggregator.additive", 0, "--aggregator.length-gate", 0) == 2
+    assert "effects must be 0 without additive heads" in capsys.readouterr().err
+    assert command(*words, *short, "--aggregator.kind", "none", "--sources.clash", 1, "--data", folder) == 2
+    assert "clash must be 0 where kind is none" in capsys.readouterr().err
 
 
 def test_labelled_windows_inside_pairs_stand_as_their_own_gene(folder):

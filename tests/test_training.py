@@ -17,19 +17,11 @@ from pairformer.config import (
     StageConfig,
     TrainConfig,
 )  # fmt: skip
-from pairformer.data import (
-    PAIRS,
-    SITES,
-    MoreSources,
-    Sites,
-    load_fold_changes,
-    load_instances,
-    load_pairs,
-    load_sites,
-)  # fmt: skip
+from pairformer.data import PAIRS, SITES, Sites, load_pairs, load_sites
 from pairformer.engines import exact_float32
 from pairformer.metrics import ranking
 from pairformer.scan import scan
+from pairformer.sources import MoreSources, load_fold_changes, load_instances
 
 torch = pytest.importorskip("torch")
 from pairformer import predict, training  # noqa: E402

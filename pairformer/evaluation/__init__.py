@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import pairformer
 from pairformer.config import AggregatorConfig, ModelConfig, SourceConfig, TrainConfig, check
-from pairformer.data import SITES, MoreSources, Pairs, Sites, load_sites, load_sources
+from pairformer.data import SITES, Pairs, Sites, load_sites
 from pairformer.engines import NativeEngine, ScoredPairs
 from pairformer.evaluation import targetnet
 from pairformer.evaluation.audit import name_genes, overlap
@@ -34,8 +34,10 @@ from pairformer.models import PairFormer
 from pairformer.models.pair_former import chunks
 from pairformer.saved import whole_file
 from pairformer.scan import ESA_MIN, scan
+from pairformer.sources import MoreSources, load_sources
 from pairformer.training import (
     Bags,
+    check_sources,
     claim,
     content_hash,
     train_aggregator,
@@ -90,14 +92,20 @@ def evaluate(
         What ``report.json`` holds.
 
     Raises:
-        ValueError: the protocol claims that test and training share nothing and they do, ``out`` is of another run.
+        ValueError: the protocol claims that test and training share nothing and they do, or that is not known of a
+            given model; ``out`` is of another run; a source has a share that nothing learns from.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
     protocol, cache = PROTOCOLS[name], cache or out / "cache"
     given = PairFormer.load(model) if model is not None else None
-    if given is not None:
+    unknown = "a model not trained on its folds; use --train, or --allow-overlap to see it all the same"
+    if given is None:
+        check_sources(model_config, config.sources)
+    else:
         rng_seeds = rng_seeds[:1]
+        if protocol.claims and not allow_overlap:
+            raise _broken(name, protocol, unknown)
     sites, _ = load_sites(folder / SITES, folder, model_config.esa_min)
     folds = protocol.folds(folder)
     if given is None and not _picks(config):
@@ -118,15 +126,15 @@ def evaluate(
         "train": None if given else asdict(config),
         "k_max": list(k_max),
     }
-    claim(out, run)
-    digests = _write_folds(folds, out / "folds")
+    if (out / "run.json").exists():
+        claim(out, run)  # what takes minutes is not done for nothing
     findings, faults = _audit(protocol, folds, sites, extra)
     warning = [protocol.warning] if protocol.warning else []
     if given is not None:
         findings.append("what the given model was trained on is not known here: training means that of the baselines")
         warning.insert(0, "The model was given: whether it saw these rows is for its giver to say.")
         if protocol.claims:
-            faults.insert(0, "a model not trained on its folds; use --train, or --allow-overlap to see it all the same")
+            faults.insert(0, unknown)
     if run["targetnet_sha256"] and protocol.claims:
         warning.append("TargetNet's published weights saw windows of miRAW: its rows are not held out.")
     if run["targetnet_sha256"] is None:
@@ -134,7 +142,9 @@ def evaluate(
     for line in findings:
         click.echo(line, err=True)
     if faults and not allow_overlap:
-        raise ValueError(f"protocol {name} must share nothing by {', '.join(protocol.claims)}, got {faults[0]}")
+        raise _broken(name, protocol, faults[0])
+    claim(out, run)
+    digests = _write_folds(folds, out / "folds")
     if faults:
         warning.insert(0, f"Not what the protocol claims: {faults[0]}.")
     results: list[FoldResult] = []
@@ -178,6 +188,10 @@ def evaluate(
         report["logit_scale"] = round(balanced_scale(*map(np.concatenate, zip(*pairs, strict=True))), 4)
     write(report, results, out)
     return report
+
+
+def _broken(name: str, protocol: Protocol, fault: str) -> ValueError:
+    return ValueError(f"protocol {name} must share nothing by {', '.join(protocol.claims)}, got {fault}")
 
 
 def _picks(config: TrainConfig) -> bool:
@@ -395,15 +409,19 @@ def _effects_report(report: dict, results: list[FoldResult], tests: list, out: P
         {"gene_elsewhere": test.elsewhere, **{name: score.test for name, score in result.scores.items()}}
         for test, result in zip(tests, results, strict=True)
     ]
-    reference = next(name for name in (CENTRED(REPRESSION), REPRESSION, REFERENCE) if name in scores[0])
-    report["summary"] = summarise_effects(
-        [test.mirna for test in tests], [test.label for test in tests], [test.raw for test in tests], scores,
-        reference, n_resamples,
-    )  # fmt: skip
+    plain = REPRESSION if REPRESSION in scores[0] else REFERENCE
+    reference = CENTRED(plain) if CENTRED(plain) in scores[0] else plain
+    rows = [[getattr(test, name) for test in tests] for name in ("mirna", "label", "raw")]
+    centred = set(map(CENTRED, scores[0])) & set(scores[0]) if reference != plain else set()
+    as_is = [{name: score[name] for name in score if name not in centred} for score in scores]
+    summary = summarise_effects(rows[0], rows[1], rows[2], as_is, plain, n_resamples)
+    if centred:  # a lead is over what is alike
+        alike = [{name: score[name] for name in score if name in centred} for score in scores]
+        summary["scores"] |= summarise_effects(rows[0], rows[1], rows[2], alike, reference, n_resamples)["scores"]
+    report["summary"] = summary
     if REPRESSION in scores[0] and report["held_out"]:
-        said, alike = (np.concatenate([score[name] for score in scores]) for name in (REPRESSION, reference))
-        label, raw = (np.concatenate([getattr(test, name) for test in tests]) for name in ("label", "raw"))
-        report |= effect_calibration(said, raw, (alike, label))
+        said, told = (np.concatenate([score[name] for score in scores]) for name in (REPRESSION, reference))
+        report |= effect_calibration(said, np.concatenate(rows[2]), (told, np.concatenate(rows[1])))
     groups = {"gene_elsewhere": "identity", **{name: score.group for name, score in results[0].scores.items()}}
     write(report, results, out, tables=[effects_table(report["summary"], groups)])
     return report

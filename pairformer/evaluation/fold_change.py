@@ -130,7 +130,8 @@ def _ends(predicted: NDArray, effect: NDArray, slope: NDArray) -> NDArray[np.flo
 
 
 def effects_table(summary: dict, groups: dict[str, str]) -> str:
-    """Markdown: one row a score, mean +- sd over experiments, and the reference's lead in Spearman's rho."""
+    """Markdown: one row a score, mean +- sd over experiments, and the lead of the model's score, centred where the row
+    is, in Spearman's rho."""
     lines = [
         "| kind | score | Spearman | r2 | ROC-AUC of the top 5 % | Spearman, as measured | lead of the model |",
         "|---|---|---|---|---|---|---|",

@@ -10,21 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairformer.bags import WINDOW
-from pairformer.data import (
-    FUNMIRBENCH,
-    MOST_EFFECT,
-    PAIRS,
-    Pairs,
-    Sites,
-    columns,
-    gene_names,
-    load_clash,
-    load_pairs,
-    load_utrs,
-    rewire,
-)
+from pairformer.data import PAIRS, Pairs, Sites, columns, gene_names, load_pairs, load_utrs, rewire
 from pairformer.evaluation.audit import near_identical_groups, overlap
 from pairformer.scan import Strings
+from pairformer.sources import FUNMIRBENCH, MOST_EFFECT, load_clash
 
 FOLD_SEED = 2020  # of every split and decoy; the training has its own seed
 VALIDATION = 10  # one part in so many of the training rows

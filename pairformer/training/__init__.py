@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pairformer.config import ModelConfig, TrainConfig
-from pairformer.data import Labelled, MoreSources, Pairs, Sites
+from pairformer.config import ModelConfig, SourceConfig, TrainConfig, check
+from pairformer.data import Labelled, Pairs, Sites
 from pairformer.models import PairFormer
 from pairformer.saved import whole_file
+from pairformer.sources import MoreSources
 from pairformer.training.stage1_encoder import train_encoder, weighted_windows
 from pairformer.training.stage2_distill import distill
 from pairformer.training.stage3_aggregate import NOTHING_MORE, Bags, train_aggregator
 
 __all__ = [
-    "Bags", "claim", "content_hash", "encoders_key", "finished", "load_encoders", "train", "train_aggregator",
-    "train_encoders",
+    "Bags", "check_sources", "claim", "content_hash", "encoders_key", "finished", "load_encoders", "train",
+    "train_aggregator", "train_encoders",
 ]  # fmt: skip
 ENCODER_STAGES: dict[str, Callable[[PairFormer, Sites, TrainConfig, Path], None]] = {
     "stage1": train_encoder,
@@ -61,10 +62,11 @@ def train(
             CPU.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings or rows, pairs have one label only, or there are neither
-            sites nor encoders.
+        ValueError: ``out`` holds a run with other settings or rows, pairs have one label only, there are neither
+            sites nor encoders, or a source has a share that nothing learns from (``check_sources``).
         FileNotFoundError: an earlier stage is missing.
     """
+    check_sources(model_config, config.sources)
     for name, part in (("pairs", pairs), ("validation pairs", validation)):
         if part is not None and len(np.unique(part.label)) < 2:
             raise ValueError(f"{name} must have both labels, got {len(part)} with one")
@@ -107,6 +109,18 @@ def train(
                       "torch": torch.__version__}  # fmt: skip
     model.save(out / "model", model.metadata)
     return model
+
+
+def check_sources(model_config: ModelConfig, sources: SourceConfig) -> None:
+    """ValueError where a source has a share and the model has no part that learns from it."""
+    parts = model_config.aggregator
+    check(parts.additive > 0 or not sources.effects, "effects",
+          "be 0 without additive heads, which alone learn from fold changes", sources.effects)  # fmt: skip
+    for name in ("clash", "instances"):
+        share = getattr(sources, name)
+        check(
+            parts.kind != "none" or not share, name, "be 0 where kind is none: aggregators alone learn from it", share
+        )
 
 
 def train_encoders(

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from pairformer.config import SourceConfig, TrainConfig
-from pairformer.data import MoreSources, Sites, best_windows
+from pairformer.data import Sites, best_windows
 from pairformer.models import PairFormer
+from pairformer.sources import MoreSources
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights, mirna_weights
 

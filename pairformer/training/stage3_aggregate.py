@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pairformer.config import LEAST_SEED, TrainConfig
-from pairformer.data import FoldChanges, MoreSources, Pairs, rewire
+from pairformer.data import Pairs, rewire
 from pairformer.engines import NativeEngine
 from pairformer.metrics import ranking
 from pairformer.models import PairFormer
 from pairformer.models.pair_former import Tokens, chunks, site_facts
 from pairformer.scan import scan
 from pairformer.sites import seed_windows
+from pairformer.sources import FoldChanges, MoreSources
 from pairformer.training.loop import fit
 from pairformer.training.losses import binary_loss, class_weights, effect_loss, mirna_weights
 
@@ -286,7 +287,7 @@ def read_seed_sites(pairs: Pairs, esa_min: int) -> SeedSites:
     """Seed sites of pairs, of ``LEAST_SEED`` or better."""
     sites, bags, counts = [], [], []
     for part in chunks(len(pairs), READ):
-        candidates = scan(pairs.mirna[part], pairs.utr[part], esa_min)
+        candidates = scan(pairs.mirna[part], pairs.utr[part], esa_min, strict=True)
         none = np.zeros(len(candidates.start), np.float32)
         rows = np.flatnonzero(seed_windows(candidates, none, LEAST_SEED))  # type: ignore[arg-type]
         offsets = np.searchsorted(rows, candidates.offsets)
