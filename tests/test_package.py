@@ -18,7 +18,7 @@ ORDER = [
     ["fold_config", "bags"],
     ["saved", "scan", "selector", "folding"],
     ["data", "sites", "structures"],
-    ["metrics", "models"],
+    ["sources", "metrics", "models"],
     ["engines", "training", "analysis", "mil"],
     ["predict", "fold"],
     ["outputs", "evaluation"],
