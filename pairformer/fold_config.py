@@ -88,11 +88,15 @@ class FoldStageConfig(StageConfig):
     """Share of the steps on folds of the thermodynamic model; the others are on known structures."""
     warmup: int = 100
     """Steps over which the learning rate rises."""
+    cells: int = 0
+    """Most pairs of bases of a step, L^2 of each RNA, which its memory grows with; 0: any number. One RNA is always
+    taken."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "steps", 1)
-        at_least(self, "warmup", 0)
+        for name in ("warmup", "cells"):
+            at_least(self, name, 0)
         check_within(self, "teacher", "[0, 1]")
 
 
@@ -139,11 +143,18 @@ FOLD_RECIPES = ("cpu", "gpu")
 
 
 def fold_recipe(name: str) -> tuple[FoldConfig, FoldTrainConfig]:
-    """Model and training of a structure model: "cpu" for two hours of two cores, "gpu" for half an hour of one GPU."""
+    """Model and training of a structure model: "cpu" for two hours of two cores, "gpu" for one GPU, twice as wide."""
     check(name in FOLD_RECIPES, "recipe", f"be one of {', '.join(FOLD_RECIPES)}", repr(name))
     inputs: dict[str, Any] = {"distance_buckets": 32, "pair_types": True, "symmetric": True, "final_bias": -4.0}
     if name == "gpu":
-        return FoldConfig(heads=2, max_length=200, passes=3, **inputs), FoldTrainConfig()
+        return (
+            FoldConfig(heads=2, max_length=160, passes=1, **inputs),
+            FoldTrainConfig(
+                most_passes=1,
+                teach=FoldStageConfig(8, 16_000, 1e-3, 1e-2, teacher=1.0, cells=1_000_000),
+                tune=FoldStageConfig(30, 16_000, 1e-3, 1e-2, teacher=0.3, cells=1_000_000),
+            ),
+        )  # fmt: skip
     return (
         FoldConfig(32, 4, 2, expand=2, dropout=0.0, max_length=160, passes=1, **inputs),
         FoldTrainConfig(

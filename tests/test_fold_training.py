@@ -121,6 +121,45 @@ def test_draws_share_a_length_and_spread_over_families(rng):
         assert share == pytest.approx(weight[family == name].sum() / weight.sum(), abs=0.1)  # lengths differ a little
 
 
+def test_draws_of_unlimited_cells_are_those_of_ever(rng):
+    """So the weights that ship can be made again."""
+    draw, generator = Draw(hairpins(rng, 60), 1, 48), np.random.default_rng(0)
+    assert [draw(generator).name.tolist() for _ in range(4)] == [
+        ["r18", "r4", "r0"], ["r50", "r37", "r42"], ["r57", "r48", "r1"], ["r0", "r42", "r12"]]  # fmt: skip
+    assert (STAGE.cells, fold_recipe("cpu")[1].teach.cells, fold_recipe("cpu")[1].tune.cells) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("cells", "expected"), [(0, [9, 6, 1]), (999, [9, 6, 1]), (340, [5, 2, 1]), (1, [1, 1, 1])])
+def test_a_step_has_so_many_bases_and_cells(cells, expected):
+    """Of the longest of a bucket; one RNA at least."""
+    rows = [{"name": str(n), "sequence": "A" * n, "pairs": ""} for n in (7, 8, 12, 50)]
+    draw = Draw(known(rows, "name"), 4, 76, cells)
+    assert draw.count == expected
+    batch = draw(np.random.default_rng(0))
+    assert len(batch) == dict(zip((8, 12, 52), expected, strict=True))[-(-batch.length.max() // 4) * 4]
+
+
+def test_training_keeps_to_the_cells_of_its_stage(tmp_path, rng, monkeypatch):
+    sizes, own = [], Draw.__call__
+    monkeypatch.setattr(Draw, "__call__", lambda self, rng: sizes.append(own(self, rng)) or sizes[-1])
+    given = hairpins(rng, 50)
+    taught = replace(given, probability=structures._objects(np.ones(len(p), np.float32) for p in given.pairs))
+    stages = {"teach": replace(CONFIG.teach, cells=400), "tune": replace(STAGE, teacher=0.5, cells=400)}
+    train_fold(given, taught, tmp_path, MODEL, replace(CONFIG, teacher_rows=50, parts=1, **stages))
+    assert len(sizes) == 12
+    assert all(len(batch) == 400 // batch.length.max() ** 2 for batch in sizes)
+
+
+def test_the_larger_recipe_follows_the_experiments_of_the_smaller():
+    """One pass, short RNAs first, and steps that fit a GPU up to the longest."""
+    model, config = fold_recipe("gpu")
+    assert (model.passes, config.most_passes, model.max_length) == (1, 1, 160)
+    rows = [{"name": str(n), "sequence": "A" * n, "pairs": ""} for n in (16, 160, 500)]
+    for stage in (config.teach, config.tune):
+        draw = Draw(known(rows, "name"), config.bucket, stage.batch_size, stage.cells)
+        assert draw.count == [1000, 39, 3]
+
+
 def test_parts_of_a_step_make_the_step(tmp_path, rng):
     given = hairpins(rng, 50)
     one, two = (run(given, tmp_path / str(parts), replace(CONFIG, keep_share=1.0, parts=parts)) for parts in (1, 2))
@@ -311,9 +350,11 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     assert command("train", "fold", "--data", tmp_path / "nowhere", "--out", tmp_path / "run", *size) == 0
     assert len(read_structures(tmp_path / "run" / "rows" / "teacher.npz")) == 30
     assert command("fold", "GGGGAAAACCCC", "--model", tmp_path / "run" / "model") == 0
-    more = ["--start", tmp_path / "run" / "model", "--max-length", 24, "--teacher-rows", 30, "--tune.epochs", 1]
-    assert command("train", "fold", "--data", data, "--out", tmp_path / "more", "--tune.steps", 2, *more) == 0
-    assert RNAformer.load(tmp_path / "more" / "model").config.max_length == 24
+    rows = ["--max-length", 32, "--teacher-rows", 30]
+    assert command("train", "fold", "--data", data, "--out", tmp_path / "more", "--prepare", *rows) == 0
+    more = ["--start", tmp_path / "run" / "model", *rows, "--tune.epochs", 1]
+    assert command("train", "fold", "--data", tmp_path, "--out", tmp_path / "more", "--tune.steps", 2, *more) == 0
+    assert RNAformer.load(tmp_path / "more" / "model").config.max_length == 32
     assert command("train", "fold", "--data", data, "--out", tmp_path / "other", "--width", 32, *more) == 2
     assert "width must be 16, as in the model" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()  # said before anything is folded

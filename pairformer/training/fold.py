@@ -108,12 +108,12 @@ def read_start(start: str | Path, config: FoldConfig, validation: int) -> RNAfor
 
 
 class Draw:
-    """What a step sees: RNAs of about one length, drawn by weight.
+    """What a step sees: RNAs of about one length, drawn by weight, of so many bases together and, unless 0, cells.
 
     A family of n RNAs has the weight of sqrt(n); RNAs without a family have, each, the mean weight of the others.
     """
 
-    def __init__(self, structures: Structures, bucket: int, tokens: int) -> None:
+    def __init__(self, structures: Structures, bucket: int, tokens: int, cells: int = 0) -> None:
         self.structures = structures
         length = np.maximum(1, -(-structures.length // bucket) * bucket)
         _, family, size = np.unique(structures.family.astype(str), return_inverse=True, return_counts=True)
@@ -121,7 +121,7 @@ class Draw:
         weight[single] = 1.0 if single.all() else weight[~single].mean()
         lengths = np.unique(length)
         self.buckets = [np.flatnonzero(length == value) for value in lengths]
-        self.count = [max(1, tokens // int(value)) for value in lengths]
+        self.count = [max(1, min(tokens // n, cells // n**2 if cells else tokens)) for n in lengths.tolist()]
         self.weight = [weight[rows] / weight[rows].sum() for rows in self.buckets]
         share = np.array([weight[rows].sum() for rows in self.buckets]) / self.count  # as many steps as rows need
         self.share = share / share.sum()
@@ -222,8 +222,8 @@ class _Stage:
         self.name, self.model, self.config, self.stage = name, model, config, stage
         self.work, self.threads = work, threads
         self.checked = checked.take(np.arange(min(CHECKED, len(checked))))
-        self.known = Draw(known, config.bucket, stage.batch_size) if stage.teacher < 1 else None
-        self.teacher = Draw(teacher, config.bucket, stage.batch_size) if stage.teacher > 0 else None
+        self.known = Draw(known, config.bucket, stage.batch_size, stage.cells) if stage.teacher < 1 else None
+        self.teacher = Draw(teacher, config.bucket, stage.batch_size, stage.cells) if stage.teacher > 0 else None
         self.device = model.head.weight.device
 
     def step(self, rows: NDArray[np.int64], epoch: int) -> Tensor:
