@@ -151,6 +151,9 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
     if prepare:
         click.echo(f"{len(known)} structures and {len(teacher or ())} folds of the teacher in {out}", err=True)
         return
+    if config.half and training.halves_are_slow(device):
+        click.echo("half is slow here, a step takes about six times as long: this processor has no bfloat16 "
+                   "instructions; give --half false", err=True)  # fmt: skip
     metadata = {"command": shlex.join(["pairformer", *sys.argv[1:]]), "weights_licence": FOLD_LICENCE}
     model = training.train_fold(known, teacher, out, model_config, config, device, threads, seconds, metadata, start)
     click.echo(f"model written to {out / 'model'}" if model else "not finished; the same command goes on", err=True)

@@ -3,6 +3,7 @@
 import json
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -348,16 +349,28 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     assert "30 folds of the teacher" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
     assert command("train", "fold", "--data", tmp_path / "nowhere", "--out", tmp_path / "run", *size) == 0
+    assert ("give --half false" in capsys.readouterr().err) == fold.halves_are_slow("cpu")
     assert len(read_structures(tmp_path / "run" / "rows" / "teacher.npz")) == 30
     assert command("fold", "GGGGAAAACCCC", "--model", tmp_path / "run" / "model") == 0
     rows = ["--max-length", 32, "--teacher-rows", 30]
     assert command("train", "fold", "--data", data, "--out", tmp_path / "more", "--prepare", *rows) == 0
-    more = ["--start", tmp_path / "run" / "model", *rows, "--tune.epochs", 1]
+    more = ["--start", tmp_path / "run" / "model", *rows, "--tune.epochs", 1, "--half", "no"]
     assert command("train", "fold", "--data", tmp_path, "--out", tmp_path / "more", "--tune.steps", 2, *more) == 0
+    assert "give --half false" not in capsys.readouterr().err
     assert RNAformer.load(tmp_path / "more" / "model").config.max_length == 32
     assert command("train", "fold", "--data", data, "--out", tmp_path / "other", "--width", 32, *more) == 2
     assert "width must be 16, as in the model" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()  # said before anything is folded
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nothing else says what the processor has")
+def test_which_processors_are_slow_in_halves():
+    """Those without bfloat16 and without AVX-512, by which oneDNN makes up for it; never a GPU."""
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    if "avx2" not in words or words & {"avx512f", "avx_ne_convert"}:
+        pytest.skip("a processor that has bfloat16, or can make up for it")
+    assert fold.halves_are_slow("cpu") == torch.backends.mkldnn.is_available()
+    assert not fold.halves_are_slow("cuda")
 
 
 def test_which_structures_are_learnt(tmp_path):

@@ -107,6 +107,12 @@ def read_start(start: str | Path, config: FoldConfig, validation: int) -> RNAfor
     return given
 
 
+def halves_are_slow(device: str) -> bool:
+    """Whether it is a CPU without instructions for bfloat16, as far as oneDNN, by which PyTorch multiplies, tells."""
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    return torch.device(device).type == "cpu" and known and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class Draw:
     """What a step sees: RNAs of about one length, drawn by weight, of so many bases together and, unless 0, cells.
 
