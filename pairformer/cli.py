@@ -62,6 +62,7 @@ from pairformer.scan import ESA_MIN, scan
 
 EXIT_USAGE, EXIT_DATA, EXIT_NO_INPUT, EXIT_IO, EXIT_INTERRUPTED = 2, 65, 66, OutputError.exit_code, 130
 ROWS = 1 << 16  # candidates made into text at once: bounds memory whatever the length of a UTR
+NOT_WRITTEN = (".ct", ".bpseq", ".svg", ".fa", ".fasta", ".csv", ".tsv", ".json")  # formats that fold has not
 # What brings which module.
 EXTRAS = {"torch": "torch", "sklearn": "torch", "h5py": "mil", "triton": "gpu", "pyarrow": "fold", "RNA": "fold"}
 
@@ -303,11 +304,12 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
     its line has the message. Pairs in .jsonl are [i, j, probability], counted from 1.
     """
     check_outputs((output, svg), (sequence,))
+    written_as = output.lower().removesuffix(".gz")
+    if written_as.endswith(NOT_WRITTEN):
+        raise click.UsageError("--output must end in .dbn for names, sequences and dot-brackets, or in .jsonl for pairs "
+                               f"and probabilities too, a line each, got {output}; --svg FILE draws")  # fmt: skip
     records = _records(sequence, "sequence")
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
-    written_as = output.lower().removesuffix(".gz")
-    if written_as.endswith(".json"):
-        raise click.UsageError(f"--output must end in .jsonl for pairs and probabilities, a line each, got {output}")
     with Progress("sequences") as progress, contextlib.ExitStack() as files:
         out = open_output(files, output)
         picture, told = open_output(files, svg) if svg is not None else None, False

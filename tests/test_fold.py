@@ -342,6 +342,22 @@ def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
     assert capsys.readouterr().out == f">sequence\n{sequences[2]}\n{found[2].structure}\n"
 
 
+@pytest.mark.parametrize("name", ["x.ct", "x.BPSEQ", "x.svg", "x.fa", "x.fasta.gz", "x.csv", "x.tsv", "x.json"])
+def test_a_format_that_is_not_written_is_refused(command, tmp_path, capsys, name):
+    """It was dot-bracket under that name."""
+    assert command("fold", "ACGU", "--model", "energies", "-o", tmp_path / name) == 2
+    told = capsys.readouterr().err
+    assert "--output must end in .dbn for names, sequences and dot-brackets, or in .jsonl for pairs and prob" in told
+    assert f"got {tmp_path / name}; --svg FILE draws" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x.dbn", "x.txt", "x", "x.fact"])
+def test_any_other_name_has_dot_brackets(command, tmp_path, name):
+    assert command("fold", "ACGU", "--model", "energies", "-o", tmp_path / name) == 0
+    assert (tmp_path / name).read_text() == ">sequence\nACGU\n....\n"
+
+
 def test_options_of_the_command_are_those_of_fold(place, command, tmp_path, rng):
     settings = {"passes": 1, "threshold": 0.05, "method": "raw", "min_loop": 12}
     words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
