@@ -306,8 +306,10 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
     check_outputs((output, svg), (sequence,))
     written_as = output.lower().removesuffix(".gz")
     if written_as.endswith(NOT_WRITTEN):
-        raise click.UsageError("--output must end in .dbn for names, sequences and dot-brackets, or in .jsonl for pairs "
-                               f"and probabilities too, a line each, got {output}; --svg FILE draws")  # fmt: skip
+        raise click.UsageError(
+            "--output must end in .dbn for names, sequences and dot-brackets, or in .jsonl for pairs and probabilities "
+            f"too, a line each, got {output}; --svg FILE draws"
+        )
     records = _records(sequence, "sequence")
     folder = Folder(model, passes, threshold, method, min_loop, device, threads)
     with Progress("sequences") as progress, contextlib.ExitStack() as files:
