@@ -328,7 +328,7 @@ def fold(sequence, output, svg, model, passes, threshold, method, min_loop, devi
                                "length, and no pair that is farther apart is found", err=True)  # fmt: skip
                 write(out, record, found)
                 if picture and found.message is None:
-                    picture.write(found.svg())
+                    picture.write(found.svg(record.name))
                     picture = None
                 progress.add(1, int(found.message is not None))
         if picture:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import html
 import importlib.util
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 GROUP = 20_000  # bases folded before their results are put together: bounds memory whatever their number
 FAINT = 0.001  # a pair of less probability is not kept
 ENERGIES = "energies"
+NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 AMBIGUOUS = str.maketrans("TRYSWKMBDHV", "UNNNNNNNNNN")
 
 
@@ -65,16 +68,24 @@ class Fold:
         full[i, j] = full[j, i] = self.probability
         return full
 
-    def svg(self) -> str:
-        """Arc diagram: the letters in a row, an arc over each pair, darker where the pair is more probable."""
-        step, margin = 10, 12
+    def svg(self, name: str = "") -> str:
+        """Arc diagram: the letters in a row, every tenth numbered (of more than 200 every fiftieth), an arc over each
+        pair, darker where the pair is more probable.
+
+        Args:
+            name: title of the drawing, if it has one.
+        """
+        step, margin, count = 10, 20, len(self.sequence)
         reach = max((int(j - i) for i, j in self.pairs), default=0) * step / 2
-        width, base = len(self.sequence) * step + 2 * margin, reach + margin
+        base, width = reach + margin, step * max(0, count - 1) + 2 * margin
+        size = f'width="{width}" height="{base + 32:g}" viewBox="0 0 {width} {base + 32:g}"'
         place = dict(zip(map(tuple, self.possible.tolist()), self.probability.tolist(), strict=True))
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{base + 2 * margin:g}" '
-            'font-family="monospace" font-size="10" text-anchor="middle">'
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="monospace" font-size="10" '
+            'text-anchor="middle">'
         ]
+        if name:
+            parts.append(f"<title>{html.escape(NOT_XML.sub('?', name), quote=False)}</title>")
         for i, j in self.pairs.tolist():
             left, right, radius = margin + i * step, margin + j * step, (j - i) * step / 2
             parts.append(
@@ -83,10 +94,17 @@ class Fold:
                 f"{place[i, j]:.3f}</title></path>"
             )
         parts += [
-            f'<text x="{margin + at * step}" y="{base + margin:g}">{letter}</text>'
+            f'<text x="{margin + at * step}" y="{base + 12:g}">{letter}</text>'
             for at, letter in enumerate(self.sequence)
         ]
-        return "\n".join([*parts, "</svg>\n"])
+        ends = ((margin - 13, "5'"), (width - margin + 13, "3'"))
+        parts += ['<g fill="#555">', *(f'<text x="{x}" y="{base + 12:g}">{end}</text>' for x, end in ends)]
+        every = 10 if count <= 200 else 50
+        for number in range(every, count + 1, every):
+            x = margin + (number - 1) * step
+            parts.append(f'<path d="M{x} {base + 15:g}v3" stroke="#555"/>')
+            parts.append(f'<text x="{x}" y="{base + 28:g}">{number}</text>')
+        return "\n".join([*parts, "</g>", "</svg>\n"])
 
 
 def fold(

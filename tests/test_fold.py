@@ -329,7 +329,7 @@ def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
     found = pairformer.fold(sequences, model=place)
     expected = [f">{name}\n{fold.sequence}\n{fold.structure}\n" for name, fold in zip(names, found, strict=True)]
     assert (tmp_path / "x.dbn").read_text() == expected[0] + expected[2]
-    assert (tmp_path / "x.svg").read_text() == found[0].svg()
+    assert (tmp_path / "x.svg").read_text() == found[0].svg("one")
     assert command("fold", fasta, "--model", place, "-o", tmp_path / "x.JSONL") == 0
     rows = [json.loads(line) for line in (tmp_path / "x.JSONL").read_text().splitlines()]
     assert all(row.keys() == rows[0].keys() for row in rows)
@@ -517,6 +517,32 @@ def test_arcs_are_named_and_shaded_by_their_pairs():
     shades = [float(shade) for shade in re.findall('stroke-opacity="(.*?)"', found.svg())]
     assert min(value) < 0.8
     assert shades == pytest.approx([0.2 + 0.8 * p for p in value], abs=0.006)
+
+
+@pytest.mark.parametrize(("length", "numbers"), [
+    (0, []), (9, []), (10, [10]), (200, list(range(10, 201, 10))), (201, [50, 100, 150, 200])])  # fmt: skip
+def test_positions_and_ends_are_marked(rng, length, numbers):
+    """Under the letter they number, all of it within the drawing."""
+    drawing = ElementTree.fromstring(pairformer.fold(random_rna(rng, length), model="energies").svg())
+    box = [float(number) for number in drawing.get("viewBox").split()]
+    assert box == [0, 0, float(drawing.get("width")), float(drawing.get("height"))]
+    name = "{http://www.w3.org/2000/svg}"
+    letters, (first, last, *ticks) = drawing.findall(f"{name}text"), drawing.findall(f"{name}g/{name}text")
+    assert (first.text, last.text, [int(tick.text) for tick in ticks]) == ("5'", "3'", numbers)
+    assert [tick.get("x") for tick in ticks] == [letters[number - 1].get("x") for number in numbers]
+    assert len(drawing.findall(f"{name}g/{name}path")) == len(numbers)
+    for text in drawing.iter(f"{name}text"):
+        assert 3 * len(text.text) <= float(text.get("x")) <= box[2] - 3 * len(text.text)
+        assert 10 <= float(text.get("y")) <= box[3] - 2
+
+
+def test_a_drawing_has_its_record_s_name():
+    """Also one with what XML has no letter for."""
+    fold = pairformer.fold("ACGU", model="energies")
+    assert "<title>" not in fold.svg()
+    for name, title in (("<a> & 'b\"", "<a> & 'b\""), ("é\x01\udce9", "é??")):
+        drawing = ElementTree.fromstring(fold.svg(name).encode())
+        assert (drawing[0].tag.rpartition("}")[2], drawing[0].text) == ("title", title)
 
 
 def test_a_pair_that_crosses_several_goes_before_they_do():
