@@ -10,7 +10,13 @@ from pairformer import metrics
 pytest.importorskip("sklearn")
 pytest.importorskip("torch")
 
-from pairformer.evaluation.fold_change import effect_calibration, experiment_metrics, summarise_effects
+from pairformer.evaluation.fold_change import (
+    bins_table,
+    effect_bins,
+    effect_calibration,
+    experiment_metrics,
+    summarise_effects,
+)  # fmt: skip
 
 LABEL = np.array([1, 1, 1, 1, 0, 0])
 PROBABILITY = np.array([0.9, 0.8, 0.5, 0.2, 0.7, 0.1])
@@ -353,6 +359,24 @@ def test_interval_of_a_lead_holds_95_percent_of_draws():
     drawn = np.random.default_rng(2020).integers(6, size=(200, 6))
     ends = [found["noise"]["spearman"][end] for end in ("low", "high")]
     assert ends == pytest.approx(np.quantile(lead[drawn].mean(1), (0.025, 0.975)))
+
+
+def test_bins_of_predicted_fold_changes_by_hand():
+    """Edges belong to the bin above; an interval widens by what is predicted; nothing is said of empty bins."""
+    calibration = {"effect_scale": 2.0, "effect_interval": [-0.5, 0.25], "effect_widening": [1.0, 0.5]}
+    repression = np.array([0.05, 0.125, 0.125, -0.1, 0.0])  # predicted -0.1, -0.25, -0.25, 0.2, 0
+    found = effect_bins(repression, np.array([0.1, 1.1, 0.9, 1.0, 0.5]), np.array([0, 1, 2, 3, 4.0]), calibration)
+    assert [(row["low"], row["high"], row["rows"]) for row in found] == [
+        (-0.3, -0.2, 2),
+        (-0.1, -0.05, 1),
+        (0, None, 2),
+    ]
+    assert [row["predicted"] for row in found] == pytest.approx([-0.25, -0.1, 0.1])
+    assert [row["measured"] for row in found] == pytest.approx([-1, -0.1, -0.75])
+    assert [row["centred"] for row in found] == pytest.approx([-1.5, 0, -3.5])
+    assert [row["inside"] for row in found] == [0.5, 1, 0.5]  # -1.0 <= -0.9; 0.2 - 0.5 > -1.0
+    assert "| -0.3 to -0.2 | 2 | -0.250 | -1.000 | -1.500 | 0.500 |" in bins_table(found)
+    assert "| 0.0 to | 2 |" in bins_table(found)
 
 
 def test_an_interval_does_not_widen_where_errors_shrink():

@@ -283,13 +283,15 @@ def test_a_lead_over_fold_changes_is_that_of_a_score_of_the_same_kind(tmp_path):
     names = ["seeds", "pair-former", "pair-former repression", "seeds centred", "pair-former repression centred"]
     noisy = {name: Score(columns[0] + rng.normal(size=160), np.zeros(0), False, "model") for name in names}
     result = FoldResult("one", test.label, text, np.ones(160, bool), noisy, np.zeros(0))
-    report = {"protocol": "made", "statement": "", "audit": [], "run": {}, "held_out": False}
+    report = {"protocol": "made", "statement": "", "audit": [], "run": {}, "held_out": True}
     found = evaluation._effects_report(report, [result], [test], tmp_path, 20)["summary"]["scores"]
     assert found.keys() == {"gene_elsewhere", *names}
     for name, scored in found.items():
         ours = "pair-former repression" + (" centred" if name.endswith("centred") else "")
         expected = found[ours]["spearman"]["mean"] - scored["spearman"]["mean"]
         assert scored["spearman"]["difference"] == pytest.approx(expected)
+    assert sum(row["rows"] for row in report["effect_bins"]) == 160
+    assert "| predicted log2 fold change |" in (tmp_path / "report.md").read_text()
     rest = {name: score for name, score in noisy.items() if "repression" not in name}  # a model without additive heads
     report = evaluation._effects_report(report, [replace(result, scores=rest)], [test], tmp_path, 20)
     assert report["summary"]["scores"].keys() == {"gene_elsewhere", *rest}

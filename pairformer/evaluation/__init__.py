@@ -26,7 +26,13 @@ from pairformer.engines import NativeEngine, ScoredPairs
 from pairformer.evaluation import targetnet
 from pairformer.evaluation.audit import name_genes, overlap
 from pairformer.evaluation.baselines import Scores, identity_scores, pooled_scores, site_logits, untrained_scores
-from pairformer.evaluation.fold_change import effect_calibration, effects_table, summarise_effects
+from pairformer.evaluation.fold_change import (
+    bins_table,
+    effect_bins,
+    effect_calibration,
+    effects_table,
+    summarise_effects,
+)  # fmt: skip
 from pairformer.evaluation.protocols import PROTOCOLS, Effects, Fold, Protocol, held_out_pairs, held_out_sites
 from pairformer.evaluation.report import FoldResult, Score, summarise, write
 from pairformer.metrics import balanced_scale
@@ -419,9 +425,14 @@ def _effects_report(report: dict, results: list[FoldResult], tests: list, out: P
         alike = [{name: score[name] for name in score if name in centred} for score in scores]
         summary["scores"] |= summarise_effects(rows[0], rows[1], rows[2], alike, reference, n_resamples)["scores"]
     report["summary"] = summary
+    groups = {"gene_elsewhere": "identity", **{name: score.group for name, score in results[0].scores.items()}}
+    tables = [effects_table(summary, groups)]
     if REPRESSION in scores[0] and report["held_out"]:
         said, told = (np.concatenate([score[name] for score in scores]) for name in (REPRESSION, reference))
-        report |= effect_calibration(said, np.concatenate(rows[2]), (told, np.concatenate(rows[1])))
-    groups = {"gene_elsewhere": "identity", **{name: score.group for name, score in results[0].scores.items()}}
-    write(report, results, out, tables=[effects_table(report["summary"], groups)])
+        label, raw = np.concatenate(rows[1]), np.concatenate(rows[2])
+        calibration = effect_calibration(said, raw, (told, label))
+        if calibration:
+            report |= calibration | {"effect_bins": effect_bins(said, raw, label, calibration)}
+            tables.append(bins_table(report["effect_bins"]))
+    write(report, results, out, tables=tables)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 METRICS = ("spearman", "r2", "auroc_top", "spearman_raw")
 TOP_SHARE = 0.05
 LEVELS = (0.05, 0.95)  # quantiles between which 90 % of measured fold changes lie
+EDGES = (-np.inf, -0.6, -0.4, -0.3, -0.2, -0.1, -0.05, 0.0, np.inf)  # of bins of predicted log2 fold changes
 INTERVAL_PARTS, INTERVAL_LEAST = 50, 200  # parts of the pairs an interval is fitted to, and pairs of a part
 
 
@@ -127,6 +129,47 @@ def _ends(predicted: NDArray, effect: NDArray, slope: NDArray) -> NDArray[np.flo
     """(2,) quantiles of the error that is left when each end grows with predicted repression."""
     off = (predicted - effect)[:, None] - np.maximum(predicted, 0)[:, None] * slope
     return np.quantile(off, LEVELS, axis=0).diagonal()
+
+
+def effect_bins(repression: NDArray, effect: NDArray, centred: NDArray, calibration: dict) -> list[dict]:
+    """How predicted log2 fold changes hold, by their size.
+
+    Args:
+        repression: (M,) as predicted for held-out pairs.
+        effect: (M,) measured, -log2.
+        centred: (M,) less its gene's mean in other experiments.
+        calibration: what :func:`effect_calibration` found.
+
+    Returns:
+        Of each bin between two of ``EDGES`` that has pairs: low, high (None: no end), rows, and the means predicted,
+        measured, centred and inside, the share of what was measured that its interval holds.
+    """
+    predicted = -calibration["effect_scale"] * np.asarray(repression, np.float64)
+    wider = np.outer(np.maximum(-predicted, 0), calibration["effect_widening"]) * (-1, 1)
+    ends = predicted[:, None] + calibration["effect_interval"] + wider
+    columns = {"predicted": predicted, "measured": -effect, "centred": -centred,
+               "inside": (ends[:, 0] <= -effect) & (-effect <= ends[:, 1])}  # fmt: skip
+    bins = []
+    for low, high in itertools.pairwise(EDGES):
+        rows = (predicted >= low) & (predicted < high)
+        if rows.any():
+            edges = {name: edge if np.isfinite(edge) else None for name, edge in (("low", low), ("high", high))}
+            means = {name: float(column[rows].mean()) for name, column in columns.items()}
+            bins.append({**edges, "rows": int(rows.sum()), **means})
+    return bins
+
+
+def bins_table(bins: list[dict]) -> str:
+    """Markdown of :func:`effect_bins`."""
+    lines = [
+        "| predicted log2 fold change | pairs | mean | mean measured | measured, centred | within their interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in bins:
+        name = f"{'' if row['low'] is None else row['low']} to {'' if row['high'] is None else row['high']}".strip()
+        means = " | ".join(f"{row[key]:.3f}" for key in ("predicted", "measured", "centred", "inside"))
+        lines.append(f"| {name} | {row['rows']:,} | {means} |")
+    return "\n".join(lines)
 
 
 def effects_table(summary: dict, groups: dict[str, str]) -> str:
