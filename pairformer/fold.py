@@ -52,6 +52,9 @@ class Fold:
     """(M, 2) pairs of probability 0.001 and more with ``min_loop`` bases between them, i < j, in ascending order."""
     probability: NDArray[np.float32]
     """(M,) theirs."""
+    threshold: float
+    """Of ``pairs``, each of which has a probability above it: the one asked for, or the RNA's own; NaN of a sequence
+    that was not folded."""
     message: str | None = None
     """Why there is nothing; None for a sequence that was folded."""
 
@@ -203,7 +206,8 @@ class Folder:
         valid = [s.upper().translate(AMBIGUOUS) for s, fault in zip(sequences, faults, strict=True) if fault is None]
         found = self._fold(valid)
         none = (np.empty((0, 2), np.int64), np.empty(0, np.float32))
-        return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, fault) for fault in faults]
+        return [next(found) if fault is None else Fold("", none[0], "", none[1], *none, math.nan, fault)
+                for fault in faults]  # fmt: skip
 
     def _fold(self, sequences: list[str]) -> Iterator[Fold]:
         begins = [_windows(len(sequence), self.window) for sequence in sequences]
@@ -241,11 +245,11 @@ class Folder:
     def _drawn(self, sequence: str, band: NDArray[np.float32], unpaired: NDArray[np.float32]) -> Fold:
         possible = np.argwhere(band >= FAINT)
         possible[:, 1] += possible[:, 0]
-        probability, threshold = band[band >= FAINT], self.config.threshold
-        pairs = drawn(possible, probability, threshold, self.method)
-        once = drawn(possible, probability, threshold, "nested") if self.method == "raw" else pairs
+        probability, asked = band[band >= FAINT], self.config.threshold
+        pairs, threshold = drawn(possible, probability, asked, self.method)
+        once = drawn(possible, probability, asked, "nested")[0] if self.method == "raw" else pairs
         structure = dot_bracket(once, len(sequence), skip=True)
-        return Fold(sequence, pairs, structure, unpaired, possible, probability)
+        return Fold(sequence, pairs, structure, unpaired, possible, probability, threshold)
 
 
 @functools.lru_cache(maxsize=4)

@@ -102,7 +102,7 @@ def decode(
     check(as_int("min_loop", min_loop) >= 0, "min_loop", "be 0 or more", min_loop)
     values = (values + values.T) / 2
     pairs = np.argwhere(np.triu(values > (threshold or 0), 1 + min(min_loop, len(values))))
-    return drawn(pairs, values[tuple(pairs.T)], threshold, method)
+    return drawn(pairs, values[tuple(pairs.T)], threshold, method)[0]
 
 
 def dot_bracket(pairs: ArrayLike, length: int, skip: bool = False) -> str:
@@ -209,21 +209,23 @@ def matches(predicted: ArrayLike, true: ArrayLike, slip: int = 0) -> tuple[int, 
     return _found(one, other, slip), len(one), _found(other, one, slip), len(other)
 
 
-def drawn(pairs: NDArray[np.int64], value: NDArray, threshold: float | None, method: str) -> NDArray[np.int64]:
-    """Of pairs (N, 2) in ascending order those that :func:`decode` draws, by their probabilities."""
+def drawn(
+    pairs: NDArray[np.int64], value: NDArray, threshold: float | None, method: str
+) -> tuple[NDArray[np.int64], float]:
+    """Of pairs (N, 2) in ascending order those that :func:`decode` draws, by their probabilities; and the threshold."""
     value = value.astype(np.float64)
     if threshold is None:
         choices = (drawn(pairs, value, choice, method) for choice in CHOICES)
-        return max(choices, key=lambda chosen: expected_f1(chosen, pairs, value))
+        return max(choices, key=lambda found: expected_f1(found[0], pairs, value))
     above = value > threshold
     pairs, value = pairs[above], value[above]
     if method == "raw":
-        return _sorted(pairs)
+        return _sorted(pairs), threshold
     if method == "matching":
-        return _matching(pairs, value)
+        return _matching(pairs, value), threshold
     chosen = _nested(pairs, value - threshold)
     rest = ~np.isin(pairs, pairs[chosen]).any(1) & (value > (1 + threshold) / 2)
-    return _sorted(np.concatenate([pairs[chosen], _matching(pairs[rest], value[rest])]))
+    return _sorted(np.concatenate([pairs[chosen], _matching(pairs[rest], value[rest])])), threshold
 
 
 def _nested(pairs: NDArray[np.int64], gain: NDArray[np.float64]) -> list[int]:

@@ -155,7 +155,7 @@ def write_dot_bracket(out: TextIO, record: Record, found: Fold) -> None:
 def write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
     """One line; pairs are [i, j, probability], counted from 1."""
     row: dict = {"name": record.name, "sequence": None, "structure": None, "pairs": [], "possible": [], "unpaired": []}
-    row |= {"expected_f1": None, "message": found.message}
+    row |= {"threshold": None, "expected_f1": None, "message": found.message}
     if found.message is None:
         drawn = set(map(tuple, found.pairs.tolist()))
         pairs = [(i + 1, j + 1, round(p, 4), (i, j) in drawn)
@@ -163,7 +163,7 @@ def write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
         row |= {"sequence": found.sequence, "structure": found.structure,
                 "pairs": [pair[:3] for pair in pairs if pair[3]], "possible": [pair[:3] for pair in pairs],
                 "unpaired": [round(value, 4) for value in found.unpaired.tolist()],
-                "expected_f1": round(found.expected_f1, 4)}  # fmt: skip
+                "threshold": found.threshold, "expected_f1": round(found.expected_f1, 4)}  # fmt: skip
     out.write(json.dumps(row) + "\n")
 
 

@@ -211,7 +211,7 @@ def test_letters(place):
     assert (empty.structure, len(empty.pairs), len(empty.unpaired), empty.message) == ("", 0, 0, None)
     assert bad.message == "sequence must hold letters of the IUPAC nucleic acid code, got '-' at position 4"
     assert bad.structure == ""
-    assert np.isnan(bad.expected_f1)
+    assert np.isnan([bad.expected_f1, bad.threshold]).all()
     assert bad.matrix().shape == (0, 0)
     with pytest.raises(ValueError, match=r"sequence must hold letters of the IUPAC .* code, got '-' at position 4"):
         pairformer.fold("ACG-U", model=place)
@@ -235,6 +235,18 @@ def test_pairs_are_those_that_decode_draws(place, rng, method):
         np.testing.assert_array_equal(found.pairs, decode(found.matrix(), threshold, method, min_loop=3))
         drawn.append(len(found.pairs))
     assert drawn[0] > drawn[2]
+
+
+@pytest.mark.parametrize("method", ["nested", "matching", "raw"])
+def test_an_rna_tells_the_threshold_it_chose(rng, method):
+    """Drawn at it, its pairs are the same; with the weights that ship RNAs choose several."""
+    sequences = ["", "A", *(random_rna(rng, 40) for _ in range(20))]
+    own = pairformer.fold(sequences, method=method)
+    for threshold in {fold.threshold for fold in own}:
+        for fold, again in zip(own, pairformer.fold(sequences, method=method, threshold=threshold), strict=True):
+            assert again.threshold == threshold
+            assert fold.threshold != threshold or np.array_equal(fold.pairs, again.pairs)
+    assert 1 < len({fold.threshold for fold in own} & {0.1, 0.2, 0.3, 0.4, 0.5}) == len({f.threshold for f in own})
 
 
 def test_raw_draws_every_pair_above_the_threshold(place, rng):
@@ -334,6 +346,7 @@ def test_command_writes_what_fold_finds(place, command, tmp_path, rng, capsys):
     rows = [json.loads(line) for line in (tmp_path / "x.JSONL").read_text().splitlines()]
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert (rows[1]["message"], rows[1]["structure"], rows[0]["message"]) == (found[1].message, None, None)
+    assert [row["threshold"] for row in rows] == [SMALL.threshold, None, SMALL.threshold]
     assert [pair[:2] for pair in rows[0]["pairs"]] == (pairs_of(rows[0]["structure"]) + 1).tolist()
     np.testing.assert_allclose([pair[2] for pair in rows[0]["possible"]], found[0].probability, atol=1e-4)
     np.testing.assert_allclose(rows[0]["unpaired"], found[0].unpaired, atol=1e-4)
