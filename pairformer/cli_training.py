@@ -139,6 +139,8 @@ def train_fold(data, out, prepare, seconds, device, name, threads, start, **opti
     from pairformer.engines import usable_device
     from pairformer.training import fold as training
 
+    if not seconds >= 0:
+        raise click.UsageError(f"--seconds must be 0 or more, got {seconds}")
     device = usable_device(device)
     model_config, config = fold_recipe(name)
     if start is not None:

@@ -60,6 +60,7 @@ class FoldConfig(StoredConfig):
         for name in ("width", "layers", "heads", "expand", "max_length", "passes"):
             at_least(self, name, 1)
         if self.threshold is not None:
+            check(not isinstance(self.threshold, bool), "threshold", "be a finite number", self.threshold)
             check_within(self, "threshold", "[0.001, 1]")
         for name in ("distance_buckets", "window"):
             at_least(self, name, 0)

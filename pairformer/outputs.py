@@ -170,7 +170,8 @@ def write_fold_json(out: TextIO, record: Record, found: Fold) -> None:
 def open_output(files: contextlib.ExitStack, path: str) -> TextIO:
     """A file to write text to, gzip for a name in .gz, or for "-" standard output.
 
-    It takes its place when all went well, and that of PATH.part after an error; runs side by side do not meet.
+    It takes its place when all went well, and that of PATH.part after an error, unless nothing was written; runs side
+    by side do not meet.
     """
     if path == "-":
         if hasattr(sys.stdout, "reconfigure"):
@@ -197,13 +198,24 @@ def _taking_its_place(path: str) -> Iterator[TextIO]:
         ):
             yield out
     except BaseException:
-        if not at_once:
+        if not at_once and _holds_text(own, place):
             click.echo(f"what was written is in {own.replace(_part_of(path))}", err=True)
+        elif not at_once:
+            own.unlink()
         raise
     if not at_once:
         if place.exists():
             own.chmod(place.stat().st_mode)
         own.replace(place)
+
+
+def _holds_text(own: Path, place: Path) -> bool:
+    """Whether anything was written to a file that was to be at ``place``."""
+    with own.open("rb") as raw, _packed(raw, place, "rb") as text:
+        try:
+            return text.read(1) != b""
+        except EOFError:  # compressed, and cut
+            return True
 
 
 @contextlib.contextmanager

@@ -274,6 +274,7 @@ def test_more_crossings_than_brackets_are_left_undrawn(place):
     ({"passes": 0}, "passes must be in"),
     ({"threshold": 0.0}, "threshold must be in"),
     ({"threshold": 2.0}, "threshold must be in"),
+    ({"threshold": True}, "threshold must be a finite number, got True"),
     ({"method": "best"}, "method must be one of nested, matching, raw, got 'best'"),
     ({"min_loop": -1}, "min_loop must be 0 or more, got -1"),
     ({"min_loop": 2.5}, "min_loop must be an int, got 2.5"),
@@ -311,10 +312,15 @@ def test_svg_has_an_arc_for_each_pair(place, rng):
     assert ElementTree.fromstring(pairformer.fold("", model=place).svg()) is not None
 
 
-def test_a_place_that_cannot_be_written_is_told_first(place, command, tmp_path, capsys):
-    words = ["fold", "ACGU", "--model", place, "-o", tmp_path / "x.dbn", "--svg", tmp_path / "nowhere" / "x.svg"]
+@pytest.mark.parametrize("name", ["x.dbn", "x.dbn.gz"])
+def test_a_place_that_cannot_be_written_is_told_first(place, command, tmp_path, capsys, name):
+    """It left an empty PATH.part."""
+    words = ["fold", "ACGU", "--model", place, "-o", tmp_path / name, "--svg", tmp_path / "nowhere" / "x.svg"]
     assert command(*words) == 74
-    assert "output must be a writable file" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "output must be a writable file" in told
+    assert "what was written is in" not in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_that_are_no_rna(place, command, tmp_path, capsys, monkeypatch):

@@ -223,6 +223,16 @@ def test_the_teacher_does_not_see_them_either(tmp_path, rng, monkeypatch):
         fold.prepare(lambda: tmp_path, tmp_path / "run", 16, config)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "-1"])
+def test_seconds_are_checked_before_anything_is_done(tmp_path, rng, command, capsys, seconds):
+    words = ("train", "fold", "--data", tmp_path / "nowhere", "--out", tmp_path / "run", "--seconds", seconds)
+    assert command(*words) == 2
+    assert f"--seconds must be 0 or more, got {float(seconds)}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="seconds must be 0 or more, got"):
+        run(hairpins(rng, 20), tmp_path / "run", seconds=float(seconds))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"rows": slice(0)}, "known must have a structure of 16 bases at most to learn, got 0"),
     ({"tune": replace(STAGE, teacher=0.5), "teacher_rows": 9}, "teacher must be given where tune has a share of it"),

@@ -171,11 +171,12 @@ def train_fold(
         The model as saved, or None where ``seconds`` ran out.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings or rows, there is nothing to learn, or ``start`` is of
-            another form or held out other families.
+        ValueError: ``out`` holds a run with other settings or rows, there is nothing to learn, ``seconds`` is negative
+            or NaN, or ``start`` is of another form or held out other families.
         FileNotFoundError: no such ``start``.
     """
     began = time.monotonic()
+    check(seconds >= 0, "seconds", "be 0 or more", seconds)
     known = known.take(known.length <= model_config.max_length)
     aside = held_out(known, config.validation)
     checked, known = known.take(aside), known.take(~aside)
