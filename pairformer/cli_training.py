@@ -199,7 +199,7 @@ def evaluate(
     rewired            same miRNAs and genes, other pairing
 
     \b
-    Of structure models (--model fold), beside energies alone and, where ViennaRNA is installed, RNAfold:
+    Of structure models (--model fold --device auto), beside energies and, where ViennaRNA is installed, RNAfold:
     ts0, ts0-rfam      bpRNA's test set, labels as released and as in Rfam
     synthetic          RNAfold's own structures      bprna-new        families of no training set
     """
@@ -207,11 +207,13 @@ def evaluate(
     from pairformer.evaluation import evaluate as run
 
     if protocol in structure.PROTOCOLS:
-        context, used = click.get_current_context(), {"protocol", "model", "data", "out", "resamples", "threads"}
+        context = click.get_current_context()
         given = {key for key in context.params if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
-        if given - used:
-            raise click.UsageError(f"--protocol {protocol} takes --model, --data, --out, --resamples, --threads alone")
-        structure.evaluate_structure(protocol, data_folder(data), out, model or "fold", threads, resamples)
+        used = ("model", "data", "out", "resamples", "device", "threads")
+        if given - {"protocol", *used}:
+            raise click.UsageError(f"--protocol {protocol} takes --{', --'.join(used)} alone")
+        device = device if "device" in given else "auto"
+        structure.evaluate_structure(protocol, data_folder(data), out, model or "fold", threads, resamples, device)
         click.echo((out / "report.md").read_text(encoding="utf-8"))
         return
     if protocol not in PROTOCOLS:

@@ -460,6 +460,28 @@ def test_ts0_report(place, protocols, command, capsys):
     assert one["low"] == one["high"]
 
 
+def test_an_output_is_of_one_protocol_model_and_data(place, protocols, command, capsys):
+    """Another run overwrote the report."""
+    pq, out, peers = pytest.importorskip("pyarrow.parquet"), protocols / "out", protocols / "rna" / "ts0_peer_f1.csv"
+    words = ("evaluate", "--data", protocols, "--out", out, "--device", "cpu", "--protocol")
+    assert command(*words, "ts0", "--model", place) == 0
+    report = (out / "report.json").read_bytes()
+    assert ", cpu, " in json.loads(report)["run"]["machine"]
+    table = pq.read_table(protocols / TEST)
+    made = table.slice(0, 2).set_column(table.schema.get_field_index("split"), "split", [["synthetic_test"] * 2])
+    pq.write_table(made, protocols / TEST)
+    for protocol, model in (("synthetic", place), ("ts0", "fold")):
+        assert command(*words, protocol, "--model", model) == 2
+        pq.write_table(table, protocols / TEST)
+        assert f"out must be a new directory or hold the same run, got {out} with other" in capsys.readouterr().err
+    peers.write_text(peers.read_text().replace("0.7", "0.8"))
+    assert command(*words, "ts0", "--model", place) == 2
+    assert "other settings in run.json" in capsys.readouterr().err
+    assert (out / "report.json").read_bytes() == report
+    assert command("evaluate", "--data", protocols, "--out", out, "--protocol", "ts0", "--device", "nonsense") == 2
+    assert "device must be auto, cpu or one PyTorch finds here, got nonsense" in capsys.readouterr().err
+
+
 def test_missing_data_is_named(command, tmp_path, capsys):
     pytest.importorskip("pyarrow")
     words = ["--protocol", "ts0", "--model", "fold", "--data", tmp_path, "--out", tmp_path / "out"]
@@ -472,17 +494,6 @@ def test_an_rna_that_cannot_be_folded_has_no_pairs(place):
 
     rows = known([{"id": "a", "sequence": "ACGUA", "pairs": "0-4"}], "id")
     assert _unpaired(pairformer.fold(["AC-UA"], model=place), rows).tolist() == [1] * 5
-
-
-def test_figures_by_hand():
-    from pairformer.folding import f1_of, matches
-
-    predicted, true = [[0, 9], [1, 8], [2, 5]], [[0, 9], [1, 7]]
-    assert matches(predicted, true) == (1, 3, 1, 2)
-    assert matches(predicted, true, slip=1) == (2, 3, 2, 2)
-    counts = np.array([matches(predicted, true), matches([], []), matches([], true), matches(true, true)])
-    np.testing.assert_allclose(f1_of(counts), [f1(predicted, true), 1.0, 0.0, 1.0])
-    np.testing.assert_allclose(f1_of(counts.sum(0, keepdims=True)), 2 * 3 / (5 + 6))
 
 
 def test_canonical_nested():
@@ -502,7 +513,7 @@ def test_canonical_nested():
 @pytest.mark.parametrize("words", [["--train"], ["--stage3.epochs", "2"], ["--size", "paper"], ["--k-max", "4"]])
 def test_structure_protocols_take_no_training(command, tmp_path, capsys, words):
     assert command("evaluate", "--protocol", "ts0", "--out", tmp_path, "--data", tmp_path, *words) == 2
-    assert "takes --model, --data, --out, --resamples, --threads alone" in capsys.readouterr().err
+    assert "takes --model, --data, --out, --resamples, --device, --threads alone" in capsys.readouterr().err
 
 
 def test_the_weights_that_ship():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairformer.folding import decode, dot_bracket, f1, pairs_of
+from pairformer.folding import decode, dot_bracket, f1, f1_of, matches, pairs_of
 
 
 @st.composite
@@ -244,3 +244,12 @@ def test_scores_are_symmetric_and_grow_with_the_slip(one, other):
 def test_a_slip_is_not_negative():
     with pytest.raises(ValueError, match="slip must be 0 or more, got -1"):
         f1([], [], -1)
+
+
+def test_figures_by_hand():
+    predicted, true = [[0, 9], [1, 8], [2, 5]], [[0, 9], [1, 7]]
+    assert matches(predicted, true) == (1, 3, 1, 2)
+    assert matches(predicted, true, slip=1) == (2, 3, 2, 2)
+    counts = np.array([matches(predicted, true), matches([], []), matches([], true), matches(true, true)])
+    np.testing.assert_allclose(f1_of(counts), [f1(predicted, true), 1.0, 0.0, 1.0])
+    np.testing.assert_allclose(f1_of(counts.sum(0, keepdims=True)), 2 * 3 / (5 + 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import platform
 import shlex
@@ -25,6 +26,7 @@ from pairformer.fold import ENERGIES, Fold, Folder
 from pairformer.folding import f1_of, matches
 from pairformer.metrics import interval, ranking
 from pairformer.structures import BPRNA, TEST, Structures, known, load_known, read_parquet, rnafold
+from pairformer.training import claim
 
 RELABELLED, NEW, PEERS = "rna/ts0_rfam_relabel.parquet", "rna/bprna_new.parquet", "rna/ts0_peer_f1.csv"
 CANONICAL = {"AU", "UA", "CG", "GC", "GU", "UG"}
@@ -76,7 +78,13 @@ PROTOCOLS = {
 
 
 def evaluate_structure(
-    name: str, folder: Path, out: Path, model: str | Path = "fold", threads: int = 0, n_resamples: int = 1000
+    name: str,
+    folder: Path,
+    out: Path,
+    model: str | Path = "fold",
+    threads: int = 0,
+    n_resamples: int = 1000,
+    device: str = "auto",
 ) -> dict:
     """Fold the RNAs of a protocol; write ``report.json``, ``report.md`` and, RNA by RNA, ``rnas.tsv``.
 
@@ -89,23 +97,36 @@ def evaluate_structure(
         name: one of ``PROTOCOLS``.
         folder: data folder.
         out: made where there is none.
-        model, threads: see :func:`pairformer.fold`; "energies" has a row beside any model.
+        model, threads, device: see :func:`pairformer.fold`; "energies" has a row beside any model.
         n_resamples: of the families, for intervals; an RNA without one is drawn by itself.
 
     Returns:
         The report. ``summary[group][predictor]``: ``n``, and for each truth, ``macro``, ``micro``, ``slip_macro`` and
         ``slip_micro``; ``unpaired``: ``roc_auc`` and ``brier``, of those that say a probability; of other predictors
         ``difference``: the model's macro F1 on all pairs less theirs on the same RNAs, with 95 % interval.
+
+    Raises:
+        ValueError: no such protocol, a model that did not learn, or ``out`` is of another protocol, model or data.
     """
     check(name in PROTOCOLS, "protocol", f"be one of {', '.join(PROTOCOLS)}", repr(name))
     check(model != ENERGIES, "model", "be one that learnt, energies have a row beside it", repr(model))
     protocol = PROTOCOLS[name]
     rows = protocol.rows(folder)
     check(len(rows) > 0, "protocol", "have RNAs in the data folder", name)
-    score = _peers(folder / PEERS, rows) if name == "ts0" and (folder / PEERS).is_file() else {}
-    trained = set(load_known(folder).sequence.tolist())
-    folding = Folder(model, threads=threads)
+    peers = folder / PEERS if name == "ts0" and (folder / PEERS).is_file() else None
+    score = _peers(peers, rows) if peers else {}
+    pool = load_known(folder)
+    trained = set(pool.sequence.tolist())
+    folding = Folder(model, threads=threads, device=device)
     assert folding.model is not None
+    run = {
+        "pairformer": pairformer.__version__,
+        "protocol": name,
+        "rows_sha256": {"asked": rows.sha256(), "pool": pool.sha256()},
+        "peers_sha256": hashlib.sha256(peers.read_bytes()).hexdigest() if peers else None,
+        "model": folding.model.metadata["model_sha256"],
+    }
+    claim(out, run)
     began = time.perf_counter()
     order = np.argsort(rows.length, kind="stable")  # windows of one length share batches
     sorted_folds = folding.fold(rows.sequence[order].tolist())
@@ -151,7 +172,7 @@ def evaluate_structure(
         "statement": protocol.statement,
         "run": {
             "command": shlex.join(["pairformer", *sys.argv[1:]]),
-            "model": f"{model} (sha256 {folding.model.metadata['model_sha256'][:12]})",
+            "model": f"{model} (sha256 {run['model'][:12]})",
             "passes": folding.config.passes,
             "threshold": folding.config.threshold,
             "versions": f"pairformer {pairformer.__version__}, torch {torch.__version__}",
