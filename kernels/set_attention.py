@@ -338,7 +338,7 @@ def _product(a, b, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 @triton.jit
 def _hidden(score, real, ROWS: tl.constexpr, WIDEN: tl.constexpr):
     """Scores, -inf where a column is not real: by the matrix units, in whose layout a thread has many columns."""
-    first = tl.full((ROWS, 16), 1.0, tl.bfloat16)
+    first = tl.full((ROWS, 16), 1.0, tl.float32).to(tl.bfloat16)
     gone = tl.broadcast_to(tl.where(real, 0.0, float("-inf")).to(tl.bfloat16)[None, :], 16, real.shape[0])
     if WIDEN:
         return score + tl.dot(first.to(tl.float32), gone.to(tl.float32))

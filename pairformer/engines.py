@@ -189,14 +189,9 @@ class TorchEngine:
 
     def _scored(self, candidates: Candidates, k_max: int | None, threads: int, explain: bool) -> Scored:
         result = self.model(candidates, k_max, threads)
-        weight = self.model.weights(result) if explain else None
-        pooled = result.pooled
-        repression, contribution = pooled.repression, pooled.contribution
-        return Scored(
-            _array(pooled.logit), result.selection, result.cheap_logit, _array(result.logit),
-            None if weight is None else _array(weight), None if repression is None else _array(repression),
-            None if contribution is None else _array(contribution),
-        )  # fmt: skip
+        weight, pooled = self.model.weights(result) if explain else None, result.pooled
+        pair_logit, *rest = _arrays(pooled.logit, result.logit, weight, pooled.repression, pooled.contribution)
+        return Scored(pair_logit, result.selection, result.cheap_logit, *rest)
 
 
 class TritonEngine(TorchEngine):
@@ -348,8 +343,14 @@ def _check_device(device: str, known: str) -> None:
         raise ValueError(f"device must be {known}, got {device}; {reason}") from error
 
 
-def _array(values) -> NDArray[np.float32]:
-    return values.float().cpu().numpy()
+def _arrays(*values: Any) -> list[Any]:
+    """Tensors as float32 arrays, copied from their device at once, for which a GPU is waited for; None stays."""
+    import torch
+
+    given = [part.float().flatten() for part in values if part is not None]
+    flat, ends = torch.cat(given).cpu().numpy(), np.cumsum([len(part) for part in given])
+    parts = iter(np.split(flat, ends[:-1]))
+    return [None if part is None else next(parts).reshape(part.shape) for part in values]
 
 
 def load_engine(name: str, model: str | Path, device: str) -> Engine:

@@ -339,6 +339,28 @@ def test_padded_rows():
         padded_rows(np.array([0, 2, 2, 5]), 2)
 
 
+def test_no_aggregator_is_called_for_long_utrs_alone(rng):
+    """They count for none of them; in training the loss still reaches the weights, with gradients 0."""
+    torch.manual_seed(0)
+    model = PairFormer(
+        ModelConfig(aggregator=dataclasses.replace(SMALL, members=2, additive=8, length_gate=1.5))
+    ).eval()
+    candidates = pairformer.scan(testing.random_rna(rng, 22), [testing.random_rna(rng, 900) for _ in range(3)])
+    called = []
+    for aggregator in model.aggregators:
+        aggregator.register_forward_hook(lambda *_: called.append(1))
+    result = model(candidates)
+    assert not called
+    gain = torch.stack([head.gain for head in model.additives]).view(-1, 1)
+    with torch.no_grad():
+        logit, repression, _ = model.members(result.tokens)
+    torch.testing.assert_close(logit, gain * repression)
+    model.additives.requires_grad_(False)
+    model.members(result.tokens)[0].sum().backward()
+    assert len(called) == 2
+    assert all(not weight.grad.any() for weight in model.aggregators.parameters())
+
+
 @pytest.mark.gpu
 def test_cuda_equals_cpu(rng):
     """The same logits to 1e-4 and, where no two scores nearly tie, the same rows."""
