@@ -1,9 +1,12 @@
-"""GPU benchmarks: python bench/gpu.py OUT writes OUT/gpu.json and OUT/gpu.md.
+"""GPU benchmarks: python bench/gpu.py OUT [SECONDS] writes OUT/gpu.json and OUT/gpu.md.
 
 Kernels are timed as device time, many calls captured in one CUDA graph, beside the best stock alternative in the same
 run and the floor that this device's own copy bandwidth and matrix products give. What kernels give is compared with
-PyTorch's first. A row that fails is named in the report and the exit code is 1; where a failure leaves the device
-unusable a new process takes the next section.
+PyTorch's first. A row that fails is named in the report and the exit code is 1. Each section has a process of its own,
+since a fault of one kernel leaves the device unusable for the rest of its process, and a limit of its own in seconds.
+
+``python bench/gpu.py --compile`` calls everything once, sections side by side, so that what Triton and torch.compile
+make is in their caches: kernels are then tuned and timed with nothing else running.
 """
 
 import functools
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +45,14 @@ from pairformer.models.set_transformer import sdp_attention
 from pairformer.predict import Scorer
 
 K_MAX = 64
+COMPILING = "--compile" in sys.argv  # once is enough, and times mean nothing
 Section = Iterator[tuple[dict, Callable[[], dict]]]  # what a row is of, and what measures it
 
 
 def device_ms(call, repeats: int = 20) -> tuple[float, float]:
     """Median device time of one call, and the spread (largest less smallest) over rounds of a captured graph."""
+    if COMPILING:
+        return wall_ms(call)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -72,6 +79,8 @@ def device_ms(call, repeats: int = 20) -> tuple[float, float]:
 def wall_ms(call, rounds: int = 7) -> tuple[float, float]:
     """The same by the clock, for what the CPU has part in."""
     call()
+    if COMPILING:
+        return 0.0, 0.0
     found = []
     for _ in range(rounds):
         torch.cuda.synchronize()
@@ -117,7 +126,7 @@ def attention(ceiling: dict, refusing: bool = False) -> Section:
 
             def measure(call=call, expected=expected, flops=flops, moved=moved, floor=floor):
                 for a, b in zip(call(), expected(), strict=True):
-                    assert (a.view_as(b) - b).float().norm() < 2e-2 * b.float().norm()
+                    assert (a.view_as(b).float() - b).norm() < 2e-2 * b.norm()
                 row = timed(device_ms, call, 5)
                 ms = row["ms"]
                 return row | {"TFLOP/s": flops / ms / 1e9, "GB/s": moved / ms / 1e6, "floor, %": 100 * floor / ms}
@@ -157,11 +166,15 @@ def attention_forms(bags: int, n: int, heads: int) -> dict:
 
     def both(inputs, call):
         out = call()
-        grads = torch.autograd.grad(out, inputs, slope.view_as(out))
+        grads = torch.autograd.grad(out, inputs, slope.view_as(out).to(out.dtype))
         return out.detach(), *grads  # a graph that is kept ties its leaves to this stream, which stops every capture
 
-    masked = functools.cache(functools.partial(both, *forms["SDPA, mask"]))
-    full = functools.cache(functools.partial(both, padded, lambda: sdp_attention(*padded, torch.ones_like(mask))))
+    def plainly(mask):
+        wide = [part.detach().float().requires_grad_() for part in padded]
+        with sdpa_kernel(SDPBackend.MATH), exact_float32():
+            return both(wide, lambda: sdp_attention(*wide, mask))
+
+    masked, full = (functools.cache(functools.partial(plainly, m)) for m in (mask, torch.ones_like(mask)))
     return {
         name: (functools.partial(both, *form), masked if form[0] is padded else full) for name, form in forms.items()
     }
@@ -214,7 +227,11 @@ def scan(ceiling: dict) -> Section:
     given = testing.heavy_tailed_pairs(random.Random(0), 2048, mean=1900)
     plain = pairformer.scan(*given)
     pairs = DevicePairs.of(plain.batch, "cuda")
-    forms = {"esa_scan": lambda: esa_scan(pairs), "C++, all cores": lambda: pairformer.scan(*given)}
+    forms = {
+        "esa_scan, sequences on the device": lambda: esa_scan(pairs),
+        "esa_scan and the copy of sequences": lambda: esa_scan(DevicePairs.of(plain.batch, "cuda")),
+        "C++, all cores, from strings": lambda: pairformer.scan(*given),
+    }
     for name, call in forms.items():
 
         def measure(call=call):
@@ -229,22 +246,37 @@ def scan(ceiling: dict) -> Section:
 
 
 def pipeline(ceiling: dict) -> Section:
-    """Pairs a second from strings to logits, default model, K = 64; of sites too, or of pairs alone."""
-    given = testing.heavy_tailed_pairs(random.Random(0), 8192, mean=1900)
-    first = Scorer("default", k_max=K_MAX, engine="triton", device="cuda", sites=True).score(*given).logit
-    for name, n, sites in (("triton", 8192, True), ("triton-bf16", 8192, True), ("torch", 2048, True),
-                           ("native", 2048, True), ("triton", 8192, False), ("native", 8192, False)):  # fmt: skip
+    """Pairs a second from strings, K = 64, by what is asked for: pairs and their sites, a table of these, or pairs
+    alone, which C++ adds up on the CPU but for short UTRs."""
+    some, many = (64, 64) if COMPILING else (2048, 32_768)
+    mirnas, utrs = testing.heavy_tailed_pairs(random.Random(0), some, mean=1900)
+    given = [mirnas * (many // some), [utr[at:] + utr[:at] for at in range(many // some) for utr in utrs]]
+    rows = [("default", engine, many, "sites") for engine in ("triton", "triton-bf16")]
+    rows += [("default", "triton", many, "table of sites"), ("paper", "triton", many, "sites")]
+    rows += [(model, engine, some, "sites") for model in ("default", "paper") for engine in ("torch", "native")]
+    rows += [("default", engine, many, "pairs alone") for engine in ("triton", "native")]
 
-        def measure(name=name, n=n, sites=sites):
-            device, rows = "cpu" if name == "native" else "cuda", [part[:n] for part in given]
-            scorer = Scorer("default", k_max=K_MAX, engine=name, device=device, sites=sites)
-            logit = scorer.score(*rows).logit
-            close = np.mean(np.abs(logit - first[:n]) < (0.1 if name == "triton-bf16" else 1e-3))
-            assert close > 0.99, f"{name}: only {close:.3f} of the logits agree"
-            row = timed(wall_ms, lambda: scorer.score(*rows), 3)
+    @functools.cache
+    def expected(model):
+        return Scorer(model, k_max=K_MAX, engine="native").score(*(part[:some] for part in given)).logit
+
+    for model, engine, n, asked in rows:
+
+        def measure(model=model, engine=engine, n=n, asked=asked):
+            device, pairs = "cpu" if engine == "native" else "cuda", [part[:n] for part in given]
+            scorer = Scorer(model, k_max=K_MAX, engine=engine, device=device, sites=asked != "pairs alone")
+
+            def call():
+                found = scorer.score(*pairs)
+                return found.site_table() if asked == "table of sites" else found
+
+            logit = scorer.score(*(part[:some] for part in pairs)).logit
+            close = np.mean(np.abs(logit - expected(model)) < (0.1 if engine == "triton-bf16" else 1e-3))
+            assert close > 0.99, f"{engine}: only {close:.3f} of the logits are the native engine's"
+            row = timed(wall_ms, call, 3)
             return row | {"pairs/s": 1e3 * n / row["ms"]}
 
-        yield {"engine": name, "sites": sites, "pairs": n}, measure
+        yield {"model": model, "engine": engine, "asked for": asked, "pairs": n}, measure
 
 
 def stages(ceiling: dict) -> Section:
@@ -275,43 +307,45 @@ def stages(ceiling: dict) -> Section:
 
 
 def training(ceiling: dict) -> Section:
-    """A step of the aggregator, forward, backward and AdamW, in bfloat16: time and peak memory."""
-    for size, config in (("default", AggregatorConfig()), ("paper", AggregatorConfig.paper())):
-        for bags, n in ((1024, 64), (128, 512)):
-            torch.manual_seed(0)
-            tokens = torch.randn(bags, n, 387, device="cuda")
-            mask = torch.rand(bags, n, device="cuda") < 0.9
-            label = torch.rand(bags, device="cuda").round()
+    """A step of the aggregator, forward, backward and AdamW: time and peak memory. Stage 3 trains in float32."""
+    sizes = {"default": AggregatorConfig(), "paper": AggregatorConfig.paper()}
+    for (size, config), (bags, n) in itertools.product(sizes.items(), ((1024, 64), (128, 512))):
+        torch.manual_seed(0)
+        tokens = torch.randn(bags, n, 387, device="cuda")
+        mask = torch.rand(bags, n, device="cuda") < 0.9
+        label = torch.rand(bags, device="cuda").round()
 
-            def measure(form, config=config, tokens=tokens, mask=mask, label=label):
-                torch.manual_seed(1)
-                model = SetTransformer(387, config).cuda().eval()
-                with torch.no_grad():
-                    exact = model(tokens, mask)
-                    with torch.autocast("cuda", torch.bfloat16):
-                        noise = (model(tokens, mask).float() - exact).norm()
-                        if form == "kernels":
-                            use_kernels(model)
-                        error = (model(tokens, mask).float() - exact).norm()  # logits are near 0 before they learn
-                assert error <= 2 * noise, f"{error} in bfloat16, SDPA has {noise}"
-                model.train()
-                run = torch.compile(model, dynamic=False) if form == "torch.compile" else model
-                optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        def measure(form, half, config=config, tokens=tokens, mask=mask, label=label):
+            torch.manual_seed(1)
+            model = SetTransformer(387, config).cuda().eval()
+            with torch.no_grad():
+                exact = model(tokens, mask)
+                with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                    noise = (model(tokens, mask).float() - exact).norm()
+                    if form == "kernels":
+                        use_kernels(model)
+                    error = (model(tokens, mask).float() - exact).norm()  # logits are near 0 before they learn
+            assert error <= (2 * noise if half else 1e-4 * exact.norm()), f"{error}, SDPA has {noise}"
+            model.train()
+            run = torch.compile(model, dynamic=False) if form == "torch.compile" else model
+            optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
-                def step():
-                    with torch.autocast("cuda", torch.bfloat16):
-                        logit = run(tokens, mask)
-                    F.binary_cross_entropy_with_logits(logit.float(), label).backward()
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+            def step():
+                with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                    logit = run(tokens, mask)
+                F.binary_cross_entropy_with_logits(logit.float(), label).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
-                step()
-                torch.cuda.reset_peak_memory_stats()
-                row = timed(wall_ms, step, 15)
-                return row | {"peak, MiB": torch.cuda.max_memory_allocated() / 2**20}
+            step()
+            torch.cuda.reset_peak_memory_stats()
+            row = timed(wall_ms, step, 15)
+            return row | {"peak, MiB": torch.cuda.max_memory_allocated() / 2**20}
 
-            for form in ("SDPA", "kernels", "torch.compile")[: 3 if n == K_MAX else 2]:  # compiling takes half a minute
-                yield {"size": size, "B": bags, "K": n, "form": form}, functools.partial(measure, form)
+        for half, form in itertools.product((False, True), ("SDPA", "kernels", "torch.compile")):
+            if form != "torch.compile" or n == K_MAX:  # compiling takes half a minute
+                labels = {"size": size, "B": bags, "K": n, "precision": "bf16" if half else "fp32", "form": form}
+                yield labels, functools.partial(measure, form, half)
 
 
 def axial(ceiling: dict) -> Section:
@@ -329,7 +363,7 @@ def axial(ceiling: dict) -> Section:
 
         forms = {"axial_attention": axial_attention, "SDPA, strided": sdp_axial_attention,
                  "SDPA, transposed copies": copied, "eager": reference.axial_attention}  # fmt: skip
-        expected = [reference.axial_attention(qkv.detach(), axis, lengths) for axis in ("row", "column")]
+        expected = [reference.axial_attention(qkv.detach().float(), axis, lengths) for axis in ("row", "column")]
         for name, attend in forms.items():
 
             def both(attend=attend, qkv=qkv, lengths=lengths, slope=slope):
@@ -339,7 +373,7 @@ def axial(ceiling: dict) -> Section:
 
             def measure(both=both, expected=expected):
                 for a, b in zip(both(), expected, strict=True):
-                    assert (a - b).float().norm() < 2e-2 * b.float().norm()
+                    assert (a.float() - b).norm() < 2e-2 * b.norm()
                 torch.cuda.synchronize()
                 before = torch.cuda.memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
@@ -350,38 +384,65 @@ def axial(ceiling: dict) -> Section:
             yield {"L": side, "heads": heads, "form": name}, measure
 
 
-# The quick ones and the whole path first, should time run out.
-SECTIONS = {"ESA scan": scan, "duplex energies": energies, "cheap scan": cheap, "stages of 64 pairs": stages,
-            "whole path": pipeline, "set attention, forward and backward, bf16": attention, "training step": training,
-            "axial attention, forward and backward, bf16, head width 16": axial,
-            "set attention, forms that may refuse a CUDA graph": functools.partial(attention, refusing=True)
-            }  # fmt: skip
+# The quick ones and the whole path first, should time run out; the most seconds each may take.
+SECTIONS = {
+    "ESA scan": (scan, 40),
+    "duplex energies": (energies, 30),
+    "cheap scan": (cheap, 30),
+    "stages of 64 pairs": (stages, 30),
+    "whole path": (pipeline, 150),
+    "set attention, forward and backward, bf16": (attention, 90),
+    "axial attention, forward and backward, bf16, head width 16": (axial, 60),
+    "training step": (training, 120),
+    "set attention, forms that may refuse a CUDA graph": (functools.partial(attention, refusing=True), 60),
+}
 
 
-def main(out: Path, first: int = 0) -> int:
-    """Sections from ``first`` on; those before it are in the report already."""
-    report = json.loads((out / "gpu.json").read_text()) if first else begin()
-    for number, (name, section) in enumerate(SECTIONS.items()):
-        if number < first:
-            continue
-        rows, failed = report["sections"].setdefault(name, []), report["failed"].setdefault(name, [])
-        try:
-            for labels, measure in section(report["ceiling"]):
-                try:
-                    rows.append(labels | measure())
-                except Exception as error:  # the other rows are still worth having
-                    failed.append(f"{labels}: {repr(error)[:300]}")
-                    if not usable():
-                        failed.append("the rows after it were not run")
-                        break
-                write(report, out)  # what there is, should time run out
-        except Exception as error:
-            failed.append(repr(error)[:300])
+def main(out: Path, seconds: float) -> int:
+    """Every section, each by a process of its own."""
+    ends, report = time.monotonic() + seconds, begin()
+    write(report, out)
+    for name, (_, most) in SECTIONS.items():
+        left = min(most, ends - time.monotonic())
+        fault = run([name, str(out)], left) if left > 10 else "no time was left"
+        report = json.loads((out / "gpu.json").read_text())
+        report["sections"].setdefault(name, [])
+        report["failed"].setdefault(name, []).extend([fault] if fault else [])
         write(report, out)
         print(table(report, name), flush=True)
-        if not usable():
-            os.execv(sys.executable, [sys.executable, __file__, str(out), str(number + 1)])
     return any(report["failed"].values())
+
+
+def compile_all() -> int:
+    """Call everything once, sections side by side; faults show when they are timed."""
+    with ThreadPoolExecutor(len(SECTIONS)) as pool:
+        faults = list(pool.map(lambda name: run([name, "--compile"], 150), SECTIONS))
+    for name, fault in zip(SECTIONS, faults, strict=True):
+        print(f"{name}: {fault or 'compiled'}")
+    return 0
+
+
+def run(arguments: list[str], seconds: float) -> str | None:
+    """One section by a process of its own; why it ended early, or None."""
+    try:
+        done = subprocess.run([sys.executable, __file__, "--section", *arguments], timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {seconds:.0f} s; the rows after those above were not run"
+    return f"its process ended with {done.returncode}" if done.returncode else None
+
+
+def one_section(name: str, out: Path | None) -> None:
+    """Measure the rows of a section into the report, or with no ``out`` call them."""
+    report = json.loads((out / "gpu.json").read_text()) if out else {"ceiling": {"GB/s": 1, "bf16 TFLOP/s": 1}}
+    rows, failed = (report.setdefault(part, {}).setdefault(name, []) for part in ("sections", "failed"))
+    for labels, measure in SECTIONS[name][0](report["ceiling"]):
+        try:
+            rows.append(labels | measure())
+        except Exception as error:  # the other rows are still worth having
+            failed.append(f"{labels}: {repr(error)[:300]}")
+        if out:
+            write(report, out)  # what there is, should time run out
+        torch.rand(1, device="cuda").item()  # raises where a fault left this process of no use
 
 
 def write(report: dict, out: Path) -> None:
@@ -399,15 +460,6 @@ def begin() -> dict:
         "commit": os.environ.get("COMMIT") or (asked.stdout.strip() if asked else "") or "unknown",
         "ceiling": roofline(), "sections": {}, "failed": {},
     }  # fmt: skip
-
-
-def usable() -> bool:
-    """Whether the device still answers in this process."""
-    try:
-        torch.rand(1, device="cuda").item()  # after a capture that failed no random number is to be had
-    except RuntimeError:
-        return False
-    return True
 
 
 def head(report: dict) -> str:
@@ -431,4 +483,7 @@ def _cell(value) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
+    if sys.argv[1] == "--section":
+        one_section(sys.argv[2], None if COMPILING else Path(sys.argv[3]))
+    else:
+        sys.exit(compile_all() if COMPILING else main(Path(sys.argv[1]), float(*sys.argv[2:3] or ["inf"])))

@@ -1,28 +1,36 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA device, within 9 minutes: build, GPU tests, GPU benchmarks. No network: the machine has
 # torch, triton, numpy, safetensors, click, pytest, hypothesis, pybind11, scikit-build-core and CMake.
-#   bench/gpu.sh [OUT]   writes OUT/gpu.json, OUT/gpu.md and OUT/*.log; OUT defaults to gpu-results
+#   [COMMIT=...] bench/gpu.sh [OUT]   writes OUT/gpu.json, OUT/gpu.md and OUT/*.log; OUT defaults to gpu-results
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-gpu-results}"
 mkdir -p "$out"
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONUNBUFFERED=1 CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" PIP_BREAK_SYSTEM_PACKAGES=1
+TRITON_CACHE_DIR="$(mktemp -d)"
+export TRITON_CACHE_DIR
 python3 -m pip install --no-build-isolation --no-deps --no-index --editable . >"$out/build.log" 2>&1 ||
   { cat "$out/build.log"; exit 1; }
+echo "built after $SECONDS s"
 failed=0
 # A file a process, since a fault of one kernel leaves the device unusable for the rest of its process; side by side,
-# since most of the time is compiling on one core each. What libraries warn of is no fault here.
+# beside what the benchmarks will call, since most of the time is compiling on one core each. What libraries warn of is
+# no fault here.
 declare -A running
 for file in $(grep -l 'mark\.gpu' tests/test_*.py); do
-  timeout -s INT -k 10 240 python3 -m pytest -m gpu -v --tb=short -W default -p no:cacheprovider "$file" \
+  timeout -s INT -k 10 170 python3 -m pytest -m gpu -v --tb=short -W default -p no:cacheprovider "$file" \
     >"$out/$(basename "$file" .py).log" 2>&1 &
   running[$file]=$!
 done
+timeout -k 10 170 python3 bench/gpu.py --compile >"$out/compile.log" 2>&1
 for file in "${!running[@]}"; do
   wait "${running[$file]}" || { echo "failed: $file"; failed=1; }
 done
+find "$TRITON_CACHE_DIR" -name '*.autotune.json' -delete  # of a device that others used
 cat "$out"/test_*.log >"$out/tests.log"
 rm "$out"/test_*.log
 cat "$out/tests.log"
-timeout $((SECONDS < 520 ? 530 - SECONDS : 10)) python3 bench/gpu.py "$out" 2>&1 | tee "$out/bench.log" || failed=1
+echo "tested after $SECONDS s"
+python3 bench/gpu.py "$out" $((SECONDS < 500 ? 525 - SECONDS : 25)) 2>&1 | tee "$out/bench.log" || failed=1
+echo "measured after $SECONDS s"
 exit $failed
