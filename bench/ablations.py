@@ -192,9 +192,11 @@ def draw() -> None:
 
 def main(folder: Path, out: Path, protocol: str, *asked: str) -> None:
     torch.set_num_threads(1)
+    names = [name for part in asked for name in SETS.get(part, (part,))]
+    if unknown := [name for name in names if name not in ROWS]:
+        sys.exit(f"row must be one of {'; '.join((*SETS, *ROWS))}, got {unknown[0]}")
     folds = folds_of(folder, protocol)
     sites, _ = load_sites(folder / SITES, folder)
-    names = [name for part in asked for name in SETS.get(part, (part,))]
     columns = METRICS["fold-change"] if protocol == "fold-change" else ("PR-AUC", "ROC-AUC", "F1 at 0.5")
     print(f"| {protocol} | " + " | ".join(columns) + " | minutes |\n" + "|---" * (2 + len(columns)) + "|", flush=True)
     first = None

@@ -75,6 +75,8 @@ def configs(row: Row) -> tuple[FoldConfig, FoldTrainConfig]:
 
 
 def main(data: Path, out: Path, *names: str) -> None:
+    if unknown := [name for name in names if name not in ROWS]:
+        sys.exit(f"row must be one of {'; '.join(ROWS)}, got {unknown[0]}")
     known = load_known(data, LENGTH)
     rng = np.random.default_rng(2020)
     largest = max(row.teacher for row in ROWS.values())

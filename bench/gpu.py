@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ from pairformer.models import PairFormer, SetTransformer
 from pairformer.models.rnaformer import sdp_axial_attention
 from pairformer.models.set_transformer import sdp_attention
 from pairformer.predict import Scorer
+from pairformer.saved import whole_file
 
 K_MAX = 64
 COMPILING = "--compile" in sys.argv  # once is enough, and times mean nothing
@@ -251,7 +253,8 @@ def pipeline(ceiling: dict) -> Section:
     some, many = (64, 64) if COMPILING else (2048, 32_768)
     mirnas, utrs = testing.heavy_tailed_pairs(random.Random(0), some, mean=1900)
     given = [mirnas * (many // some), [utr[at:] + utr[:at] for at in range(many // some) for utr in utrs]]
-    rows = [("default", engine, many, "sites") for engine in ("triton", "triton-bf16")]
+    rows = [("default", "triton", some, "sites")]
+    rows += [("default", engine, many, "sites") for engine in ("triton", "triton-bf16")]
     rows += [("default", "triton", many, "table of sites"), ("paper", "triton", many, "sites")]
     rows += [(model, engine, some, "sites") for model in ("default", "paper") for engine in ("torch", "native")]
     rows += [("default", engine, many, "pairs alone") for engine in ("triton", "native")]
@@ -424,11 +427,14 @@ def compile_all() -> int:
 
 def run(arguments: list[str], seconds: float) -> str | None:
     """One section by a process of its own; why it ended early, or None."""
+    process = subprocess.Popen([sys.executable, __file__, "--section", *arguments], start_new_session=True)
     try:
-        done = subprocess.run([sys.executable, __file__, "--section", *arguments], timeout=seconds, check=False)
+        code = process.wait(seconds)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # what compiles for it too, or the log is kept open
+        process.wait()
         return f"it took more than {seconds:.0f} s; the rows after those above were not run"
-    return f"its process ended with {done.returncode}" if done.returncode else None
+    return f"its process ended with {code}" if code else None
 
 
 def one_section(name: str, out: Path | None) -> None:
@@ -446,7 +452,8 @@ def one_section(name: str, out: Path | None) -> None:
 
 
 def write(report: dict, out: Path) -> None:
-    (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    with whole_file(out / "gpu.json") as file:  # a process may be ended while it writes
+        file.write(json.dumps(report, indent=1).encode() + b"\n")
     (out / "gpu.md").write_text(head(report) + "".join(table(report, name) for name in report["sections"]))
 
 

@@ -3,7 +3,7 @@
 ``fold-change``: 1,500 genes, 4 x 2 blocks of families and genes, scores centred as the effects are; ``rewired``: its 9
 blocks. The heads of the default recipe with one thing changed, against the first lever on the same rows; encoders have
 no part in it. Levers: those of SOURCES, or "without" a feature, which learn from fold changes alone where these are
-what is asked, or the default with another "seed".
+what is asked, or the default with another "seed" or number of "members".
 """
 
 import contextlib
@@ -76,11 +76,12 @@ def scores(
     alone = name == "fold-change" and lever.startswith("without ")
     changed = SOURCES["fold changes alone" if alone else lever if lever in SOURCES else "default"]
     seed = int(lever.removeprefix("seed ")) if lever.startswith("seed ") else train.rng_seed
+    members = int(lever.removeprefix("members ")) if lever.startswith("members ") else config.aggregator.members
     train = replace(train, rng_seed=seed, sources=replace(train.sources, **changed))
     found = []
     for fold, measured in zip(folds, experiments, strict=True):
         torch.manual_seed(train.rng_seed)
-        model = PairFormer(replace(config, aggregator=replace(config.aggregator, kind="none")))
+        model = PairFormer(replace(config, aggregator=replace(config.aggregator, kind="none", members=members)))
         for head in model.additives:
             for layer, gone in ((head.site[0], mask_of["site"]), (head.bag[0], mask_of["bag"])):
                 kept = torch.ones(layer.weight.shape[1])
@@ -129,9 +130,9 @@ def main(folder: Path, name: str, levers: list[str]) -> None:
     for lever in levers:
         gone = lever.removeprefix("without ") if lever.startswith("without ") else ""
         mask_of = {"site": SITE.get(gone, []), "bag": BAG.get(gone, [])}
-        if not (lever in SOURCES or gone in {**SITE, **BAG} or re.fullmatch(r"seed \d+", lever)):
+        if not (lever in SOURCES or gone in {**SITE, **BAG} or re.fullmatch(r"(seed|members) \d+", lever)):
             features = (f"without {name}" for name in {**SITE, **BAG})
-            sys.exit(f"lever must be one of {', '.join((*SOURCES, *features))} or seed N, got {lever}")
+            sys.exit(f"lever must be one of {', '.join((*SOURCES, *features))}, seed N or members N, got {lever}")
         components = int(SOURCES.get(lever, {}).get("components", default))
         values = table(name, folds, scores(name, folds, experiments(components), lever, mask_of))
         first = values if first is None else first

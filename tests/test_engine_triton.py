@@ -86,7 +86,7 @@ def test_predictions_name_the_engine(additive_model, rng, name, close):
 
 def test_aggregators_are_asked_about_short_utrs_without_waiting_for_the_device(additive_model, rng, monkeypatch):
     engine, asked = TritonEngine.load(additive_model), []
-    candidates = pairformer.scan(testing.random_rna(rng, 22), [testing.random_rna(rng, n) for n in range(45, 400, 15)])
+    candidates = pairformer.scan(testing.random_rna(rng, 22), [testing.random_rna(rng, n) for n in range(45, 400, 60)])
     expected = NativeEngine.load(additive_model).score(candidates).pair_logit
     relational = engine.model.relational
     monkeypatch.setattr(engine.model, "relational", lambda *given: asked.append(len(given[0])) or relational(*given))
