@@ -7,6 +7,7 @@ is scored by its F1 on RNAfold's structures of 1,000 sequences that no row sees.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,4 +109,9 @@ def main(data: Path, out: Path, *names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("row", nargs="*", default=[], help="; ".join(ROWS))
+    options = parser.parse_args()
+    main(options.data, options.out, *options.row)

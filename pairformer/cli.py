@@ -297,7 +297,8 @@ def scan_command(mirna, utr, output, esa_min, threads):
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all available.")
 @click.option("--strict", is_flag=True, help="Exit code 65 at the first sequence that cannot be folded.")
 def fold(sequence, output, svg, model, passes, threshold, method, min_loop, device, threads, strict):
-    """Fold SEQUENCE: letters, or a FASTA file ('-': standard input, gzip is detected).
+    """Fold SEQUENCE: letters ACGUTN, or a FASTA file ('-': standard input, gzip is detected), in which other IUPAC
+    letters are read as N.
 
     A sequence longer than the model's window (500 for "fold" and "energies") is folded in windows of that length, and
     no pair that is farther apart is found. A sequence that cannot be folded is told on stderr and left out; in .jsonl

@@ -11,7 +11,7 @@ from pairformer.config import StageConfig, StoredConfig, at_least, check, check_
 
 @dataclass(frozen=True)
 class FoldConfig(StoredConfig):
-    """An RNAformer; the defaults are the published form of width 64.
+    """An RNAformer. The defaults are the published form of width 64.
 
     Raises:
         ValueError: a field is out of its range.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -102,8 +103,13 @@ def _options(config: Any, prefix: str = "", section: str = "") -> Iterator[tuple
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         yield name, click.option(
             f"--{name.replace('_', '-')}", name.replace(".", "__"), cls=_ConfigOption, section=section,
-            type=_kind(value), default=None, help=f"{docs[f.name]} [default: {'none' if shown == '' else shown}]",
+            type=_kind(value), default=None, help=f"{_plain(docs[f.name])} [default: {'none' if shown == '' else shown}]",
         )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """A docstring's text without its marks for code and references."""
+    return re.sub("(:[a-z]+:)?`+([^`]*)`+", r"\2", text)
 
 
 def _kind(value: Any) -> click.ParamType:

@@ -24,23 +24,23 @@ SAVED = {ModelConfig: "PairFormer", FoldConfig: "RNAformer"}
 FILES = ("config.json", "model.safetensors")
 
 
-def model_directory(name_or_path: str | Path, kind: type = ModelConfig) -> Path:
-    """Directory of a model, whose config is of a kind, by name or path; FileNotFoundError where there is none."""
+def model_directory(name_or_path: str | Path, kind: type = ModelConfig, also: tuple[str, ...] = ()) -> Path:
+    """Directory of a model, whose config is of a kind, by name or path; FileNotFoundError where there is none, which
+    tells what ``also`` could be asked for."""
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(f"model must be a name or a directory, got {name_or_path!r}")
     directory = WEIGHTS / name_or_path if str(name_or_path) in NAMES[kind] else Path(name_or_path)
     for name in FILES:
         if not (directory / name).is_file():
-            also = ", energies" if kind is FoldConfig else ""
-            raise FileNotFoundError(
-                f"model must be {', '.join(NAMES[kind])}{also} or a directory with {name}, got {name_or_path}"
-            )
+            names = ", ".join(NAMES[kind] + also)
+            raise FileNotFoundError(f"model must be {names} or a directory with {name}, got {name_or_path}")
     return directory
 
 
 def model_files(name_or_path: str | Path, kind: type = ModelConfig) -> tuple[Path, tuple[tuple[int, int], ...]]:
     """Directory of a model, and what changes when its files do: what a model that was read can be kept by."""
-    directory = model_directory(name_or_path, kind).resolve()
+    also = ("energies",) if kind is FoldConfig else ()  # which fold without a model
+    directory = model_directory(name_or_path, kind, also).resolve()
     stats = [(directory / name).stat() for name in FILES]
     return directory, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
 

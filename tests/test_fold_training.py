@@ -373,6 +373,20 @@ def test_the_command_trains(tmp_path, rng, command, folder, capsys):
     assert not (tmp_path / "other").exists()  # said before anything is folded
 
 
+def test_what_cannot_be_gone_on_from(command, tmp_path, capsys):
+    """Energies fold without a model, and the refusal of them named them among what could be given."""
+    assert command("train", "fold", "--out", tmp_path / "run", "--start", "energies") == 66
+    assert "model must be fold or a directory with config.json, got energies" in capsys.readouterr().err
+
+
+def test_help_of_training(command, capsys):
+    """The heading over the small recipe's values said that they are the published form's."""
+    assert command("train", "fold", "--help") == 0
+    out = capsys.readouterr().out
+    assert "An RNAformer:\n" in out
+    assert " ".join(out.split()).count("--passes INTEGER Passes over the stack that pairformer.fold makes.") == 1
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nothing else says what the processor has")
 def test_which_processors_are_slow_in_halves():
     """Those without bfloat16 and without AVX-512, by which oneDNN makes up for it; never a GPU."""

@@ -46,6 +46,7 @@ def test_help_names_every_field_once_with_its_default():
     assert "--aggregator.width INTEGER Model width d. [default: 64]" in text
     assert "--expensive.channels INT,... Width of the stem and of each residual block. [default: 16,16,32,32]" in text
     assert "stage3: Aggregator on pairs, then both:" in text
+    assert "--loss.smoothing FLOAT Labels become smoothing and 1 - smoothing. [default" in text
     assert result.output.index("--plain") < result.output.index("--stage1.epochs")
 
 

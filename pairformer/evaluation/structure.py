@@ -159,7 +159,7 @@ def evaluate_structure(
     drawn = [family or str(name) for family, name in zip(rows.family, rows.name, strict=True)]
     family = np.unique(drawn, return_inverse=True)[1]
     summary = {
-        group: {key: _figures(counts.get(key), score[key], score["model"], mask, family, n_resamples)
+        group: {key: figures(counts.get(key), score[key], score["model"], mask, family, n_resamples)
                 | _openness(unpaired.get(key), open_bases, np.repeat(mask, length))
                 for key in score if (mask & ~np.isnan(score[key])).any()}
         for group, mask in groups.items() if mask.any()
@@ -213,8 +213,8 @@ def canonical_nested(sequence: str, pairs: NDArray[np.int64]) -> NDArray[np.int6
     return kept
 
 
-def _figures(counts, score, own, mask, family, n_resamples) -> dict:
-    """Figures of one predictor on some RNAs."""
+def figures(counts, score, own, mask, family, n_resamples) -> dict:
+    """Of one predictor on the RNAs of a mask: of its counts, if any, and scores (B,), and how far ``own`` are above."""
     there = mask & ~np.isnan(score)
     figures: dict = {"n": int(there.sum())}
     for truth in TRUTHS if counts else TRUTHS[:1]:
