@@ -83,7 +83,7 @@ def beside_vienna(data):
     mean_off = np.add.reduceat(off, np.cumsum(length) - length) / length
     family = np.unique([f or str(n) for f, n in zip(rows.family, rows.name, strict=True)], return_inverse=True)[1]
     print("| RNAs | n | F1: energies | ViennaRNA, drawn alike | less this | its MFE structure | less this | "
-          "F1 of energies on ViennaRNA's pairs | open bases: r | mean difference | RNAs with one above 0.1 |")  # fmt: skip
+          "F1 of both's pairs | open bases: r | mean difference | RNAs with one above 0.1 |")  # fmt: skip
     print("|---" * 11 + "|")
     for name, mask in ((f"up to {LONGEST} nt", length > 0), ("up to 80 nt", length <= 80), ("longer", length > 80)):
         figures = [structure.figures(None, s, score, mask, family, 1000)["difference"] for s in (beside, least)]
@@ -93,9 +93,9 @@ def beside_vienna(data):
               f"{least[mask].mean():.3f} | {gains[1]} | {same[mask].mean():.3f} | "
               f"{np.corrcoef(opens[0][bases], opens[1][bases])[0, 1]:.3f} | {off[bases].mean():.3f} | "
               f"{(mean_off > 0.1)[mask].mean():.1%} |")  # fmt: skip
-    print(f"\nThe same pairs: {(same == 1).mean():.0%} of RNAs, under half of them: {(same < 0.5).mean():.1%}. Furthest:")
+    print(f"\n{(same == 1).mean():.0%} of RNAs have the same pairs, {(same < 0.5).mean():.1%} F1 under 0.5; furthest:")
     for row in np.argsort(-mean_off)[:3]:
-        print(f"{rows.name[row]}, {length[row]} nt, mean difference {mean_off[row]:.2f}, F1 {same[row]:.2f} of each other")
+        print(f"{rows.name[row]}, {length[row]} nt: mean difference {mean_off[row]:.2f}, F1 {same[row]:.2f}")
     each = 1e6 * np.array(seconds).T / length.sum()
     for what, found in zip(("energies", "ViennaRNA's MFE structures", "its probabilities"), each, strict=True):
         print(f"{what}: {np.median(found):.0f} us a base, {min(found):.0f} to {max(found):.0f} in {ROUNDS} rounds")

@@ -103,7 +103,8 @@ def _options(config: Any, prefix: str = "", section: str = "") -> Iterator[tuple
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         yield name, click.option(
             f"--{name.replace('_', '-')}", name.replace(".", "__"), cls=_ConfigOption, section=section,
-            type=_kind(value), default=None, help=f"{_plain(docs[f.name])} [default: {'none' if shown == '' else shown}]",
+            type=_kind(value), default=None,
+            help=f"{_plain(docs[f.name])} [default: {'none' if shown == '' else shown}]",
         )  # fmt: skip
 
 
