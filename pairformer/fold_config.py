@@ -108,7 +108,7 @@ class FoldTrainConfig:
     rng_seed: int = 2020
     """Of weights, dropout and what each step sees."""
     teacher_rows: int = 40_000
-    """Sequences that RNAfold folds for the teacher; 0: no first stage."""
+    """Sequences that RNAfold folds for the teacher; 0: no first stage, where ``tune.teacher`` is 0 too."""
     bucket: int = 16
     """RNAs whose lengths, rounded up to a multiple, are equal can share a step; 1: no padding anywhere."""
     least_passes: int = 1
@@ -137,7 +137,8 @@ class FoldTrainConfig:
         at_least(self, "validation", 2)
         check(self.least_passes <= self.most_passes, "most_passes", f"be {self.least_passes} or more", self.most_passes)
         check_within(self, "keep_share", "[0, 1]")
-        check(self.teacher_rows > 0 or not self.tune.teacher, "teacher_rows", "be 1 or more where tune has a share", 0)
+        check(self.teacher_rows > 0 or not self.tune.teacher, "teacher_rows", "be 1 or more where tune has a share",
+              "0; set tune.teacher to 0")  # fmt: skip
 
 
 FOLD_RECIPES = ("cpu", "gpu")

@@ -430,7 +430,8 @@ def test_real_pool(data):
     ({"validation": 1}, "validation must be"),
     ({"least_passes": 3, "most_passes": 2}, "most_passes must be 3 or more, got 2"),
     ({"keep_share": 2}, "keep_share must be in"),
-    ({"teacher_rows": 0, "tune": replace(STAGE, teacher=0.5)}, "teacher_rows must be 1 or more where tune has a share"),
+    ({"teacher_rows": 0, "tune": replace(STAGE, teacher=0.5)},
+     "teacher_rows must be 1 or more where tune has a share, got 0; set tune.teacher to 0"),
 ])  # fmt: skip
 def test_wrong_configs(changes, message):
     with pytest.raises(ValueError, match=message):
