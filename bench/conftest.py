@@ -17,13 +17,14 @@ from pairformer import _core
 def timed(benchmark):
     """Time ``run`` and quote what it gets done in the median round."""
 
-    def timed(run, count: int, unit: str, rounds: int = 20, warmup_rounds: int = 2) -> None:
-        """Time ``run``, which does ``count`` units of work, after ``warmup_rounds`` calls and its check."""
-        benchmark.pedantic(run, rounds=rounds, warmup_rounds=warmup_rounds)
+    def timed(run, count: int, unit: str, rounds: int = 20, warmup_rounds: int = 2):
+        """Time ``run``, which does ``count`` units of work, after ``warmup_rounds`` calls; what its last call gave."""
+        found = benchmark.pedantic(run, rounds=rounds, warmup_rounds=warmup_rounds)
         if benchmark.stats:
             seconds = benchmark.stats.stats.median
             benchmark.extra_info[f"{unit}s_per_s"] = float(f"{count / seconds:.4g}")
             benchmark.extra_info[f"us_per_{unit}"] = float(f"{seconds / count * 1e6:.4g}")
+        return found
 
     return timed
 
